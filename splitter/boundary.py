@@ -1,0 +1,92 @@
+"""The contract at a boundary: what each handed-over tensor is called, looks like and must satisfy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from .errors import BoundaryError
+
+Array: TypeAlias = NDArray[Any]
+
+
+class TensorSpec(BaseModel):
+    """One tensor handed from a segment to later ones.
+
+    Attributes:
+        name: Semantic and stable, the same in packages, manifest, goldens and reports.
+        shape: Static extents.
+        dtype: NumPy's name of the element type.
+        layout: einops axes, e.g. ``"b c f t"``; empty where the plan gives none.
+        producer: Segment that computes it; ``"input"`` for the model's own inputs.
+        consumers: Segments that read it, in order; ``"output"`` for the model's own outputs.
+        about: One phrase for people, from the plan.
+        bytes: Size, from shape and dtype.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str = ""
+    producer: str
+    consumers: tuple[str, ...]
+    about: str = ""
+    bytes: int = -1
+
+    @model_validator(mode="after")
+    def _sized(self) -> TensorSpec:
+        size = math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        if self.bytes not in (-1, size):
+            raise ValueError(f"{self.name} holds {size} bytes, not {self.bytes}")
+        object.__setattr__(self, "bytes", size)
+        return self
+
+    def with_dtype(self, dtype: str) -> TensorSpec:
+        return TensorSpec(**{**self.model_dump(exclude={"bytes"}), "dtype": dtype})
+
+
+def check(spec: TensorSpec, array: Array, *, at: str) -> None:
+    """Hold an array against its spec: shape, dtype, and no NaN or infinity.
+
+    Args:
+        at: Where it was seen, for the message, e.g. ``"leaving encoder"``.
+
+    Raises:
+        BoundaryError: On the first property that differs.
+    """
+    if array.shape != spec.shape:
+        raise BoundaryError(
+            f"tensor {spec.name!r} {at} has shape {spec.shape}",
+            received=array.shape,
+            fix="The engine and the bundle come from different builds, or the input is not one segment long.",
+        )
+    if array.dtype != np.dtype(spec.dtype):
+        raise BoundaryError(
+            f"tensor {spec.name!r} {at} has dtype {spec.dtype}", received=array.dtype, fix="Cast it before handing it over."
+        )
+    if not is_finite(array):
+        broken = np.flatnonzero(~np.isfinite(array))
+        first = tuple(int(i) for i in np.unravel_index(broken[0], array.shape))
+        raise BoundaryError(
+            f"tensor {spec.name!r} {at} is finite",
+            received=f"{broken.size} of {array.size} values not finite, the first at {first}",
+            fix="Look for overflow in half precision, or for NaN in the input.",
+        )
+
+
+def is_finite(array: Array) -> bool:
+    """True if no element is NaN or infinite.
+
+    A sum is not finite if any term is not, and reads the array once without a mask as large as it;
+    only a sum that overflowed by itself needs the element-wise look.
+    """
+    if array.dtype.kind not in "fc":
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())

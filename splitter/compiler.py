@@ -1,0 +1,250 @@
+"""Model in, bundle out: the pipeline capture → partition → goldens → lowering, in a staging directory."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import audio, goldens, lowering, passes
+from . import plan as plans
+from . import program as programs
+from .boundary import Array, TensorSpec
+from .bundle import Bag, file_records, load_any, staged, write_manifest
+from .capture import capture
+from .errors import AudioError, PartitionError, UsageError
+from .manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
+from .partition import Partition, Segment, partition, run
+from .plan import Plan
+from .weights import checkpoints
+from .weights.checkpoints import Checkpoint
+from .weights.demo import songs
+
+Progress: TypeAlias = Callable[[str], None]
+
+_WEIGHTS, _WHOLE, _GOLDENS = "graph/weights.safetensors", "graph/model.json", "goldens.safetensors"
+_GOLDEN_SEED = 20_260_101
+_VERSIONED = ("splitter", "torch", "coremltools", "demucs", "numpy", "safetensors")
+
+
+def build(
+    model: str | Path | nn.Module,
+    out: str | Path,
+    *,
+    plan: Plan | None = None,
+    deployment_target: str | None = None,
+    precision: str | None = None,
+    boundary_dtype: str | None = None,
+    segment: float | None = None,
+    random_init: int | None = None,
+    golden_audio: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = lambda step: None,
+) -> Bag:
+    """Build the bundle of a model, or a bag of bundles for a model that is a bag.
+
+    Args:
+        model: A name or a checkpoint file, see `splitter.weights.checkpoints.load`; or a module like
+            demucs's, with ``sources``, ``samplerate``, ``audio_channels`` and ``segment``.
+        out: Directory to create.
+        plan: The plan to obey; the preset for the model's class by default.
+        deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next three do.
+        precision: Arithmetic inside the packages, ``fp32`` or ``fp16``.
+        boundary_dtype: Element type of the packages' inputs and outputs, ``fp32`` or ``fp16``.
+        segment: Seconds in one run of the model, no more than it was trained for.
+        random_init: Seed of random weights for a named configuration.
+        golden_audio: File whose beginning becomes the golden input; a synthesised song by default.
+        force: Replace a bundle that is already there.
+        progress: Called with a phrase as each step begins.
+
+    Returns:
+        The bundle, opened, as a bag of one or more.
+
+    Raises:
+        SplitterError: Of the kind that names what went wrong. Nothing is left behind.
+    """
+    out = Path(out)
+    settings = {"deployment_target": deployment_target, "precision": precision, "boundary_dtype": boundary_dtype}
+    if plan is not None:
+        plan = plans.changed(plan, **settings)
+    elif boundary_dtype is not None or deployment_target is not None:
+        # What contradicts itself under any preset should not wait for the download of a model.
+        plans.changed(next(iter(plans.presets().values())), **settings)
+    with staged(out, force=force) as directory:
+        if isinstance(model, nn.Module):
+            bag = checkpoints.of_module(model)
+        else:
+            progress(f"loading {model}")
+            bag = checkpoints.load(model, random_init=random_init)
+        for member in bag.members:
+            single = len(bag.members) == 1
+            target = directory if single else directory / member.name
+            target.mkdir(exist_ok=True)
+            label = "" if single else f"{member.name}: "
+            obeyed = plan or plans.changed(plans.preset_for(_class_path(member.model)), **settings)
+            _build_one(member, target, obeyed, segment, golden_audio, lambda step, label=label: progress(label + step))  # type: ignore[misc]
+        if len(bag.members) > 1:
+            names = tuple(member.name for member in bag.members)
+            write_manifest(directory, BagManifest(name=bag.name, members=names, weights=bag.weights))
+    return load_any(out)
+
+
+def _build_one(
+    checkpoint: Checkpoint,
+    directory: Path,
+    plan: Plan,
+    seconds: float | None,
+    golden_audio: str | Path | None,
+    progress: Progress,
+) -> None:
+    model = checkpoint.model
+    samples = _segment_samples(model, plan, seconds)
+    plan = plans.changed(plan, segment_samples=samples)
+    _set_segment(model, samples)
+    channels, samplerate = int(model.audio_channels), int(model.samplerate)  # type: ignore[arg-type]
+    mix, heard = _golden_input(golden_audio, channels, samplerate, samples)
+    inputs = {next(iter(inspect.signature(model.forward).parameters)): torch.from_numpy(mix)[None]}
+
+    progress("capturing the graph")
+    whole = capture(model, inputs, plan.outputs)
+    progress("cutting it into segments")
+    parts = partition(whole, plan)
+    _check_exact(whole, parts, inputs)
+    progress("recording goldens of the untouched model")
+    golden = goldens.record(model, whole, parts, inputs)
+
+    (directory / "graph").mkdir()
+    _save_tensors(whole.weights, directory / _WEIGHTS)
+    programs.save(whole, directory / _WHOLE)
+    _save_tensors(golden, directory / _GOLDENS)
+    specs = {spec.name: spec for spec in _at_boundary_dtype(parts, plan)}
+    segments = []
+    for segment in parts.segments:
+        programs.save(segment.program, directory / "graph" / f"{segment.name}.json")
+        progress(f"lowering {segment.name} to {segment.stage.target}")
+        segments.append(_lowered(segment, specs, plan, golden, directory))
+
+    write_manifest(
+        directory,
+        Manifest(
+            versions={"python": platform.python_version()} | {name: version(name) for name in _VERSIONED},
+            model=ModelRecord(
+                name=checkpoint.name,
+                model_class=_class_path(model),
+                arguments=dict(checkpoint.arguments),
+                stems=tuple(model.sources),  # type: ignore[arg-type]
+                samplerate=samplerate,
+                channels=channels,
+                samples=samples,
+                checkpoint_sha256=checkpoint.sha256,
+                random_init=checkpoint.random_init,
+            ),
+            plan=plan,
+            tensors=tuple(specs.values()),
+            nodes=dict(parts.nodes),
+            segments=tuple(segments),
+            weights=_WEIGHTS,
+            whole=_WHOLE,
+            golden=GoldenRecord(path=_GOLDENS, audio=heard, machine=goldens.machine()),
+            files=file_records(directory),
+        ),
+    )
+
+
+def _lowered(
+    segment: Segment, specs: Mapping[str, TensorSpec], plan: Plan, golden: Mapping[str, Tensor], directory: Path
+) -> SegmentRecord:
+    """Apply the plan's passes to a Core ML segment, lower it, and describe both."""
+    program, applied = segment.program, {}
+    if segment.stage.target == "coreml":
+        example = {spec.name: golden[spec.name] for spec in segment.inputs}
+        for name in plan.passes:
+            program, applied[name] = passes.apply(name, program, example)
+    ready = replace(
+        segment,
+        program=program,
+        inputs=tuple(specs[spec.name] for spec in segment.inputs),
+        outputs=tuple(specs[spec.name] for spec in segment.outputs),
+    )
+    arrays: dict[str, Array] = {spec.name: golden[spec.name].numpy() for spec in segment.inputs + segment.outputs}
+    artifact = lowering.target(segment.stage.target).lower(ready, plan, arrays, directory)
+    return SegmentRecord(
+        name=segment.name,
+        stage=segment.stage.name,
+        program=f"graph/{segment.name}.json",
+        inputs=tuple(spec.name for spec in segment.inputs),
+        outputs=tuple(spec.name for spec in segment.outputs),
+        operators=len(segment.program.operators),
+        parameters=segment.program.parameters,
+        passes=applied,
+        artifact=artifact,
+    )
+
+
+def _at_boundary_dtype(parts: Partition, plan: Plan) -> tuple[TensorSpec, ...]:
+    """Specs with the plan's element type for what a Core ML package takes or gives."""
+    packages = {segment.name for segment in parts.segments if segment.stage.target == "coreml"}
+    return tuple(
+        spec.with_dtype(plan.boundary_dtype.dtype)
+        if spec.dtype == "float32" and packages & {spec.producer, *spec.consumers}
+        else spec
+        for spec in parts.tensors
+    )
+
+
+def _check_exact(whole: programs.Program, parts: Partition, inputs: Mapping[str, Tensor]) -> None:
+    """Invariant: cutting changes nothing, not one bit."""
+    expected, got = whole.run(inputs), run(parts, inputs)
+    for name, reference in expected.items():
+        if not torch.equal(reference, got[name]):
+            difference = (reference - got[name]).abs().max().item()
+            raise PartitionError(f"the segments in order give {name!r} bit for bit", received=f"max |Δ| = {difference:g}")
+
+
+def _segment_samples(model: nn.Module, plan: Plan, seconds: float | None) -> int:
+    samplerate, trained = int(model.samplerate), int(model.segment * model.samplerate)  # type: ignore[arg-type, operator]
+    samples = round(seconds * samplerate) if seconds is not None else plan.segment_samples or trained
+    if not 0 < samples <= trained:
+        raise UsageError(
+            f"a segment is longer than 0 s and no longer than the model was trained for, {trained / samplerate:g} s",
+            received=f"{samples / samplerate:g} s",
+        )
+    return samples
+
+
+def _set_segment(model: nn.Module, samples: int) -> None:
+    """Make the model work at this length, really smaller rather than padded: its own attribute, as demucs sets it."""
+    model.segment = Fraction(samples, int(model.samplerate))  # type: ignore[arg-type, assignment]
+
+
+def _golden_input(path: str | Path | None, channels: int, samplerate: int, samples: int) -> tuple[Array, str]:
+    """One segment of sound as `separate` would feed it, and what it is."""
+    if path is None:
+        stems = songs.synthesise(samples / samplerate + 0.01, _GOLDEN_SEED, samplerate)
+        mixture = songs.mixture(stems)[:, :samples]
+        heard = f"synthesised song, seed {_GOLDEN_SEED}"
+    else:
+        track = audio.Track(Path(path), samplerate, channels)
+        mixture, heard = audio.Window(track, 0).read(0, samples), Path(path).name
+    mixture = np.resize(mixture, (channels, samples)) if mixture.shape[0] != channels else mixture
+    if not np.any(mixture):
+        raise AudioError("a golden input is not silent", received=heard, fix="Choose a file that begins with sound.")
+    return goldens.normalised(mixture), heard
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+
+
+def _class_path(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -1,0 +1,66 @@
+"""Ways to run one segment of a bundle, one module each.
+
+An engine is found by name among the entry points of the group ``splitter.engines``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import ClassVar
+
+from ..boundary import Array
+from ..bundle import Bundle
+from ..errors import EngineError
+from ..manifest import SegmentRecord
+
+GROUP = "splitter.engines"
+
+
+class Engine(ABC):
+    """One segment, ready to run.
+
+    Attributes:
+        name: As it is asked for, e.g. ``"torch"``.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        """Why this engine cannot run a segment on this machine; None if it can."""
+
+    @abstractmethod
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        """Load what the segment needs.
+
+        Args:
+            bundle: Where it lies.
+            segment: Which one.
+            compute_units: Core ML's choice of hardware; other engines ignore it.
+        """
+
+    @abstractmethod
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute every output from every input, by tensor name, in the dtypes of the bundle's specs."""
+
+
+@cache
+def engine(name: str) -> type[Engine]:
+    """The engine of a name. Raises `EngineError` if there is none, or more than one."""
+    found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
+    if len(found) != 1:
+        raise EngineError(
+            "an engine is named as exactly one that is installed",
+            received=f"{len(found)} for {name!r}",
+            fix=f"There are: {', '.join(names())}.",
+        )
+    loaded: type[Engine] = found[0].load()
+    return loaded
+
+
+def names() -> list[str]:
+    return sorted({entry.name for entry in entry_points(group=GROUP)})

@@ -1,0 +1,39 @@
+"""Core ML's own prediction of a saved package, on a Mac. (Not run by this project's tests: no Mac there.)"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from ..boundary import Array
+from ..bundle import Bundle
+from ..errors import EngineError
+from ..manifest import SegmentRecord
+from . import Engine
+
+
+class CoreMLEngine(Engine):
+    name: ClassVar[str] = "coreml"
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        if segment.artifact.target != "coreml":
+            return f"Core ML runs packages, not {segment.artifact.target!r}"
+        return None if platform.system() == "Darwin" else f"Core ML exists on macOS only, this is {platform.system()}"
+
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        from ..mil.coreml_tools import ct
+
+        path = bundle.path / segment.artifact.path
+        try:
+            self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[compute_units])
+        except Exception as error:  # Core ML raises every kind
+            raise EngineError(f"Core ML must load {path.name}", received=str(error)) from error
+        self._specs = [bundle.tensors[name] for name in segment.outputs]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        results = self._model.predict({name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        return {spec.name: np.asarray(results[spec.name], dtype=spec.dtype) for spec in self._specs}

@@ -1,0 +1,37 @@
+"""The captured segment, in torch: the reference, and the default off the Mac."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from ..boundary import Array
+from ..bundle import Bundle
+from ..manifest import SegmentRecord
+from . import Engine
+
+_ALIGNMENT = 64  # bytes; PyTorch's own, on which its choice of kernel may depend
+
+
+class TorchEngine(Engine):
+    name: ClassVar[str] = "torch"
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        return None
+
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        self._program = bundle.program(segment.program)
+        self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        tensors = {}
+        for node in self._program.input_nodes:
+            tensor = torch.from_numpy(inputs[str(node.target)])
+            if tensor.data_ptr() % _ALIGNMENT:
+                tensor = tensor.clone()
+            tensors[str(node.target)] = tensor.to(getattr(torch, node.meta["type"].dtype))
+        results = self._program.run(tensors)
+        return {name: result.to(getattr(torch, self._dtypes[name])).numpy() for name, result in results.items()}

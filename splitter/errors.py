@@ -1,0 +1,67 @@
+"""The one family of errors a user of splitter can meet.
+
+Every message says three things: what must hold, what was received instead, and what mends it.
+"""
+
+from __future__ import annotations
+
+
+class SplitterError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        invariant: What must hold, as a sentence without its full stop.
+        received: What was found instead.
+        fix: What the user can do about it, as a sentence.
+    """
+
+    def __init__(self, invariant: str, *, received: object = None, fix: str = "") -> None:
+        self.invariant = invariant
+        self.received = received
+        self.fix = fix
+        message = invariant if received is None else f"{invariant}; got {received}"
+        super().__init__(f"{message}. {fix}" if fix else message)
+
+
+class UsageError(SplitterError):
+    """An option or argument that cannot be obeyed."""
+
+
+class CheckpointError(SplitterError):
+    """A model file that is missing, damaged, unknown, or asks for more than a model file may."""
+
+
+class CaptureError(SplitterError):
+    """A model whose graph cannot be captured as it is."""
+
+
+class PlanError(SplitterError):
+    """A plan that is malformed or does not fit the model."""
+
+
+class PartitionError(SplitterError):
+    """Segments that do not add up to the graph they were cut from."""
+
+
+class PassError(SplitterError):
+    """A graph pass whose result is further from its input than the pass promises."""
+
+
+class LoweringError(SplitterError):
+    """A segment that a target cannot express, or an artifact that is not what was asked for."""
+
+
+class BundleError(SplitterError):
+    """A bundle that is missing, damaged, or of another format."""
+
+
+class BoundaryError(SplitterError):
+    """A tensor at a boundary that breaks its contract."""
+
+
+class EngineError(SplitterError):
+    """An engine that is unknown, cannot run here, or failed."""
+
+
+class AudioError(SplitterError):
+    """An audio file that cannot be read or written."""

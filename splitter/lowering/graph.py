@@ -1,0 +1,23 @@
+"""The target that writes nothing: the captured segment itself is the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..boundary import Array, TensorSpec
+from ..manifest import Artifact, SegmentRecord
+from ..partition import Segment
+from ..plan import Plan
+
+
+class GraphTarget:
+    """For stages that stay in torch: ``graph/<segment>.json`` is in every bundle anyway."""
+
+    def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
+        return Artifact(target="graph")
+
+    def audit(
+        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
+    ) -> list[str]:
+        return []

@@ -1,0 +1,133 @@
+"""The transformer → its weights for a port: ``transformer.safetensors`` and a record of every byte."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx
+
+from ..boundary import Array, TensorSpec
+from ..errors import LoweringError, SplitterError
+from ..kernels import reference
+from ..kernels.spec import BRANCHES, POSITIONS, Config, SpecError
+from ..manifest import Artifact, SegmentRecord
+from ..parity import compare
+from ..partition import Segment, within
+from ..plan import Plan, rank
+from ..program import Program
+from ..weights import transformer as weights
+
+_aten = torch.ops.aten
+
+
+class KernelsTarget:
+    """Reads configuration and tables off the graph, and proves the file with the NumPy kernels."""
+
+    def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
+        inputs, outputs = _branches(segment.inputs, segment.name), _branches(segment.outputs, segment.name)
+        path = directory / f"{segment.name}.safetensors"
+        try:
+            config, tensors, sources = _read(segment)
+            record = weights.export(config, tensors, sources, path, inputs=inputs, outputs=outputs)
+        except SpecError as error:
+            raise LoweringError(
+                f"segment {segment.name!r} must be a cross-domain transformer that the kernels implement",
+                received=str(error),
+                fix='Give the stage the target "graph" or "coreml" in the plan.',
+            ) from error
+        results = reference.transformer(*weights.load(path, record), *(example[name] for name in inputs))
+        for name, result in zip(outputs, results, strict=True):
+            parity = compare(example[name], result)
+            if not parity.reaches(plan.tolerances.kernels_snr_db):
+                raise LoweringError(
+                    f"the NumPy kernels give {name!r} at {plan.tolerances.kernels_snr_db:g} dB of the graph",
+                    received=parity,
+                    fix="This transformer differs from HT Demucs's in a way the graph's shapes do not show.",
+                )
+        return Artifact(target="kernels", path=path.name, details=record.model_dump())
+
+    def audit(
+        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
+    ) -> list[str]:
+        record = weights.TransformerRecord.model_validate(segment.artifact.details)
+        findings = []
+        for names, expected in ((record.inputs, segment.inputs), (record.outputs, segment.outputs)):
+            if set(names) != set(expected):
+                findings.append(f"reads or gives {names}, the segment {expected}")
+        try:
+            weights.load(directory / segment.artifact.path, record)
+        except SplitterError as error:
+            findings.append(str(error))
+        return findings
+
+
+def _branches(specs: tuple[TensorSpec, ...], segment: str) -> tuple[str, str]:
+    """Names of the frequency branch's (``b c f t``) and the time branch's (``b c t``) tensor."""
+    by_rank = {rank(spec.layout): spec.name for spec in specs if spec.layout}
+    if len(specs) != 2 or set(by_rank) != {4, 3}:
+        raise LoweringError(
+            f"segment {segment!r} takes and gives one tensor 'b c f t' and one 'b c t'",
+            received=", ".join(f"{spec.name} {spec.layout!r}" for spec in specs),
+            fix="Cut exactly at the cross-transformer module, and give the tensors a layout in the plan.",
+        )
+    return by_rank[4], by_rank[3]
+
+
+def _read(segment: Segment) -> tuple[Config, dict[str, Array], dict[str, str]]:
+    """Configuration, tensors by kernel name, and their keys in the checkpoint."""
+    program = segment.program
+    (root,) = segment.stage.modules or ("",)
+    sources = {key.removeprefix(root + "."): key for key in program.weights if within(key, root)}
+    tensors = {name: program.weights[key].numpy() for name, key in sources.items()}
+    for branch in BRANCHES:
+        tensors[POSITIONS[branch]] = _position_table(program, f"{root}.norm_in{branch}")
+        sources[POSITIONS[branch]] = "graph"
+    return _config(program, tensors), tensors, sources
+
+
+def _config(program: Program, tensors: Mapping[str, Array]) -> Config:
+    layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
+    attention = _single(program, _aten.scaled_dot_product_attention.default, lambda n: n.args[0].meta["type"].shape[1])  # type: ignore[union-attr]
+    for gelu in (node for node in program.operators if node.target is _aten.gelu.default):
+        if gelu.kwargs.get("approximate", "none") != "none":
+            raise SpecError("the feed-forward's GELU must be the exact one; the graph approximates it")
+    try:
+        return Config(
+            width=tensors["norm_in.weight"].shape[0],
+            heads=int(attention),
+            layers=len(layers),
+            hidden=tensors["layers.0.linear1.weight"].shape[0],
+            freq_tokens=tensors[POSITIONS[""]].shape[0],
+            time_tokens=tensors[POSITIONS["_t"]].shape[0],
+            cross_first="layers.0.cross_attn.in_proj_weight" in tensors,
+            eps=float(_single(program, _aten.layer_norm.default, lambda n: n.args[4] if len(n.args) > 4 else 1e-5)),
+        )
+    except KeyError as error:
+        raise SpecError(f"the graph has no {error}") from None
+
+
+def _single(program: Program, op: object, read: Any) -> Any:
+    """What all nodes of one operator agree on."""
+    found = {read(node) for node in program.operators if node.target is op}
+    if len(found) != 1:
+        raise SpecError(f"all {op} must agree; the graph has {sorted(found)}")
+    return found.pop()
+
+
+def _position_table(program: Program, norm: str) -> Array:
+    """The constant added to a branch right after its input norm, ``(tokens, channels)``.
+
+    Taken from the graph, weight included: recomputed phases differ by up to 1e-4.
+    """
+    for node in program.operators:
+        if node.target is _aten.add.Tensor:
+            first, second = node.args
+            if isinstance(first, fx.Node) and isinstance(second, fx.Node) and first.meta["module"] == norm:
+                table = program.constant(second).numpy()
+                return np.ascontiguousarray(table.reshape(table.shape[-2:]))
+    raise SpecError(f"a position table must be added after {norm}; the graph adds none")

@@ -1,0 +1,1 @@
+"""Saved ML Programs, read on any machine."""

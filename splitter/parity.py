@@ -1,0 +1,75 @@
+"""How far one tensor is from another."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .boundary import Array, is_finite
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Distance of a candidate x from a reference r.
+
+    Attributes:
+        snr_db: ``10 log10(Σ r² / Σ (r − x)²)``; infinite for equal tensors, None ("n/a") where the
+            reference is silent, which no number of decibels can describe.
+        max_abs: ``max |r − x|``; NaN or infinite if x is.
+        psnr_db: ``20 log10(max |r| / √mean (r − x)²)``; None where the reference is silent.
+        cosine: ``Σ r x / √(Σ r² Σ x²)``; None where either is silent.
+        finite: Neither tensor holds a NaN or an infinity.
+    """
+
+    snr_db: float | None
+    max_abs: float
+    psnr_db: float | None
+    cosine: float | None
+    finite: bool
+
+    def reaches(self, snr_db: float, negligible: float = 0.0) -> bool:
+        """True if both are finite, the reference is not silent, and the SNR is no less than this.
+
+        Args:
+            snr_db: The limit.
+            negligible: A ``max_abs`` up to which the SNR does not matter.
+        """
+        if not self.finite or self.snr_db is None:
+            return False
+        return self.snr_db >= snr_db or self.max_abs <= negligible
+
+    def __str__(self) -> str:
+        snr = "n/a" if self.snr_db is None else f"{self.snr_db:.1f} dB"
+        return f"{snr}, max |Δ| {self.max_abs:.2e}{'' if self.finite else ', not finite'}"
+
+
+def compare(reference: Array, candidate: Array) -> Parity:
+    """Measure in double precision.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    if reference.shape != candidate.shape:
+        raise ValueError(f"only tensors of one shape can be compared; got {reference.shape} and {candidate.shape}")
+    if not (is_finite(reference) and is_finite(candidate)):
+        with np.errstate(invalid="ignore", over="ignore"):
+            largest = float(np.abs(reference - candidate).max())
+        return Parity(None, largest, None, None, finite=False)
+    if np.array_equal(reference, candidate):
+        silent = not np.any(reference)
+        return Parity(None, 0.0, None, None, True) if silent else Parity(math.inf, 0.0, math.inf, 1.0, True)
+    wide = np.complex128 if reference.dtype.kind == "c" else np.float64
+    r, x = reference.astype(wide).ravel(), candidate.astype(wide).ravel()
+    error = r - x
+    signal, noise, other = (float(np.vdot(v, v).real) for v in (r, error, x))
+    largest = float(np.abs(error).max())
+    if signal == 0.0:
+        return Parity(None, largest, None, None, True)
+    peak = float(np.abs(r).max())
+    # Differences so small that their squares vanish are as good as none.
+    snr = 10 * math.log10(signal / noise) if noise else math.inf
+    psnr = 10 * math.log10(peak * peak * r.size / noise) if noise else math.inf
+    cosine = float(np.vdot(r, x).real) / math.sqrt(signal * other) if other else None
+    return Parity(snr, largest, psnr, cosine, True)

@@ -1,0 +1,66 @@
+"""Graph → graph: named passes, each checked before and after on real values.
+
+A pass is a frozen dataclass with a name, the error it may introduce, and `apply`. It rewrites what it can
+prove and skips the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ..errors import PassError, PlanError
+from ..program import Program
+from .keep_broadcasts_small import KeepBroadcastsSmall
+
+
+class Pass(Protocol):
+    """One rewriting of a program.
+
+    Attributes:
+        name: As a plan lists it.
+        max_abs: Largest absolute change of any output value the pass may cause; 0.0 means bit for bit.
+    """
+
+    name: ClassVar[str]
+    max_abs: ClassVar[float]
+
+    def apply(self, program: Program) -> tuple[Program, int]:
+        """Return the rewritten program and how many places changed. The argument stays as it is."""
+        ...
+
+
+PASSES: Mapping[str, Pass] = {one.name: one for one in (KeepBroadcastsSmall(),)}
+
+
+def apply(name: str, program: Program, example: Mapping[str, Tensor]) -> tuple[Program, int]:
+    """Apply a pass by name and hold the program before and after against each other.
+
+    Args:
+        name: A key of `PASSES`.
+        program: The program to rewrite.
+        example: Inputs to run both on.
+
+    Raises:
+        PlanError: There is no such pass.
+        PassError: An output moved further than the pass promises.
+    """
+    if name not in PASSES:
+        raise PlanError("a plan lists passes that exist", received=name, fix=f"There are: {', '.join(PASSES)}.")
+    chosen = PASSES[name]
+    rewritten, changes = chosen.apply(program)
+    if not changes:
+        return program, 0
+    before, after = program.run(example), rewritten.run(example)
+    for output, expected in before.items():
+        moved = float((after[output].to(torch.float64) - expected.to(torch.float64)).abs().max())
+        if not moved <= chosen.max_abs:
+            raise PassError(
+                f"pass {name!r} moves no value of {program.name!r} by more than {chosen.max_abs:g}",
+                received=f"max |Δ| = {moved:g} at {output!r}",
+                fix="Leave the pass out of the plan, and report this.",
+            )
+    return rewritten, changes

@@ -1,0 +1,212 @@
+"""The plan: which node belongs to which stage, what tensors are called, budgets, precision. Data only.
+
+A plan is a TOML file. The presets in ``splitter/plans/`` serve the families splitter knows; another
+model needs another file, not other code. What each key means is said on the classes below.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import PlanError
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+_NAME_TEMPLATE = r"^[a-z{][a-z0-9_{}]*$"
+
+
+class DeploymentTarget(StrEnum):
+    """Oldest system a package must run on, as Core ML Tools names it."""
+
+    IOS15 = "iOS15"
+    IOS16 = "iOS16"
+    IOS17 = "iOS17"
+    IOS18 = "iOS18"
+
+
+class Precision(StrEnum):
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of the element type."""
+        return {"fp32": "float32", "fp16": "float16"}[self]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Stage(_Strict):
+    """One part of the pipeline.
+
+    Attributes:
+        name: e.g. ``"encoder"``; also the name of its segment and artifact.
+        target: What it is lowered to: a name in `splitter.lowering`.
+        modules: Module paths whose nodes are placed here, each with all it contains. Only the first and
+            the last stage may leave it empty: they take what comes before and after all placed nodes.
+        exact: It holds its modules' nodes and nothing else.
+    """
+
+    name: Name
+    target: Name
+    modules: tuple[str, ...] = ()
+    exact: bool = False
+
+
+class TensorRule(_Strict):
+    """A name for the boundary tensors that fit every given condition; the first rule that fits wins.
+
+    Attributes:
+        name: May hold ``{index}`` (counts the tensors the rule has named, in graph order) and
+            ``{feeds}`` (the boundary tensor it feeds).
+        producer: Stage that computes the tensor.
+        into: Some node of this module reads it.
+        op: The operator that computes it, e.g. ``"aten.mean.dim"``.
+        feeds: It is used in computing one of these boundary tensors within its own stage.
+        layout: einops axes; as a condition, the number of axes must be the tensor's.
+        about: One phrase for people: descriptions in packages and reports.
+    """
+
+    name: str = Field(pattern=_NAME_TEMPLATE)
+    producer: Name
+    into: str = ""
+    op: str = ""
+    feeds: tuple[Name, ...] = ()
+    layout: str = ""
+    about: str = ""
+
+
+class Tolerances(_Strict):
+    """What `verify` demands. Decibels are SNR, ``10 log10(Σ r² / Σ (r − x)²)``.
+
+    Attributes:
+        partition_max_abs: Segments in a row against the whole capture: exact.
+        golden_snr_db: Saved programs against the tensors of the untouched model, perhaps recorded on
+            another machine; on the same machine the limit is equality.
+        boundary_fp16_snr_db: The same where tensors cross the boundaries in half precision.
+        kernels_snr_db: NumPy and JAX transformer against the captured graph, local.
+        host_snr_db: The NumPy reading of a host specification against the captured graph, local.
+        coreml_snr_db: Core ML's own prediction, per compute unit.
+        negligible_max_abs: A difference no larger than this passes whatever the SNR. The mean of a
+            spectrogram is a sum that cancels: what is left of it has few exact digits, and none matters
+            beside values of unit variance.
+    """
+
+    partition_max_abs: float = 0.0
+    golden_snr_db: float = 120.0
+    boundary_fp16_snr_db: float = 55.0
+    kernels_snr_db: float = 110.0
+    host_snr_db: float = 110.0
+    coreml_snr_db: dict[Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"], float] = {
+        "CPU_ONLY": 90.0,
+        "CPU_AND_GPU": 70.0,
+        "CPU_AND_NE": 60.0,
+        "ALL": 60.0,
+    }
+    negligible_max_abs: float = 1e-8
+
+
+class Plan(_Strict):
+    """Everything that decides what a build makes of a model.
+
+    Attributes:
+        family: Name of the preset or of your own plan.
+        models: Import paths of the model classes it fits.
+        outputs: Names for what the model's forward returns.
+        stages: In order of execution.
+        tensors: Names for boundary tensors.
+        passes: Graph passes for the Core ML segments, in order: names in `splitter.passes`.
+        deployment_target: Oldest system the packages must run on.
+        precision: Arithmetic inside the packages.
+        boundary_dtype: Element type of the packages' inputs and outputs.
+        segment_samples: Samples in one run of the model; the training segment where None.
+        tolerances: What `verify` demands.
+    """
+
+    family: Name
+    models: tuple[str, ...] = ()
+    outputs: tuple[Name, ...]
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    tensors: tuple[TensorRule, ...] = ()
+    passes: tuple[str, ...] = ("keep-broadcasts-small",)
+    deployment_target: DeploymentTarget = DeploymentTarget.IOS17
+    precision: Precision = Precision.FP32
+    boundary_dtype: Precision = Precision.FP32
+    segment_samples: int | None = Field(default=None, gt=0)
+    tolerances: Tolerances = Tolerances()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages share a name: {names}")
+        for stage in self.stages[1:-1]:
+            if not stage.modules:
+                raise ValueError(f"stage {stage.name!r} has no modules; only the first and last may have none")
+        for rule in self.tensors:
+            if rule.producer not in names:
+                raise ValueError(f"tensor {rule.name!r} names the producer {rule.producer!r}, which is no stage")
+        if self.boundary_dtype is Precision.FP16 and self.deployment_target is DeploymentTarget.IOS15:
+            raise ValueError("fp16 boundaries need iOS16 or later: iOS15 packages take and give float32 only")
+        return self
+
+
+def load(path: Path) -> Plan:
+    """Read a plan file. Raises `PlanError` with the offending keys."""
+    try:
+        return Plan.model_validate(tomllib.loads(path.read_text()))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise PlanError("a plan must be a readable TOML file", received=f"{path}: {error}") from error
+    except ValidationError as error:
+        raise PlanError(f"{path} must be a valid plan", received=readable(error)) from error
+
+
+def presets() -> dict[str, Plan]:
+    """The plans that come with splitter, by family."""
+    files = sorted(resources.files(__package__).joinpath("plans").iterdir(), key=lambda file: file.name)
+    plans = [Plan.model_validate(tomllib.loads(file.read_text())) for file in files if file.name.endswith(".toml")]
+    return {plan.family: plan for plan in plans}
+
+
+def preset_for(model_class: str) -> Plan:
+    """The preset that fits a model class, given by its import path."""
+    known = presets()
+    for plan in known.values():
+        if model_class in plan.models:
+            return plan
+    raise PlanError(
+        "a model needs a plan that fits its class",
+        received=f"{model_class}; there are presets for {', '.join(m for p in known.values() for m in p.models)}",
+        fix="Write a plan for it and pass it with --plan.",
+    )
+
+
+def changed(plan: Plan, **settings: object) -> Plan:
+    """The plan with some settings replaced, validated again; settings that are None stay as they are."""
+    given = {key: value for key, value in settings.items() if value is not None}
+    try:
+        return Plan.model_validate({**plan.model_dump(), **given})
+    except ValidationError as error:
+        raise PlanError("the settings must agree with each other", received=readable(error)) from error
+
+
+def readable(error: ValidationError) -> str:
+    """Validation errors in one line: where, what."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        parts.append(f"{where}: {item['msg']}" if where else str(item["msg"]))
+    return "; ".join(parts)
+
+
+def rank(layout: str) -> int:
+    """Number of axes of an einops layout: ``b (t f) c`` has three."""
+    return len(re.sub(r"\([^)]*\)", "x", layout).split())

@@ -1,0 +1,304 @@
+"""Whole songs through a bundle: files in, stems out, in bounded memory."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import string
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from .audio import Block, Encoding, Statistics, StemWriter, Track, Window, statistics
+from .bundle import Bag
+from .errors import AudioError, SplitterError, UsageError
+from .orchestrator import Orchestrator
+from .overlap_add import Geometry, Pass, Stems
+
+OtherMethod: TypeAlias = Literal["add", "minus", "none"]
+OTHER_METHODS: tuple[OtherMethod, ...] = ("add", "minus", "none")
+DEFAULT_FILENAME = "{track}/{stem}.{ext}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to separate; the defaults are demucs's.
+
+    Attributes:
+        shifts: Passes with a random shift to average; 0 for one plain pass.
+        overlap: Fraction of a segment shared with the next.
+        segment: Seconds of the song in one run of the model; all it takes where None.
+        two_stems: Only this stem and the rest.
+        other_method: What "the rest" is: the sum of the other stems, the mixture minus the stem, or nothing.
+        encoding: File format and clip handling.
+        filename: Below ``OUT/<model>/``; may hold ``{track}``, ``{trackext}``, ``{stem}`` and ``{ext}``.
+        seed: Of the random shifts, the same for every file.
+    """
+
+    shifts: int = 1
+    overlap: float = 0.25
+    segment: float | None = None
+    two_stems: str | None = None
+    other_method: OtherMethod = "add"
+    encoding: Encoding = field(default_factory=Encoding)
+    filename: str = DEFAULT_FILENAME
+    seed: int = 0
+
+
+class Progress:
+    """What a caller may want to see of one file. Does nothing by itself."""
+
+    def start(self, path: Path, seconds: float) -> None:
+        """A file of this length begins; ``seconds`` counts every pass."""
+
+    def advance(self, seconds: float) -> None:
+        """So much of it is done."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: its stems by name, or the error."""
+
+    path: Path
+    stems: Mapping[str, Path]
+    error: SplitterError | None = None
+
+
+class Separator:
+    """A bag of bundles, loaded once, for any number of files."""
+
+    def __init__(self, bag: Bag, options: Options = Options(), engines: Mapping[str, str] | None = None) -> None:
+        """Load every member with the given engine per segment.
+
+        Raises:
+            UsageError: An option is out of range or names a stem the model does not have.
+            EngineError: An engine cannot run its segment here.
+        """
+        self.bag, self.options = bag, options
+        model = bag.members[0].manifest.model
+        self.stems, self.samplerate, self.channels = model.stems, model.samplerate, model.channels
+        if options.two_stems is not None and options.two_stems not in self.stems:
+            raise UsageError(
+                f"the stem is one of {bag.name}'s", received=options.two_stems, fix=f"It has {', '.join(self.stems)}."
+            )
+        if options.shifts < 0:
+            raise UsageError("shifts count from 0", received=options.shifts)
+        _check_filename(options.filename)
+        self._geometries = [
+            Geometry.of(
+                model=member.manifest.model.samples,
+                samplerate=self.samplerate,
+                overlap=options.overlap,
+                segment=options.segment,
+            )
+            for member in bag.members
+        ]
+        self._orchestrators = [Orchestrator(member, engines) for member in bag.members]
+
+    def track(self, path: Path) -> Track:
+        return Track(path, self.samplerate, self.channels)
+
+    def stream(self, track: Track, heard: Statistics, progress: Progress = Progress()) -> Iterator[Stems]:
+        """Separate a track from start to end.
+
+        Args:
+            track: What to separate.
+            heard: `audio.statistics` of it.
+            progress: Advanced with every run of a model.
+
+        Yields:
+            All stems in the model's order, ``(stems, channels, n)`` at a time, at the track's loudness.
+        """
+        passes = self._passes(track, heard, progress)
+        totals = np.asarray(self.bag.weights, np.float32).sum(axis=0)[:, None, None]
+        mean, std = np.float32(heard.mean), np.float32(heard.std + 1e-8)
+        step = self._geometries[0].stride
+        for start in range(0, heard.samples, step):
+            count = min(step, heard.samples - start)
+            mixed = np.zeros((len(self.stems), self.channels, count), np.float32)
+            for member, weights in zip(passes, self.bag.weights, strict=True):
+                shifted = member[0].read(count)
+                for other in member[1:]:
+                    shifted = shifted + other.read(count)
+                mixed += shifted / np.float32(len(member)) * np.asarray(weights, np.float32)[:, None, None]
+            yield mixed / totals * std + mean
+
+    def _passes(self, track: Track, heard: Statistics, progress: Progress) -> list[list[Pass]]:
+        """For each member, its passes over the track."""
+        shifts = random.Random(self.options.seed)
+        plan = [
+            [shifts.randint(0, geometry.max_shift) for _ in range(self.options.shifts)] or [None]
+            for geometry in self._geometries
+        ]
+        seconds = sum(
+            geometry.runs(heard.samples, offset) * geometry.stride / self.samplerate
+            for geometry, offsets in zip(self._geometries, plan, strict=True)
+            for offset in offsets
+        )
+        progress.start(track.path, seconds)
+        return [
+            [
+                Pass(
+                    _runner(orchestrator),
+                    Window(track, history=geometry.chunk + geometry.max_shift),
+                    heard,
+                    geometry,
+                    stems=len(self.stems),
+                    channels=self.channels,
+                    offset=offset,
+                    advanced=lambda step=geometry.stride: progress.advance(step / self.samplerate),  # type: ignore[misc]
+                )
+                for offset in offsets
+            ]
+            for orchestrator, geometry, offsets in zip(self._orchestrators, self._geometries, plan, strict=True)
+        ]
+
+    def outputs(self, path: Path, out: Path) -> dict[str, Path]:
+        """Where each stem of a file will be written."""
+        two, method = self.options.two_stems, self.options.other_method
+        if two is None:
+            names: Sequence[str] = self.stems
+        else:
+            rest = {"add": [f"no_{two}"], "minus": [f"minus_{two}"], "none": []}[method]
+            names = [two, *rest]
+        extension = self.options.encoding.container
+        return {
+            name: out / self.bag.name / self.options.filename.format(
+                track=path.stem, trackext=path.suffix.removeprefix("."), stem=name, ext=extension
+            )
+            for name in names
+        }  # fmt: skip
+
+    def separate(self, path: Path, out: Path, progress: Progress = Progress()) -> dict[str, Path]:
+        """Separate one file into ``out/<model>/…``; all of its stems appear, or none.
+
+        Raises:
+            AudioError: It cannot be read, or the stems cannot be written.
+        """
+        track = self.track(path)
+        heard = statistics(track)
+        outputs = self.outputs(path, out)
+        if path.resolve() in {target.resolve() for target in outputs.values()}:
+            raise UsageError("stems do not overwrite the track itself", received=path, fix="Choose another -o or --filename.")
+        home = out / self.bag.name
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+            staging = Path(tempfile.mkdtemp(prefix=".separating-", dir=home))
+        except OSError as error:
+            raise AudioError(f"{home} must be a writable directory", received=error.strerror) from error
+        try:
+            waiting = {name: staging / f"{index}.{target.name}" for index, (name, target) in enumerate(outputs.items())}
+            self._write(track, heard, waiting, progress)
+            for name, target in outputs.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                waiting[name].replace(target)
+        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+            reason = getattr(error, "strerror", None) or str(error)
+            raise AudioError(
+                f"the stems of {path} must be written to {home}", received=reason.rstrip("."), fix="None was left behind."
+            ) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return outputs
+
+    def _write(self, track: Track, heard: Statistics, files: Mapping[str, Path], progress: Progress) -> None:
+        """Stream every wanted stem into its file."""
+        two, method = self.options.two_stems, self.options.other_method
+        mixture = Window(track, history=0)
+        position = 0
+        with ExitStack() as stack:
+            writers = {
+                name: stack.enter_context(
+                    StemWriter(file, self.options.encoding, self.samplerate, self.channels, heard.samples)
+                )
+                for name, file in files.items()
+            }
+            for block in self.stream(track, heard, progress):
+                stems = dict(zip(self.stems, block, strict=True))
+                if two is not None:
+                    if method == "add":
+                        rest = [stem for name, stem in stems.items() if name != two]
+                        stems[f"no_{two}"] = np.sum(rest, axis=0, dtype=np.float32)
+                    elif method == "minus":
+                        stems[f"minus_{two}"] = mixture.read(position, position + block.shape[-1]) - stems[two]
+                position += block.shape[-1]
+                for name, writer in writers.items():
+                    writer.write(stems[name])
+            for writer in writers.values():
+                writer.finish()
+
+
+def separate(
+    files: Sequence[str | Path],
+    bag: Bag,
+    out: str | Path,
+    *,
+    options: Options = Options(),
+    engines: Mapping[str, str] | None = None,
+    progress: Progress = Progress(),
+    done: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Separate files one after another; one that fails does not stop the others.
+
+    Args:
+        files: Audio files in any format soundfile reads.
+        bag: What to run, from `splitter.bundle.load_any`.
+        out: Stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
+        options: Everything else.
+        engines: Engine name by segment name.
+        progress: Shown the advance of each file.
+        done: Called with each file's outcome.
+
+    Raises:
+        UsageError: An option cannot be obeyed, or two files would write the same stems.
+    """
+    separator = Separator(bag, options, engines)
+    paths, out = [Path(file) for file in files], Path(out)
+    written: dict[Path, Path] = {}
+    for path in paths:
+        for target in separator.outputs(path, out).values():
+            if written.setdefault(target, path) != path:
+                raise UsageError(
+                    "every stem has a file of its own",
+                    received=f"{target} for both {written[target]} and {path}",
+                    fix="Rename one, or separate them into different directories.",
+                )
+    outcomes = []
+    for path in paths:
+        try:
+            outcome = Outcome(path, separator.separate(path, out, progress))
+        except SplitterError as error:
+            outcome = Outcome(path, {}, error)
+        outcomes.append(outcome)
+        done(outcome)
+    return outcomes
+
+
+def _runner(orchestrator: Orchestrator) -> Callable[[Block], Stems]:
+    """The model as a function of one segment of sound."""
+    specs = orchestrator.bundle.tensors.values()
+    (given,) = (spec.name for spec in specs if spec.producer == "input")
+    (returned,) = (spec.name for spec in specs if "output" in spec.consumers)
+
+    def run(mix: Block) -> Stems:
+        return orchestrator.run({given: mix[None]})[returned][0]
+
+    return run
+
+
+def _check_filename(template: str) -> None:
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise UsageError("a filename template is well formed", received=f"{template!r}: {error}") from error
+    if unknown := fields - {"track", "trackext", "stem", "ext"}:
+        raise UsageError(
+            "a filename template uses {track}, {trackext}, {stem} and {ext}", received=", ".join(sorted(unknown))
+        )
+    if "stem" not in fields:
+        raise UsageError("a filename template tells the stems apart", received=repr(template), fix="Use {stem} in it.")
