@@ -63,9 +63,9 @@ def transformer_layer(
 ) -> Float[ndarray, "batch tokens channels"]:
     """One pre-norm layer.
 
-        y = x + γ₁ · attention(norm1(x), s)     s = norm1(x), or norm2(source) in a cross layer
-        z = y + γ₂ · feed_forward(norm(y))      norm = norm2, or norm3 in a cross layer
-        layer(x) = group_norm(z)
+    y = x + γ₁ · attention(norm1(x), s)     s = norm1(x), or norm2(source) in a cross layer
+    z = y + γ₂ · feed_forward(norm(y))      norm = norm2, or norm3 in a cross layer
+    layer(x) = group_norm(z)
     """
 
     def norm(name: str, value: Float[ndarray, "batch n channels"]) -> Float[ndarray, "batch n channels"]:
@@ -109,7 +109,9 @@ def attention(
         rows = slice(start, start + _ATTENTION_ROWS)
         mixed[:, :, rows] = softmax(q[:, :, rows] @ np.swapaxes(k, -1, -2)) @ v
     return linear(
-        rearrange(mixed, "b h n d -> b n (h d)"), weights[f"{prefix}.out_proj.weight"], weights[f"{prefix}.out_proj.bias"]
+        rearrange(mixed, "b h n d -> b n (h d)"),
+        weights[f"{prefix}.out_proj.weight"],
+        weights[f"{prefix}.out_proj.bias"],
     )
 
 

@@ -103,4 +103,6 @@ def _norm(
         return value
 
     centred = x - mean(x)
-    return centred * jax.lax.rsqrt(mean(jnp.square(centred)) + eps) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return (
+        centred * jax.lax.rsqrt(mean(jnp.square(centred)) + eps) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    )

@@ -1,10 +1,10 @@
 """Split-model graph compiler for hybrid CNN/transformer models.
 
-    import splitter
+import splitter
 
-    splitter.build("demo", "demo.bundle")
-    bundle = splitter.Bundle.load("demo.bundle")
-    stems = splitter.Orchestrator(bundle).run({"mix": mix})["stems"]
+splitter.build("demo", "demo.bundle")
+bundle = splitter.Bundle.load("demo.bundle")
+stems = splitter.Orchestrator(bundle).run({"mix": mix})["stems"]
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .compiler import build
     from .bundle import Bag, Bundle
+    from .compiler import build
     from .errors import SplitterError
     from .orchestrator import Orchestrator
     from .plan import Plan

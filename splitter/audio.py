@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -227,12 +226,14 @@ class StemWriter:
         with self._open_float(self._waiting, "r") as source, self._open(self._path) as sink:
             for frames in source.blocks(_BLOCK, dtype="float32", always_2d=True):
                 sink.write(frames * gain)
-        os.unlink(self._waiting)
+        self._waiting.unlink()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def _open(self, path: Path) -> soundfile.SoundFile:

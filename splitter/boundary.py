@@ -68,7 +68,9 @@ def check(spec: TensorSpec, array: Array, *, at: str) -> None:
         )
     if array.dtype != np.dtype(spec.dtype):
         raise BoundaryError(
-            f"tensor {spec.name!r} {at} has dtype {spec.dtype}", received=array.dtype, fix="Cast it before handing it over."
+            f"tensor {spec.name!r} {at} has dtype {spec.dtype}",
+            received=array.dtype,
+            fix="Cast it before handing it over.",
         )
     if not is_finite(array):
         broken = np.flatnonzero(~np.isfinite(array))

@@ -192,7 +192,9 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         yield directory
         _move(directory, out)
     except OSError as error:
-        raise BundleError(f"{out} must be writable and have room", received=str(error), fix="Nothing was left behind.") from error
+        raise BundleError(
+            f"{out} must be writable and have room", received=str(error), fix="Nothing was left behind."
+        ) from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -205,7 +207,8 @@ def file_records(directory: Path) -> dict[str, FileRecord]:
     """Size and hash of every file under a directory, by its path in it."""
     files = sorted(file for file in directory.rglob("*") if file.is_file())
     return {
-        file.relative_to(directory).as_posix(): FileRecord(bytes=file.stat().st_size, sha256=_sha256(file)) for file in files
+        file.relative_to(directory).as_posix(): FileRecord(bytes=file.stat().st_size, sha256=_sha256(file))
+        for file in files
     }
 
 

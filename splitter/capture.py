@@ -38,10 +38,8 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, 
         outputs: Names for what the forward returns.
 
     Returns:
-        A program whose run equals ``model(*inputs)`` bit for bit on the same machine. (Under
-        ``torch.no_grad()`` PyTorch may replace ``nn.MultiheadAttention`` by a fused kernel of its own,
-        which differs in the last bit; switch that off with ``torch.backends.mha.set_fastpath_enabled``
-        before comparing. `splitter.goldens` does.)
+        A program whose run equals ``model(*inputs)`` bit for bit on the same machine; under
+        ``torch.no_grad()``, inside `without_fused_attention`.
 
     Raises:
         CaptureError: The model is in training mode, or `torch.export` refuses it.
@@ -112,7 +110,7 @@ def _weight(exported: ExportedProgram, key: str) -> Tensor:
     tensor = exported.state_dict[key] if key in exported.state_dict else exported.constants[key]
     if not isinstance(tensor, Tensor):
         raise CaptureError("every weight of a graph is a tensor", received=f"{key}: {type(tensor).__name__}")
-    return tensor.detach()
+    return tensor
 
 
 def _type(node: fx.Node) -> TensorType | None:
@@ -176,8 +174,24 @@ def _without_unfold_backward_decomposition() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Keep PyTorch's attention modules on the operators their source shows.
+
+    In inference `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` otherwise swap in fused kernels
+    that differ in the last bit (2e-7 on HT Demucs) and that nothing but PyTorch has.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 _PATCHES: tuple[Callable[[], Any], ...] = (
     # `assert (out[...] == x0).all()` in reflect padding: a branch on data, which no capture can take.
     _WithoutAssertions("demucs.hdemucs", "pad1d"),
     _without_unfold_backward_decomposition,
+    without_fused_attention,
 )

@@ -8,12 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 
 from . import plan as plans
 from .errors import BundleError, SplitterError, UsageError
@@ -80,10 +79,10 @@ def _print_json(document: object) -> None:
 def _steps() -> Iterator[Callable[[str], None]]:
     """A spinner with the current step, or a line per step where there is no terminal."""
     if not _stderr.is_terminal:
-        yield lambda step: _stderr.print(step)
+        yield _stderr.print
         return
     with _stderr.status("") as status:
-        yield lambda step: status.update(step)
+        yield status.update
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,7 +102,9 @@ def _cli() -> None:
 @click.option("--boundary-dtype", type=_PRECISIONS, help="Element type of package inputs and outputs.  [default: fp32]")
 @click.option("--segment", type=float, metavar="SECONDS", help="Length of one run.  [default: as trained]")
 @click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
-@click.option("--golden-audio", type=click.Path(path_type=Path), help="File to record goldens of; a synthesised song by default.")
+@click.option(
+    "--golden-audio", type=click.Path(path_type=Path), help="File to record goldens of; a synthesised song by default."
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @_json_option
 def build(
@@ -137,11 +138,11 @@ def build(
             force=force,
             progress=progress,
         )
-    for member in bag.members:
-        _print(as_json, lambda: {"bundle": str(out), "members": [str(m.path) for m in bag.members]},
-               lambda member=member: tables.bundle_tables(member))  # type: ignore[misc]
-        if as_json:
-            break
+    _print(
+        as_json,
+        lambda: {"bundle": str(out), "members": [str(member.path) for member in bag.members]},
+        lambda: Group(*(tables.bundle_tables(member) for member in bag.members)),
+    )
 
 
 @_cli.command()
@@ -156,7 +157,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     _print(
         as_json,
         lambda: {"members": [{"path": str(m.path), "manifest": m.manifest.model_dump(mode="json")} for m in members]},
-        lambda: _stacked([tables.bundle_tables(member) for member in members]),
+        lambda: Group(*(tables.bundle_tables(member) for member in members)),
     )
 
 
@@ -175,21 +176,13 @@ def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
     _print(
         as_json,
         lambda: reports[0].to_json() if len(reports) == 1 else {"members": [report.to_json() for report in reports]},
-        lambda: _stacked([tables.report_table(report) for report in reports]),
+        lambda: Group(*(tables.report_tables(report) for report in reports)),
     )
     if not all(report.passed for report in reports):
         raise click.exceptions.Exit(1)
 
 
-def _stacked(parts: list[RenderableType]) -> RenderableType:
-    from rich.console import Group
-
-    return Group(*parts)
-
-
-def _engine_option(
-    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
-) -> Mapping[str, str]:
+def _engine_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
     chosen = {}
     for value in values:
         segment, equals, name = value.partition("=")
@@ -216,7 +209,9 @@ def _engine_option(
 @click.option("--flac", is_flag=True, help="Write FLAC.")
 @click.option("--float32", is_flag=True, help="Write WAV as 32-bit float.")
 @click.option("--int24", is_flag=True, help="Write 24-bit integers.")
-@click.option("--clip-mode", type=click.Choice(["rescale", "clamp", "tanh", "none"]), default="rescale", show_default=True)
+@click.option(
+    "--clip-mode", type=click.Choice(["rescale", "clamp", "tanh", "none"]), default="rescale", show_default=True
+)
 @click.option("--filename", default="{track}/{stem}.{ext}", show_default=True, help="Below OUT/<model>/.")
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=_engine_option,
               help="Run a segment with this engine, e.g. transformer=jax.")  # fmt: skip
@@ -244,7 +239,8 @@ def separate(
 ) -> None:
     """Separate FILES into OUT/<model>/<track>/<stem>.wav."""
     from .progress import bars
-    from .separation import Options, separate as run
+    from .separation import Options
+    from .separation import separate as run
 
     encoding = _encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode)
     bag = _find_bundle(bundle, name)

@@ -208,7 +208,9 @@ def _check_exact(whole: programs.Program, parts: Partition, inputs: Mapping[str,
     for name, reference in expected.items():
         if not torch.equal(reference, got[name]):
             difference = (reference - got[name]).abs().max().item()
-            raise PartitionError(f"the segments in order give {name!r} bit for bit", received=f"max |Δ| = {difference:g}")
+            raise PartitionError(
+                f"the segments in order give {name!r} bit for bit", received=f"max |Δ| = {difference:g}"
+            )
 
 
 def _segment_samples(model: nn.Module, plan: Plan, seconds: float | None) -> int:
@@ -243,7 +245,7 @@ def _golden_input(path: str | Path | None, channels: int, samplerate: int, sampl
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path)
 
 
 def _class_path(model: nn.Module) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .boundary import Array
+from .capture import without_fused_attention
 from .errors import CaptureError
 from .manifest import Machine
 from .partition import INPUT, OUTPUT, Partition
@@ -45,9 +45,11 @@ def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping
     """
     names = {node: name for name, node in parts.nodes.items()}
     expected: dict[str, Tensor] = dict(inputs)
-    program.run(inputs, observe=lambda node, value: expected.update({names[node.name]: value}) if node.name in names else None)
+    program.run(
+        inputs, observe=lambda node, value: expected.update({names[node.name]: value}) if node.name in names else None
+    )
     wanted = {spec.name: expected[spec.name] for spec in parts.tensors if spec.producer != INPUT}
-    with _without_fused_attention():
+    with without_fused_attention():
         with _Watcher(wanted) as watcher:
             model(*inputs.values())
         returned = tree_leaves(model(*inputs.values()))
@@ -57,7 +59,7 @@ def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping
             raise CaptureError(
                 f"the capture gives the model's own {spec.name!r} bit for bit",
                 received=f"max |Δ| = {difference:g}",
-                fix="The model's forward depends on something beside its input, or PyTorch computes it differently when watched.",
+                fix="The model's forward depends on something beside its input.",
             )
     if watcher.missing:
         raise CaptureError(
@@ -72,7 +74,7 @@ class _Watcher(TorchDispatchMode):
     """Crosses off each wanted tensor when the model computes one that is equal to it."""
 
     def __init__(self, wanted: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.missing = dict(wanted)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -83,21 +85,6 @@ class _Watcher(TorchDispatchMode):
                     if value.shape == tensor.shape and value.dtype == tensor.dtype and torch.equal(value, tensor):
                         del self.missing[name]
         return result
-
-
-@contextmanager
-def _without_fused_attention() -> Iterator[None]:
-    """Keep `nn.MultiheadAttention` on its documented path.
-
-    Under ``no_grad`` PyTorch otherwise swaps in a fused kernel that differs in the last bit (2e-7 on HT
-    Demucs), and no capture can contain it.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def normalised(mixture: Array) -> Array:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from .boundary import Array, TensorSpec
 from .errors import LoweringError
 
-FORMAT = "splitter.host/1"
+FORMAT: Literal["splitter.host/1"] = "splitter.host/1"
 Value: TypeAlias = Any  # an array or a number
 _OPERATIONS: dict[str, Callable[..., Array]] = {}
 

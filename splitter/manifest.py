@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from .boundary import TensorSpec
 from .plan import Plan
 
-BUNDLE_FORMAT = "splitter.bundle/1"
-BAG_FORMAT = "splitter.bag/1"
+BUNDLE_FORMAT: Literal["splitter.bundle/1"] = "splitter.bundle/1"
+BAG_FORMAT: Literal["splitter.bag/1"] = "splitter.bag/1"
 FILENAME = "manifest.json"
 
 
@@ -160,3 +161,7 @@ class BagManifest(Record):
 def json_schema() -> dict[str, Any]:
     """JSON Schema of a bundle's manifest."""
     return Manifest.model_json_schema(mode="serialization")
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))  # noqa: T201 (its whole purpose)

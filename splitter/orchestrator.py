@@ -74,9 +74,7 @@ class Orchestrator:
                     fix="Choose another engine for it: --engine SEGMENT=NAME.",
                 )
             self.engines[segment.name] = kind(bundle, segment, compute_units=compute_units)
-        self._last_consumer = {
-            name: index for index, segment in enumerate(bundle.segments) for name in segment.inputs
-        }
+        self._last_consumer = {name: index for index, segment in enumerate(bundle.segments) for name in segment.inputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run all segments and return the model's outputs by name.
@@ -102,7 +100,9 @@ class Orchestrator:
                     del values[name]
             del given
             for name in segment.outputs:
-                values[name] = self._checked(specs[name], results, f"leaving {segment.name} ({self.engines[segment.name].name})")
+                values[name] = self._checked(
+                    specs[name], results, f"leaving {segment.name} ({self.engines[segment.name].name})"
+                )
             for hook in self.hooks:
                 hook.after_segment(segment, {name: values[name] for name in segment.outputs})
             del results
@@ -110,11 +110,17 @@ class Orchestrator:
 
     def _checked(self, spec: TensorSpec, arrays: Mapping[str, Array], at: str) -> Array:
         if spec.name not in arrays:
-            raise BoundaryError(f"tensor {spec.name!r} {at} is present", received=f"only {', '.join(arrays) or 'nothing'}")
+            raise BoundaryError(
+                f"tensor {spec.name!r} {at} is present", received=f"only {', '.join(arrays) or 'nothing'}"
+            )
         array = arrays[spec.name]
         boundary.check(spec, array, at=at)
         if self._golden_snr_db is not None:
             parity = compare(self._goldens[spec.name], array)
-            if parity.snr_db is not None and not parity.reaches(self._golden_snr_db, self.bundle.manifest.plan.tolerances.negligible_max_abs):
-                raise BoundaryError(f"tensor {spec.name!r} {at} reaches {self._golden_snr_db:g} dB of its golden", received=parity)
+            if parity.snr_db is not None and not parity.reaches(
+                self._golden_snr_db, self.bundle.manifest.plan.tolerances.negligible_max_abs
+            ):
+                raise BoundaryError(
+                    f"tensor {spec.name!r} {at} reaches {self._golden_snr_db:g} dB of its golden", received=parity
+                )
         return array

@@ -88,12 +88,12 @@ def _place(program: Program, plan: Plan) -> dict[fx.Node, int]:
     first, last = 0, len(plan.stages) - 1
     live = _descendants(program, program.input_nodes)
     placed = {
-        node: stage
+        node: index
         for node in program.operators
-        if node in live and (stage := _stage_of_module(plan, node.meta["module"])) is not None
+        if node in live and (index := _stage_of_module(plan, node.meta["module"])) is not None
     }
-    for index, stage in enumerate(plan.stages):
-        if stage.modules and index not in placed.values():
+    for position, stage in enumerate(plan.stages):
+        if stage.modules and position not in placed.values():
             raise PartitionError(
                 f"stage {stage.name!r} must hold some of the graph",
                 received=f"no node under its modules {', '.join(stage.modules)}",
@@ -158,10 +158,11 @@ def _check_forward(program: Program, placement: Mapping[fx.Node, int], plan: Pla
     for node, stage in placement.items():
         for user in node.users:
             if user in placement and placement[user] < stage:
+                here, there = plan.stages[stage].name, plan.stages[placement[user]].name
                 raise PartitionError(
                     "data flows from earlier stages to later ones only",
-                    received=f"{node.name} ({node.meta['module'] or 'forward'}) in {plan.stages[stage].name!r} "
-                    f"is read by {user.name} ({user.meta['module'] or 'forward'}) in {plan.stages[placement[user]].name!r}",
+                    received=f"{node.name} ({node.meta['module'] or 'forward'}) in {here!r} "
+                    f"is read by {user.name} ({user.meta['module'] or 'forward'}) in {there!r}",
                     fix="Move the modules of one of them to the other's stage.",
                 )
 
@@ -227,7 +228,10 @@ def _name(
             if node in named:
                 continue
             for rule in plan.tensors:
-                if bool(rule.feeds) == second_round and (feeds := _fits(rule, node, plan, placement, named)) is not None:
+                if (
+                    bool(rule.feeds) == second_round
+                    and (feeds := _fits(rule, node, plan, placement, named)) is not None
+                ):
                     named[node] = _Named(rule.name.format(index=counts[rule], feeds=feeds), rule.layout, rule.about)
                     counts[rule] += 1
                     break

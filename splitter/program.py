@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from .errors import BundleError, CaptureError
 
@@ -58,7 +58,8 @@ class Program:
         name: What the program is called in the bundle, e.g. ``"encoder"``.
         graph: Placeholders (inputs), ``get_attr`` (weights), ``call_function`` (operators), one output
             that is a tuple of nodes.
-        weights: Tensors by their path in the model, e.g. ``"encoder.0.conv.weight"``.
+        weights: Tensors by their path in the model, e.g. ``"encoder.0.conv.weight"``. Those
+            that require a gradient in the model do so here: PyTorch's choice of kernel depends on it.
         outputs: Names of the outputs, in the order of the graph's output.
     """
 
@@ -163,6 +164,8 @@ def to_json(program: Program) -> dict[str, Any]:
         entry: dict[str, Any] = {"name": node.name, "op": _operator_name(node)}
         if node.op in ("placeholder", "get_attr"):
             entry["target"] = str(node.target)
+            if node.op == "get_attr" and program.weights[str(node.target)].requires_grad:
+                entry["requires_grad"] = True
         else:
             entry["args"] = [_encode(arg, node) for arg in node.args]
             if node.kwargs:
@@ -194,7 +197,16 @@ def load(path: Path, weights: Mapping[str, Tensor]) -> Program:
     """
     try:
         return from_json(json.loads(path.read_text()), weights)
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError) as error:
+    except (
+        OSError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        RecursionError,
+    ) as error:
         raise BundleError(
             f"{path.name} must be a saved program ({FORMAT})", received=repr(error), fix="Build the bundle again."
         ) from error
@@ -214,7 +226,8 @@ def from_json(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Prog
         if entry["op"] == "input":
             node = graph.placeholder(_identifier(entry["target"]))
         elif entry["op"] == "weight":
-            used[entry["target"]] = weights[_path(entry["target"])]
+            weight = weights[_path(entry["target"])]
+            used[entry["target"]] = nn.Parameter(weight) if entry.get("requires_grad") else weight
             node = graph.get_attr(entry["target"])
         else:
             target = _resolve(entry["op"])

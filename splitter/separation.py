@@ -131,7 +131,7 @@ class Separator:
     def _passes(self, track: Track, heard: Statistics, progress: Progress) -> list[list[Pass]]:
         """For each member, its passes over the track."""
         shifts = random.Random(self.options.seed)
-        plan = [
+        plan: list[list[int] | list[None]] = [
             [shifts.randint(0, geometry.max_shift) for _ in range(self.options.shifts)] or [None]
             for geometry in self._geometries
         ]
@@ -184,7 +184,9 @@ class Separator:
         heard = statistics(track)
         outputs = self.outputs(path, out)
         if path.resolve() in {target.resolve() for target in outputs.values()}:
-            raise UsageError("stems do not overwrite the track itself", received=path, fix="Choose another -o or --filename.")
+            raise UsageError(
+                "stems do not overwrite the track itself", received=path, fix="Choose another -o or --filename."
+            )
         home = out / self.bag.name
         try:
             home.mkdir(parents=True, exist_ok=True)
@@ -200,7 +202,9 @@ class Separator:
         except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
             reason = getattr(error, "strerror", None) or str(error)
             raise AudioError(
-                f"the stems of {path} must be written to {home}", received=reason.rstrip("."), fix="None was left behind."
+                f"the stems of {path} must be written to {home}",
+                received=reason.rstrip("."),
+                fix="None was left behind.",
             ) from error
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -43,7 +41,12 @@ def bundle_tables(bundle: Bundle) -> RenderableType:
     for one in bundle.segments:
         stored = sum(r.bytes for f, r in manifest.files.items() if f.split("/")[0] == one.artifact.path)
         segments.add_row(
-            one.name, one.artifact.target, one.artifact.path or one.program, size(stored), f"{one.operators}", f"{one.parameters:,}"
+            one.name,
+            one.artifact.target,
+            one.artifact.path or one.program,
+            size(stored),
+            f"{one.operators}",
+            f"{one.parameters:,}",
         )
     tensors = Table(title="boundary tensors", title_justify="left")
     for column in ("tensor", "from", "to", "shape", "layout", "dtype"):
@@ -51,38 +54,86 @@ def bundle_tables(bundle: Bundle) -> RenderableType:
     tensors.add_column("size", justify="right")
     for spec in manifest.tensors:
         shape = "×".join(map(str, spec.shape))
-        tensors.add_row(spec.name, spec.producer, ", ".join(spec.consumers), shape, spec.layout, spec.dtype, size(spec.bytes))
+        tensors.add_row(
+            spec.name, spec.producer, ", ".join(spec.consumers), shape, spec.layout, spec.dtype, size(spec.bytes)
+        )
     return Group(head, segments, tensors)
 
 
-def report_table(report: Report) -> RenderableType:
-    """Checks of a bundle, and the verdict."""
-    table = Table(title=report.bundle, title_justify="left")
+def report_tables(report: Report) -> RenderableType:
+    """Checks of a bundle: a row per boundary tensor, a row per other check, and the verdict."""
+    boundaries = Table(title=f"{report.bundle}: captured graph", title_justify="left")
+    boundaries.add_column("tensor")
+    for column in ("partition |Δ|", "golden, local", "golden, accumulated", "max |Δ|", "cosine", "limit"):
+        boundaries.add_column(column, justify="right")
+    boundaries.add_column("")
+    graph = {
+        (check.kind, check.scope, check.subject): check for check in report.checks if check.kind in ("partition", "golden")
+    }
+    for subject in dict.fromkeys(check.subject for check in report.checks if check.kind == "golden"):
+        partition = graph["partition", "accumulated", subject]
+        local, accumulated = (graph["golden", scope, subject] for scope in ("local", "accumulated"))
+        boundaries.add_row(
+            subject,
+            _deviation(partition),
+            _snr(local),
+            _snr(accumulated),
+            _deviation(accumulated),
+            _cosine(accumulated),
+            _limit(accumulated),
+            _status(*(check.status for check in (partition, local, accumulated))),
+        )
+    others = Table(title=f"{report.bundle}: artifacts, kernels, engines", title_justify="left")
     for column in ("check", "subject", "engine", "scope"):
-        table.add_column(column)
+        others.add_column(column)
     for column in ("SNR", "max |Δ|", "cosine", "limit"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for check in report.checks:
-        table.add_row(*_row(check))
-    counts = {status: sum(check.status is status for check in report.checks) for status in Status}
-    said = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    machine = "recorded on this machine" if report.same_machine else "recorded on another machine"
+        others.add_column(column, justify="right")
+    others.add_column("")
+    for one in report.checks:
+        if (one.kind, one.scope, one.subject) not in graph:
+            others.add_row(
+                one.kind, one.subject, one.engine, one.scope, _snr(one), _deviation(one), _cosine(one), _limit(one),
+                _status(one.status),
+            )  # fmt: skip
+    said = ", ".join(
+        f"{count} {status}" for status in Status if (count := sum(c.status is status for c in report.checks))
+    )
+    machine = "this" if report.same_machine else "another"
     verdict = Text(
-        f"partition max |Δ| {report.partition_max_abs:g}; goldens {machine}; {said}: {'passed' if report.passed else 'FAILED'}",
+        f"partition max |Δ| {report.partition_max_abs:g}; goldens recorded on {machine} machine; {said}: "
+        f"{'passed' if report.passed else 'FAILED'}",
         style=_COLOURS[Status.PASS if report.passed else Status.FAIL],
     )
     notes = [Text(f"{c.kind} {c.subject}: {c.status}: {c.note}") for c in report.checks if c.note and c.status is not Status.PASS]
-    return Group(table, *notes, verdict)
+    return Group(*(table for table in (boundaries, others) if table.row_count), *notes, verdict)
 
 
-def _row(check: Check) -> Sequence[RenderableType]:
-    snr = deviation = cosine = ""
-    if (parity := check.parity) is not None:
-        exact = parity.finite and parity.max_abs == 0.0
-        snr = "exact" if exact and parity.snr_db is not None else "n/a" if parity.snr_db is None else f"{parity.snr_db:.1f} dB"
-        deviation = f"{parity.max_abs:.1e}"
-        cosine = "n/a" if parity.cosine is None else f"{parity.cosine:.8f}"
-    limit = "" if parity is None else "exact" if check.limit_db is None else f"{check.limit_db:g} dB"
-    status = Text(str(check.status), style=_COLOURS[check.status])
-    return check.kind, check.subject, check.engine, check.scope, snr, deviation, cosine, limit, status
+def _snr(check: Check) -> str:
+    if check.parity is None:
+        return ""
+    if check.parity.snr_db is None:
+        return "n/a"
+    return "exact" if check.parity.max_abs == 0.0 else f"{check.parity.snr_db:.1f} dB"
+
+
+def _deviation(check: Check) -> str:
+    return "" if check.parity is None else f"{check.parity.max_abs:.1e}"
+
+
+def _cosine(check: Check) -> str:
+    if check.parity is None:
+        return ""
+    return "n/a" if check.parity.cosine is None else f"{check.parity.cosine:.8f}"
+
+
+def _limit(check: Check) -> str:
+    if check.parity is None:
+        return ""
+    return "exact" if check.limit_db is None else f"{check.limit_db:g} dB"
+
+
+def _status(*statuses: Status) -> Text:
+    """The worst of them."""
+    order = (Status.FAIL, Status.NOT_RUN, Status.NOT_APPLICABLE, Status.PASS)
+    worst = min(statuses, key=order.index)
+    return Text(str(worst), style=_COLOURS[worst])

@@ -75,7 +75,9 @@ class Report:
     @property
     def passed(self) -> bool:
         """Nothing failed, and something ran."""
-        return any(c.status is Status.PASS for c in self.checks) and all(c.status is not Status.FAIL for c in self.checks)
+        return any(c.status is Status.PASS for c in self.checks) and all(
+            c.status is not Status.FAIL for c in self.checks
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values. An infinite SNR (equal tensors) is null beside ``"exact": true``."""
@@ -249,7 +251,14 @@ def _coreml_checks(
 
 
 def _compared(
-    kind: str, subject: str, engine: str, scope: str, reference: Array, candidate: Array, limit: float | None, bundle: Bundle
+    kind: str,
+    subject: str,
+    engine: str,
+    scope: str,
+    reference: Array,
+    candidate: Array,
+    limit: float | None,
+    bundle: Bundle,
 ) -> Check:
     parity = compare(reference, candidate)
     return Check(kind, subject, _judge(parity, limit, bundle), engine, scope, parity, limit)

@@ -89,7 +89,9 @@ def of_module(model: nn.Module) -> CheckpointBag:
     missing = [name for name in ("sources", "samplerate", "audio_channels", "segment") if not hasattr(model, name)]
     if missing:
         raise CheckpointError(
-            "a model says what it separates", received=f"no attribute {', '.join(missing)}", fix="Set them on the module."
+            "a model says what it separates",
+            received=f"no attribute {', '.join(missing)}",
+            fix="Set them on the module.",
         )
     member = Checkpoint(type(model).__name__.lower(), model.eval(), {}, None)
     return CheckpointBag(member.name, (member,), ((1.0,) * len(model.sources),))  # type: ignore[arg-type]
@@ -145,7 +147,7 @@ def _randomly_initialised(name: str, seed: int) -> CheckpointBag:
 
 def _json_arguments(model: nn.Module) -> dict[str, Any]:
     args, kwargs = model._init_args_kwargs  # type: ignore[misc]
-    given = dict(zip(("sources",), args, strict=False)) | dict(kwargs)  # type: ignore[call-overload]
+    given = dict(zip(("sources",), args, strict=False)) | dict(kwargs)
     return {key: str(value) if isinstance(value, Fraction) else value for key, value in sorted(given.items())}
 
 

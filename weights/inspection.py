@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from demucs.hdemucs import HDemucs
@@ -29,10 +29,13 @@ from splitter.errors import CheckpointError
 from splitter.plan import readable
 
 
-
 def _as_fraction(value: object) -> object:
     """demucs writes a fraction as a small JSON object; whole numbers are fractions too."""
-    if isinstance(value, dict) and value.keys() == {"_type", "numerator", "denominator"} and value["_type"] == "fraction":
+    if (
+        isinstance(value, dict)
+        and value.keys() == {"_type", "numerator", "denominator"}
+        and value["_type"] == "fraction"
+    ):
         numerator, denominator = value["numerator"], value["denominator"]
         if isinstance(numerator, int) and isinstance(denominator, int) and 0 < denominator <= 10**6:
             return Fraction(numerator, denominator)
@@ -147,8 +150,15 @@ def _check_arguments(
     klass: str, args: object, kwargs: object, shapes: Mapping[str, tuple[int, ...]], path: Path
 ) -> None:
     """Hold constructor arguments against the schema of their class, and the file's tensors against them."""
-    if not isinstance(args, (list, tuple)) or not isinstance(kwargs, Mapping) or len(args) > 1 or (args and "sources" in kwargs):
-        raise CheckpointError(f"{path.name} gives arguments by name", received=f"{type(args).__name__}, {type(kwargs).__name__}")
+    if (
+        not isinstance(args, (list, tuple))
+        or not isinstance(kwargs, Mapping)
+        or len(args) > 1
+        or (args and "sources" in kwargs)
+    ):
+        raise CheckpointError(
+            f"{path.name} gives arguments by name", received=f"{type(args).__name__}, {type(kwargs).__name__}"
+        )
     given = {**({"sources": args[0]} if args else {}), **kwargs}
     try:
         segment = _ALLOWED[klass][1].model_validate(given).segment
@@ -161,10 +171,11 @@ def _check_arguments(
         described = _evaluated(lambda: _ALLOWED[klass][0](**{**given, "segment": segment}), path).state_dict()
     expected = {key: tuple(tensor.shape) for key, tensor in described.items()}
     if different := sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key)):
+        first = different[0]
         raise CheckpointError(
             f"the tensors of {path.name} fit the model it describes",
-            received=f"{len(different)} that differ, the first {different[0]!r}: {shapes.get(different[0])} in the file, "
-            f"{expected.get(different[0])} in the model",
+            received=f"{len(different)} that differ, the first {first!r}: {shapes.get(first)} in the file, "
+            f"{expected.get(first)} in the model",
         )
 
 
@@ -174,16 +185,22 @@ def _load_safetensors(path: Path) -> nn.Module:
             metadata = file.metadata() or {}
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} must be a readable safetensors file", received=str(error) or repr(error)) from error
+        raise CheckpointError(
+            f"{path} must be a readable safetensors file", received=str(error) or repr(error)
+        ) from error
     if "structure" in metadata:
         raise CheckpointError(
-            f"{path.name} holds plain tensors", received="a packed (quantised) state", fix="Use the model without quantisation."
+            f"{path.name} holds plain tensors",
+            received="a packed (quantised) state",
+            fix="Use the model without quantisation.",
         )
     try:
         klass, args, kwargs = metadata["klass"], json.loads(metadata["args"]), json.loads(metadata["kwargs"])
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path.name} names its class and arguments in demucs's metadata", received=repr(error), fix="Export it with demucs 4.1."
+            f"{path.name} names its class and arguments in demucs's metadata",
+            received=repr(error),
+            fix="Export it with demucs 4.1.",
         ) from error
     _check_arguments(_check_class(klass, path), args, kwargs, shapes, path)
     return _evaluated(lambda: load_safetensors_model(path), path)
@@ -194,7 +211,7 @@ class _Named:
 
     path: str
 
-    def __new__(cls, *args: object, **kwargs: object) -> _Named:
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
         raise CheckpointError("a checkpoint only names its class", received="a pickle that would call it")
 
 
@@ -205,7 +222,9 @@ def _safe_fraction(text: object, denominator: object = None) -> Fraction:
     """What a pickled `Fraction` may be: small numbers, no exponent that would fill the memory."""
     parts = str(text).split("/") if denominator is None else [str(text), str(denominator)]
     if len(parts) > 2 or not all(part.isdecimal() and len(part) <= 6 for part in parts):
-        raise CheckpointError("a fraction in a checkpoint is two small numbers", received=repr((text, denominator))[:80])
+        raise CheckpointError(
+            "a fraction in a checkpoint is two small numbers", received=repr((text, denominator))[:80]
+        )
     return Fraction(*map(int, parts))
 
 
@@ -213,10 +232,22 @@ def _load_th(path: Path) -> nn.Module:
     allowed: list[Any] = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
     allowed.append((_safe_fraction, "fractions.Fraction"))
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
             package = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, pickle.UnpicklingError) as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "not an allowed" in line), str(error))
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ) as error:
+        reason = next(
+            (line for line in str(error).splitlines() if "GLOBAL" in line or "not an allowed" in line), str(error)
+        )
         raise CheckpointError(
             f"{path} must be a demucs checkpoint that holds weights only",
             received=(reason.splitlines() or [repr(error)])[0][:300],

@@ -32,9 +32,9 @@ class JaxEngine(Engine):
         self._dtypes = [bundle.tensors[name].dtype for name in self._record.outputs]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        freq, time = (np.asarray(inputs[name], np.float32) for name in self._record.inputs)
+        freq, time = (jax.numpy.asarray(inputs[name], np.float32) for name in self._record.inputs)
         results = self._transformer(self._weights, freq, time)
         return {
-            name: np.asarray(result).astype(dtype, copy=False)
+            name: np.array(result, dtype)  # a copy: JAX gives read-only views
             for name, result, dtype in zip(self._record.outputs, results, self._dtypes, strict=True)
         }

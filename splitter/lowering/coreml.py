@@ -79,7 +79,9 @@ def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
 
 
 def _exported(program: Program) -> torch.export.ExportedProgram:
-    example = tuple(torch.zeros(n.meta["type"].shape, dtype=getattr(torch, n.meta["type"].dtype)) for n in program.input_nodes)
+    example = tuple(
+        torch.zeros(n.meta["type"].shape, dtype=getattr(torch, n.meta["type"].dtype)) for n in program.input_nodes
+    )
     # With the default table attention and linear layers would be broken up.
     return torch.export.export(program.module(), example, strict=False).run_decompositions({})
 
@@ -116,13 +118,19 @@ def _description(spec: TensorSpec) -> str:
 
 
 def _differences(
-    facts: package.PackageFacts, segment: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], plan: Plan
+    facts: package.PackageFacts,
+    segment: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    plan: Plan,
 ) -> list[str]:
     """Everything in which a saved package is not what was asked for."""
     findings = []
     expected_version = int(getattr(ct.target, plan.deployment_target).value)
     if facts.specification_version != expected_version:
-        findings.append(f"specification version {facts.specification_version}, {plan.deployment_target} is {expected_version}")
+        findings.append(
+            f"specification version {facts.specification_version}, {plan.deployment_target} is {expected_version}"
+        )
     for kind, features, specs in (("input", facts.inputs, inputs), ("output", facts.outputs, outputs)):
         got = {feature.name: feature for feature in features}
         if list(got) != [spec.name for spec in specs]:
@@ -131,7 +139,9 @@ def _differences(
         for spec in specs:
             feature = got[spec.name]
             if (feature.shape, feature.dtype) != (spec.shape, spec.dtype):
-                findings.append(f"{kind} {spec.name} is {feature.shape} {feature.dtype}, asked {spec.shape} {spec.dtype}")
+                findings.append(
+                    f"{kind} {spec.name} is {feature.shape} {feature.dtype}, asked {spec.shape} {spec.dtype}"
+                )
             if not feature.description:
                 findings.append(f"{kind} {spec.name} has no description")
     for (operation, dtype), count in sorted(facts.float_values.items()):

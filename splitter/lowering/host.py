@@ -68,7 +68,7 @@ def _specification(segment: Segment) -> HostSpec:
     steps: list[Step] = []
     for node in segment.program.operators:
         if node.target is _aten.clone.default:  # a copy in memory, the same value
-            names[node] = names[node.args[0]]
+            names[node] = names[node.all_input_nodes[0]]
             continue
         op, arguments, parameters = _lower(node, segment.name)
         names[node] = node.name

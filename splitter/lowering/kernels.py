@@ -83,7 +83,7 @@ def _read(segment: Segment) -> tuple[Config, dict[str, Array], dict[str, str]]:
     program = segment.program
     (root,) = segment.stage.modules or ("",)
     sources = {key.removeprefix(root + "."): key for key in program.weights if within(key, root)}
-    tensors = {name: program.weights[key].numpy() for name, key in sources.items()}
+    tensors = {name: program.weights[key].detach().numpy() for name, key in sources.items()}
     for branch in BRANCHES:
         tensors[POSITIONS[branch]] = _position_table(program, f"{root}.norm_in{branch}")
         sources[POSITIONS[branch]] = "graph"
@@ -92,14 +92,14 @@ def _read(segment: Segment) -> tuple[Config, dict[str, Array], dict[str, str]]:
 
 def _config(program: Program, tensors: Mapping[str, Array]) -> Config:
     layers = {int(match[1]) for name in tensors if (match := re.match(r"layers\.(\d+)\.", name))}
-    attention = _single(program, _aten.scaled_dot_product_attention.default, lambda n: n.args[0].meta["type"].shape[1])  # type: ignore[union-attr]
+    heads = _single(program, _aten.scaled_dot_product_attention.default, lambda n: n.args[0].meta["type"].shape[1])
     for gelu in (node for node in program.operators if node.target is _aten.gelu.default):
         if gelu.kwargs.get("approximate", "none") != "none":
             raise SpecError("the feed-forward's GELU must be the exact one; the graph approximates it")
     try:
         return Config(
             width=tensors["norm_in.weight"].shape[0],
-            heads=int(attention),
+            heads=int(heads),
             layers=len(layers),
             hidden=tensors["layers.0.linear1.weight"].shape[0],
             freq_tokens=tensors[POSITIONS[""]].shape[0],

@@ -60,7 +60,9 @@ def read(path: Path) -> PackageFacts:
         spec = ct.models.utils.load_spec(str(path))
     except Exception as error:  # Core ML Tools and protobuf raise whatever they raise
         raise LoweringError(
-            f"{path.name} must be a readable Core ML package", received=str(error) or repr(error), fix="Build the bundle again."
+            f"{path.name} must be a readable Core ML package",
+            received=str(error) or repr(error),
+            fix="Build the bundle again.",
         ) from error
     if spec.WhichOneof("Type") != "mlProgram" or "main" not in spec.mlProgram.functions:
         raise LoweringError(f"{path.name} must hold an ML Program", received=spec.WhichOneof("Type"))

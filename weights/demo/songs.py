@@ -1,15 +1,20 @@
 """Procedural songs: four stems synthesised from a seed, so that nothing recorded has to be shipped.
 
-They are the training data of the demo model, the default golden input of a bundle, and the audio of
-the tests. Each stem has the traits that make separation a real task: drums are broadband transients,
-bass is a low line, ``other`` is stereo chords, vocals are one voiced line with vibrato and formants.
+They are the training data of the demo model, the default golden input of a bundle, and the audio of the
+tests. Each stem has the traits that make separation a real task: drums are broadband transients, bass is a
+low line, ``other`` is stereo chords, vocals are one voiced line with vibrato and formants.
+
+    python -m splitter.weights.demo.songs --out song.wav
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeAlias
 
+import click
 import numpy as np
+import soundfile
 from numpy.typing import NDArray
 from scipy.signal import butter, sosfilt
 
@@ -176,7 +181,9 @@ def _vocals(score: _Score) -> Mono:
         hold = int(rng.choice((2, 3, 4, 6)))
         degree = int(np.clip(degree + rng.integers(-2, 3), 0, len(_SCALE) - 1))
         if rng.random() < 0.85:
-            score.add(part, step, _pan(_syllable(score, hold * 0.95, _hertz(score.key % 12 + _SCALE[degree], octave)), 0))
+            score.add(
+                part, step, _pan(_syllable(score, hold * 0.95, _hertz(score.key % 12 + _SCALE[degree], octave)), 0)
+            )
         step += hold
     return part
 
@@ -195,3 +202,16 @@ def _syllable(score: _Score, steps: float, hertz: float) -> Mono:
     breath = score.filter(rng.standard_normal(t.size), "highpass", 4000) * (0.05 + 0.5 * np.exp(-60 * t))
     envelope = np.minimum(1, t * 25) * np.clip((t[-1] - t) * 20, 0, 1)
     return np.asarray((voice + breath) * envelope)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Audio file to write.")
+@click.option("--seconds", default=12.0, show_default=True)
+@click.option("--seed", default=1_000_000, show_default=True, help="1000000 and up were not trained on.")
+def main(out: Path, seconds: float, seed: int) -> None:
+    """Write the mixture of a synthesised song."""
+    soundfile.write(out, mixture(synthesise(seconds, seed)).T, 44_100, subtype="PCM_16")
+
+
+if __name__ == "__main__":
+    main()

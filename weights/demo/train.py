@@ -13,6 +13,7 @@ import json
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -24,7 +25,7 @@ from torch.nn import functional
 
 from .songs import STEMS, synthesise
 
-CONFIGURATION = {
+CONFIGURATION: dict[str, Any] = {
     "sources": list(STEMS),
     "samplerate": 44_100,
     "segment": Fraction(3, 2),
@@ -111,9 +112,7 @@ def main(out: Path, steps: int, songs: int, seed: int) -> None:
     torch.manual_seed(seed)
     model = HTDemucs(**CONFIGURATION)
     book = _Songbook(songs, seed)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
-    )
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     optimiser = torch.optim.Adam(model.parameters(), lr=1.5e-3, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1.5e-3, total_steps=steps, pct_start=0.05)
     length = int(model.segment * model.samplerate)
@@ -128,11 +127,12 @@ def main(out: Path, steps: int, songs: int, seed: int) -> None:
         schedule.step()
         average.update_parameters(model)
         if step % 250 == 0 or step == steps:
-            average.module.eval().segment = CONFIGURATION["segment"]
-            margin = held_out_margin(average.module)
+            averaged = cast("HTDemucs", average.module.eval())
+            averaged.segment = CONFIGURATION["segment"]
+            margin = held_out_margin(averaged)
             minutes = (time.monotonic() - started) / 60
             click.echo(f"step {step}: loss {loss.item():.5f}, held-out +{margin:.2f} dB, {minutes:.1f} min")
-            save(average.module, out)
+            save(averaged, out)
 
 
 if __name__ == "__main__":

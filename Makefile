@@ -1,0 +1,49 @@
+# Every command here installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+BUNDLE ?= demo.bundle
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test real lint types check format schema bench clean
+
+help: ## Show this help.
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: .venv/.installed ## Build the embedded demo model, verify the bundle, separate a synthesised song.
+	$(BIN)/splitter build demo -o $(BUNDLE) --force
+	$(BIN)/splitter verify $(BUNDLE)
+	$(BIN)/python -m splitter.weights.demo.songs --out demo-song.wav
+	$(BIN)/splitter separate demo-song.wav -b $(BUNDLE)
+
+test: .venv/.installed ## Run every test that needs neither the released model nor recorded music.
+	$(BIN)/python -m pytest -m "not real"
+
+real: .venv/.installed ## Run the tests on the released model and recorded music ($$SPLITTER_DATA or ../shared/data).
+	$(BIN)/python -m pytest -m real
+
+lint: .venv/.installed ## Check style and format.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed ## Check types, strictly.
+	$(BIN)/mypy
+
+check: lint types test ## All of the above but the real tests.
+
+format: .venv/.installed ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: .venv/.installed ## Write docs/manifest.schema.json from the code.
+	$(BIN)/python -m splitter.manifest > docs/manifest.schema.json
+
+bench: .venv/.installed ## Measure against demucs (see benchmarks/README.md).
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what the commands above made.
+	rm -rf .venv demo.bundle demo-song.wav separated dist

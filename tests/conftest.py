@@ -1,0 +1,64 @@
+"""Shared fixtures. Shapes in the kernels' signatures are checked at run time here, and only here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from jaxtyping import install_import_hook
+
+with install_import_hook("splitter.kernels", "beartype.beartype"):
+    import splitter.kernels.reference
+    import splitter.kernels.xla
+
+import splitter
+from splitter.bundle import Bundle
+from splitter.weights import checkpoints
+from splitter.weights.demo import songs
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("SPLITTER_DATA", ROOT.parent / "shared" / "data"))
+
+
+def pytest_collection_modifyitems(items):
+    skip = pytest.mark.skip(reason=f"the released model is not in {DATA} ($SPLITTER_DATA says where)")
+    for item in items:
+        if item.get_closest_marker("real"):
+            item.add_marker(pytest.mark.timeout(1800))
+            if not (DATA / "models").is_dir():
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def demo_path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("demo") / "demo.bundle"
+    splitter.build("demo", path)
+    return path
+
+
+@pytest.fixture
+def demo_bundle(demo_path) -> Bundle:
+    return Bundle.load(demo_path)
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    return checkpoints.load("demo").members[0].model
+
+
+@pytest.fixture(scope="session")
+def song_path(tmp_path_factory) -> Path:
+    """Five seconds that the demo model was not trained on."""
+    path = tmp_path_factory.mktemp("songs") / "song.wav"
+    soundfile.write(path, songs.mixture(songs.synthesise(5.0, 1_000_001)).T, 44_100, subtype="FLOAT")
+    return path
+
+
+def snr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """Written again here, so that the tests do not lean on the code they test."""
+    reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
+    noise = np.sum((reference - candidate) ** 2)
+    return float("inf") if noise == 0 else float(10 * np.log10(np.sum(reference**2) / noise))

@@ -1,0 +1,152 @@
+"""The transformer of `kernels/` against the untouched PyTorch module."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+from demucs.transformer import CrossTransformerEncoder
+
+from splitter.kernels import reference, spec, xla
+from splitter.kernels.spec import Config, SpecError
+
+from .conftest import ROOT, snr_db
+
+
+def module(width, heads, cross_first=False):
+    torch.manual_seed(width)
+    made = CrossTransformerEncoder(
+        width, num_heads=heads, num_layers=3, norm_first=True, norm_out=True, layer_scale=True, cross_first=cross_first
+    ).eval()
+    with torch.no_grad():  # trained models have neither unit gains nor vanishing layer scales
+        for name, parameter in made.named_parameters():
+            if "norm" in name or "gamma" in name:
+                parameter.uniform_(0.3, 1.5)
+    return made
+
+
+def arguments(made, bins, frames, samples, dtype):
+    """Weights by kernel name, and a configuration."""
+    width = made.norm_in.weight.shape[0]
+    captured = {}
+    for branch, layer in (("", made.norm_in), ("_t", made.norm_in_t)):
+        layer.register_forward_hook(lambda m, args, out, branch=branch: captured.update({f"normed{branch}": out}))
+        first = (made.layers if branch == "" else made.layers_t)[0]
+        first.register_forward_pre_hook(lambda m, args, branch=branch: captured.update({f"in{branch}": args[0]}))
+    made(torch.zeros(1, width, bins, frames, dtype=made.norm_in.weight.dtype), torch.zeros(1, width, samples, dtype=made.norm_in.weight.dtype))
+    weights = {key: value.detach().numpy().astype(dtype) for key, value in made.state_dict().items()}
+    for branch in spec.BRANCHES:
+        table = captured[f"in{branch}"] - captured[f"normed{branch}"]
+        weights[spec.POSITIONS[branch]] = table[0].detach().numpy().astype(dtype)
+    heads = (made.layers[0].cross_attn if made.classic_parity else made.layers[0].self_attn).num_heads
+    config = Config(width, heads, len(made.layers), made.layers[0].linear1.out_features, bins * frames, samples,
+                    cross_first=bool(made.classic_parity))  # fmt: skip
+    return config, weights
+
+
+@pytest.mark.parametrize(("width", "heads"), [(32, 4), (96, 8), (80, 1)])
+@pytest.mark.parametrize("cross_first", [False, True])
+def test_numpy_and_jax_agree_with_the_module(width, heads, cross_first):
+    made = module(width, heads, cross_first)
+    config, weights = arguments(made, 3, 50, 70, np.float32)
+    freq, time = torch.randn(2, width, 3, 50), torch.randn(2, width, 70)
+    expected = [tensor.detach().numpy() for tensor in made(freq, time)]
+    for results in (
+        reference.transformer(config, weights, freq.numpy(), time.numpy()),
+        xla.compiled(config)(jax.device_put(weights), freq.numpy(), time.numpy()),
+    ):
+        for one, result in zip(expected, results, strict=True):
+            assert np.asarray(result).dtype == np.float32
+            assert snr_db(one, np.asarray(result)) >= 120
+
+
+def test_float64_is_an_oracle():
+    made = module(64, 8).double()
+    config, weights = arguments(made, 4, 30, 40, np.float64)
+    freq, time = torch.randn(1, 64, 4, 30).double(), torch.randn(1, 64, 40).double()
+    results = reference.transformer(config, weights, freq.numpy(), time.numpy())
+    for one, result in zip(made(freq, time), results, strict=True):
+        assert result.dtype == np.float64
+        assert snr_db(one.detach().numpy(), result) >= 200
+
+
+def test_attention_in_blocks_is_attention(monkeypatch):
+    made = module(32, 4)
+    config, weights = arguments(made, 4, 30, 40, np.float64)
+    rng = np.random.default_rng(0)
+    freq, time = rng.standard_normal((1, 32, 4, 30)), rng.standard_normal((1, 32, 40))
+    whole = reference.transformer(config, weights, freq, time)
+    monkeypatch.setattr(reference, "_ATTENTION_ROWS", 7)
+    for one, other in zip(whole, reference.transformer(config, weights, freq, time), strict=True):
+        assert snr_db(one, other) >= 250
+
+
+def test_cross_layers_see_the_old_tokens():
+    """With new tokens in the time branch's cross layer the result is another: the test can tell."""
+    made = module(32, 4)
+    config, weights = arguments(made, 4, 30, 40, np.float64)
+    rng = np.random.default_rng(0)
+    freq, time = rng.standard_normal((1, 32, 4, 30)), rng.standard_normal((1, 32, 40))
+    expected = reference.transformer(config, weights, freq, time)[1]
+    original = reference.transformer_layer
+    latest = {}
+
+    def with_new_tokens(config, weights, prefix, x, source):
+        if source is not None and prefix.startswith("layers_t"):
+            source = latest["freq"]
+        result = original(config, weights, prefix, x, source)
+        if prefix.startswith("layers."):
+            latest["freq"] = result
+        return result
+
+    reference.transformer_layer = with_new_tokens
+    try:
+        assert snr_db(expected, reference.transformer(config, weights, freq, time)[1]) < 60
+    finally:
+        reference.transformer_layer = original
+
+
+def test_gelu_is_exact():
+    x = np.linspace(-6, 6, 1001)
+    assert np.abs(reference.gelu(x) - torch.nn.functional.gelu(torch.from_numpy(x)).numpy()).max() < 1e-15
+
+
+def test_group_norm_keeps_its_digits_over_a_million_elements():
+    """Means in two levels: one float32 accumulator over all of it would lose half of them."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((1, 2688, 512)) * 30 + 100).astype(np.float32)
+    one, zero = np.ones(512, np.float32), np.zeros(512, np.float32)
+    wide = x.astype(np.float64)
+    expected = (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5)
+    assert snr_db(expected, reference.group_norm(x, one, zero, 1e-5)) >= 125
+
+
+def test_spec_names_what_is_wrong():
+    config = Config(32, 4, 3, 64, 12, 8)
+    shapes = dict(spec.parameters(config))
+    assert config.kind(0) == "self"
+    assert config.kind(1) == "cross"
+    spec.check_parameters(config, shapes)
+    with pytest.raises(SpecError, match=r"lack 1 tensors, the first 'norm_in\.bias'"):
+        spec.check_parameters(config, {k: v for k, v in shapes.items() if k != "norm_in.bias"})
+    with pytest.raises(SpecError, match="nothing reads, the first 'extra'"):
+        spec.check_parameters(config, {**shapes, "extra": (1,)})
+    with pytest.raises(SpecError, match=r"must have shape \(32,\); got \(33,\)"):
+        spec.check_parameters(config, {**shapes, "norm_in.bias": (33,)})
+    with pytest.raises(SpecError, match="multiple of heads"):
+        Config(30, 4, 3, 64, 12, 8)
+
+
+def test_inputs_of_another_size_are_refused():
+    made = module(32, 4)
+    config, weights = arguments(made, 3, 5, 7, np.float32)
+    with pytest.raises(SpecError, match="frequency branch must hold 15 tokens"):
+        reference.transformer(config, weights, np.zeros((1, 32, 3, 6), np.float32), np.zeros((1, 32, 7), np.float32))
+
+
+def test_kernels_need_neither_torch_nor_splitter(tmp_path):
+    (tmp_path / "kernels").symlink_to(ROOT / "kernels")
+    script = "import sys; sys.modules['torch'] = sys.modules['splitter'] = None; import kernels.spec, kernels.reference, kernels.xla"
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)

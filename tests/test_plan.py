@@ -1,0 +1,93 @@
+import tomllib
+
+import pytest
+
+from splitter import plan as plans
+from splitter.errors import PlanError
+from splitter.plan import DeploymentTarget, Precision
+
+from .toys import HYBRID_PLAN
+
+
+def test_presets_fit_demucs_classes():
+    assert plans.preset_for("demucs.htdemucs.HTDemucs").family == "htdemucs"
+    assert plans.preset_for("demucs.hdemucs.HDemucs").family == "hdemucs"
+    with pytest.raises(PlanError, match=r"Write a plan for it and pass it with --plan"):
+        plans.preset_for("torch.nn.Linear")
+
+
+def test_defaults_are_those_of_the_documentation():
+    plan = plans.presets()["htdemucs"]
+    assert (plan.deployment_target, plan.precision, plan.boundary_dtype) == (
+        DeploymentTarget.IOS17,
+        Precision.FP32,
+        Precision.FP32,
+    )
+    assert plan.tolerances.coreml_snr_db == {"CPU_ONLY": 90, "CPU_AND_GPU": 70, "CPU_AND_NE": 60, "ALL": 60}
+
+
+def test_file_round_trip(tmp_path):
+    text = (
+        'family = "own"\noutputs = ["y"]\n[[stages]]\nname = "all"\ntarget = "graph"\n'
+        '[tolerances]\ngolden_snr_db = 100.0\n'
+    )
+    (tmp_path / "own.toml").write_text(text)
+    plan = plans.load(tmp_path / "own.toml")
+    assert plan.tolerances.golden_snr_db == 100
+    assert plan.stages[0].modules == ()
+    assert plans.Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+BROKEN = {
+    "not TOML": ("family = ", "readable TOML file"),
+    "unknown key": ('family = "x"\noutputs = ["y"]\nstagez = []', "stagez"),
+    "no stages": ('family = "x"\noutputs = ["y"]\nstages = []', "stages"),
+    "twice the same stage": (
+        'family = "x"\noutputs = ["y"]\nstages = [{name = "a", target = "graph"}, {name = "a", target = "graph"}]',
+        "two stages share a name",
+    ),
+    "empty stage in the middle": (
+        'family = "x"\noutputs = ["y"]\nstages = [{name = "a", target = "graph"}, {name = "b", target = "graph"}, '
+        '{name = "c", target = "graph"}]',
+        "'b' has no modules",
+    ),
+    "rule of no stage": (
+        'family = "x"\noutputs = ["y"]\nstages = [{name = "a", target = "graph"}]\n'
+        'tensors = [{name = "t", producer = "b"}]',
+        "'b', which is no stage",
+    ),
+    "name that is none": ('family = "X y"\noutputs = ["y"]\nstages = [{name = "a", target = "graph"}]', "family"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_plans_are_named(tmp_path, text, message):
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(PlanError, match=message):
+        plans.load(tmp_path / "plan.toml")
+
+
+def test_missing_plan_is_named(tmp_path):
+    with pytest.raises(PlanError, match="none.toml"):
+        plans.load(tmp_path / "none.toml")
+
+
+def test_half_boundaries_need_ios16():
+    assert plans.changed(HYBRID_PLAN, boundary_dtype="fp16", deployment_target="iOS16").boundary_dtype is Precision.FP16
+    with pytest.raises(PlanError, match="iOS16 or later"):
+        plans.changed(HYBRID_PLAN, boundary_dtype="fp16", deployment_target="iOS15")
+
+
+def test_changed_keeps_what_is_not_given():
+    assert plans.changed(HYBRID_PLAN, precision=None, boundary_dtype=None) == HYBRID_PLAN
+
+
+@pytest.mark.parametrize(("layout", "axes"), [("b c f t", 4), ("b (t f) c", 3), ("b (s c) f t", 4), ("", 0)])
+def test_rank_counts_axes(layout, axes):
+    assert plans.rank(layout) == axes
+
+
+def test_presets_are_plain_toml():
+    for family, plan in plans.presets().items():
+        again = plans.Plan.model_validate(tomllib.loads((plans.resources.files("splitter") / "plans" / f"{family}.toml").read_text()))
+        assert again == plan

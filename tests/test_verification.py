@@ -1,0 +1,191 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import splitter
+from splitter import goldens, verify
+from splitter import program as programs
+from splitter.bundle import Bundle, file_records, load_any
+from splitter.engines.coreml_engine import CoreMLEngine
+from splitter.kernels import reference
+from splitter.manifest import Manifest
+from splitter.verification import Status, verify_bundle
+
+
+@pytest.fixture
+def copy(demo_path, tmp_path):
+    shutil.copytree(demo_path, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def resealed(path):
+    """The manifest made to agree with the files again, as a builder gone wrong would leave it."""
+    content = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").unlink()
+    content["files"] = {name: record.model_dump() for name, record in file_records(path).items()}
+    (path / "manifest.json").write_text(json.dumps(content))
+    return Bundle(path, Manifest.model_validate(content))
+
+
+def failing(report):
+    return {(check.kind, check.subject, check.scope) for check in report.checks if check.status is Status.FAIL}
+
+
+@pytest.fixture(scope="module")
+def report(demo_path):
+    return verify(load_any(demo_path))[0]
+
+
+def test_demo_passes_exactly(report):
+    assert report.passed
+    assert report.same_machine
+    assert report.partition_max_abs == 0.0
+    by_kind = {}
+    for check in report.checks:
+        by_kind.setdefault(check.kind, set()).add(check.status)
+    assert by_kind == {
+        "files": {Status.PASS},
+        "partition": {Status.PASS},
+        "golden": {Status.PASS},
+        "host": {Status.PASS},
+        "kernels": {Status.PASS},
+        "artifact": {Status.PASS},
+        "coreml": {Status.NOT_RUN},
+    }
+
+
+def test_every_boundary_is_judged_locally_and_accumulated(report, demo_bundle):
+    produced = {spec.name for spec in demo_bundle.manifest.tensors if spec.producer != "input"}
+    for scope in ("local", "accumulated"):
+        assert {c.subject for c in report.checks if c.kind == "golden" and c.scope == scope} == produced
+    assert {c.subject for c in report.checks if c.kind == "partition"} == produced
+
+
+def test_report_is_one_json_document(report):
+    content = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert content["partition"]["max_abs"] == 0
+    stems = next(c for c in content["checks"] if c["kind"] == "golden" and c["subject"] == "stems")
+    assert (stems["snr_db"], stems["exact"], stems["status"]) == (None, True, "pass")
+    kernels = next(c for c in content["checks"] if c["kind"] == "kernels")
+    assert kernels["snr_db"] > 110
+
+
+def test_changed_file_ends_it(copy):
+    (copy / "synthesis.json").write_bytes((copy / "synthesis.json").read_bytes()[:-1] + b" ")
+    report = verify_bundle(Bundle.load(copy))
+    assert not report.passed
+    assert failing(report) == {("files", "all", "")}
+
+
+def test_segment_that_is_not_the_model_fails_at_its_boundary(copy):
+    """One number of the decoder's program changed: the stage's own outputs fail, nothing before them."""
+    path = copy / "graph" / "decoder.json"
+    text = path.read_text()
+    changed = text.replace('"aten.gelu.default"', '"aten.relu.default"', 1)
+    assert changed != text
+    path.write_text(changed)
+    report = verify_bundle(resealed(copy))
+    assert not report.passed
+    assert report.partition_max_abs > 0
+    failed = failing(report)
+    assert {("partition", "stems", "accumulated"), ("golden", "stem_spectrograms", "local")} <= failed
+    assert not any(subject.startswith("skip") for _, subject, _ in failed)
+    assert ("golden", "stems", "local") not in failed, "synthesis itself is right, given the right input"
+    assert ("golden", "stems", "accumulated") in failed
+
+
+def test_weights_that_drifted_fail_against_goldens_though_segments_agree(copy):
+    path = copy / "graph" / "weights.safetensors"
+    weights = load_file(path)
+    weights["encoder.2.conv.weight"] = weights["encoder.2.conv.weight"] * np.float32(1.001)
+    save_file(weights, path)
+    report = verify_bundle(resealed(copy))
+    assert report.partition_max_abs == 0
+    failed = failing(report)
+    assert ("golden", "skip_freq_2", "local") in failed
+    assert ("golden", "skip_freq_1", "local") not in failed
+
+
+def test_port_that_drifted_fails_alone(demo_bundle, monkeypatch):
+    monkeypatch.setattr(reference, "layer_norm", reference.group_norm)
+    failed = failing(verify_bundle(demo_bundle))
+    assert failed == {("kernels", "freq_transformed", "local"), ("kernels", "time_transformed", "local")}
+
+
+def test_goldens_of_another_machine_are_held_to_decibels(copy):
+    content = json.loads((copy / "manifest.json").read_text())
+    content["golden"]["machine"]["processor"] = "another"
+    golden = load_file(copy / "goldens.safetensors")
+    golden = {name: array * np.float32(1 + 2**-22) for name, array in golden.items()}
+    save_file(golden, copy / "goldens.safetensors")
+    (copy / "manifest.json").write_text(json.dumps(content))
+    report = verify_bundle(resealed(copy))
+    assert not report.same_machine
+    golden_checks = [check for check in report.checks if check.kind == "golden" and check.subject == "skip_freq_0"]
+    assert {check.limit_db for check in golden_checks} == {120}
+    assert {check.status for check in golden_checks} == {Status.PASS}
+
+    content["golden"]["machine"] = goldens.machine().model_dump()
+    (copy / "manifest.json").write_text(json.dumps(content))
+    assert ("golden", "skip_freq_0", "local") in failing(verify_bundle(resealed(copy))), "here, equality is demanded"
+
+
+def test_silent_golden_is_not_a_pass(copy):
+    golden = load_file(copy / "goldens.safetensors")
+    golden["waveform_mean"][:] = 0
+    save_file(golden, copy / "goldens.safetensors")
+    report = verify_bundle(resealed(copy))
+    statuses = {check.status for check in report.checks if check.subject == "waveform_mean" and check.kind == "golden"}
+    assert statuses <= {Status.NOT_APPLICABLE, Status.FAIL}
+
+
+def test_package_that_is_not_what_the_manifest_says_fails(copy):
+    shutil.rmtree(copy / "encoder.mlpackage")
+    shutil.copytree(copy / "decoder.mlpackage", copy / "encoder.mlpackage")
+    report = verify_bundle(resealed(copy))
+    assert failing(report) == {("artifact", "encoder", "")}
+
+
+def test_coreml_is_judged_by_its_units_limit_where_it_runs(demo_bundle, monkeypatch):
+    """With a stand-in for Core ML: at 80 dB it passes for the GPU and fails for the CPU."""
+    golden = demo_bundle.goldens()
+
+    class Model(CoreMLEngine):
+        @classmethod
+        def obstacle(cls, segment):
+            return None
+
+        def __init__(self, bundle, segment, *, compute_units):
+            self._names = segment.outputs
+
+        def run(self, inputs):
+            return {name: golden[name] * np.float32(1 + 1e-4) for name in self._names}
+
+    monkeypatch.setattr("splitter.verification.engine", lambda name, real=splitter.engines.engine: Model if name == "coreml" else real(name))
+    for units, status in (("CPU_AND_GPU", Status.PASS), ("CPU_ONLY", Status.FAIL)):
+        checks = [c for c in verify_bundle(demo_bundle, compute_units=units).checks if c.kind == "coreml"]
+        assert {c.status for c in checks} == {status}
+        assert {c.limit_db for c in checks} == {{"CPU_AND_GPU": 70, "CPU_ONLY": 90}[units]}
+
+
+def test_unreadable_program_is_an_error_that_names_it(copy):
+    (copy / "graph" / "encoder.json").write_text("{}")
+    with pytest.raises(splitter.SplitterError, match=r"encoder\.json"):
+        verify_bundle(resealed(copy))
+
+
+def test_half_boundaries_are_run_as_they_are_handed_over(tmp_path):
+    bag = splitter.build("demo", tmp_path / "half", boundary_dtype="fp16", deployment_target="iOS16")
+    (bundle,) = bag.members
+    assert bundle.tensors["skip_freq_0"].dtype == "float16"
+    assert bundle.tensors["spectrogram_mean"].dtype == "float32"
+    assert bundle.tensors["skip_freq_0"].bytes == 2 * np.prod(bundle.tensors["skip_freq_0"].shape)
+    report = verify_bundle(bundle)
+    assert report.passed
+    rounded = [check for check in report.checks if check.kind == "boundary"]
+    assert {check.subject for check in rounded} == {s.name for s in bundle.manifest.tensors if s.producer != "input"}
+    assert 55 <= next(c.parity.snr_db for c in rounded if c.subject == "stems") < 90
+    assert all(programs.load(bundle.path / s.program, bundle.weights) for s in bundle.segments)

@@ -1,0 +1,46 @@
+"""Small modules of other shapes than HT Demucs, and plans for them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from splitter.plan import Plan
+
+
+class Hybrid(nn.Module):
+    """Standardise, convolve down, attend, convolve up with a skip, undo the standardisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.down = nn.Conv1d(2, 8, 4, 4)
+        self.mix = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.up = nn.ConvTranspose1d(8, 2, 4, 4)
+
+    def forward(self, mix):
+        mean, std = mix.mean((1, 2), keepdim=True), mix.std((1, 2), keepdim=True)
+        y = self.down((mix - mean) / (std + 1e-5))
+        ramp = torch.linspace(0, 1, y.shape[-1])
+        z = self.mix((y + ramp).transpose(1, 2)).transpose(1, 2)
+        return self.up(z + y) * std + mean
+
+
+HYBRID_PLAN = Plan.model_validate(
+    {
+        "family": "toy",
+        "outputs": ["restored"],
+        "stages": [
+            {"name": "analysis", "target": "host"},
+            {"name": "encoder", "target": "coreml", "modules": ["down"]},
+            {"name": "transformer", "target": "graph", "modules": ["mix"]},
+            {"name": "decoder", "target": "coreml", "modules": ["up"]},
+            {"name": "synthesis", "target": "host"},
+        ],
+        "tensors": [
+            {"name": "waveform", "producer": "analysis", "into": "down", "layout": "b c t"},
+            {"name": "{feeds}_mean", "producer": "analysis", "op": "aten.mean.dim", "feeds": ["waveform"]},
+            {"name": "{feeds}_std", "producer": "analysis", "op": "aten.std.dim", "feeds": ["waveform"]},
+        ],
+    }
+)
