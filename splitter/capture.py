@@ -19,8 +19,19 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils._pytree import tree_structure
 
 from .errors import CaptureError
 from .program import Program, TensorType
@@ -126,6 +137,53 @@ def _module_path(node: fx.Node) -> str:
     stack = node.meta.get("nn_module_stack") or {}
     path = [entry[0] for entry in stack.values()][-1] if stack else ""
     return str(path)
+
+
+def exported(program: Program) -> ExportedProgram:
+    """The inverse: a program as `torch.export`'s own, for converters that take one.
+
+    Nothing is traced again: the nodes are the program's, weights lifted to inputs, with fake values for
+    their shapes.
+    """
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    inputs: list[InputSpec] = []
+    lifted = [node for node in program.graph.nodes if node.op == "get_attr"]
+    for node in lifted:
+        mapping[node] = placeholder = graph.placeholder(node.name)
+        argument, key = TensorArgument(placeholder.name), str(node.target)
+        if isinstance(program.weights[key], nn.Parameter):
+            inputs.append(InputSpec(InputKind.PARAMETER, argument, key))
+        else:
+            inputs.append(InputSpec(InputKind.BUFFER, argument, key, persistent=True))
+    for node in program.input_nodes:
+        mapping[node] = placeholder = graph.placeholder(str(node.target))
+        inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(placeholder.name), None))
+    for node in program.operators:
+        mapping[node] = graph.node_copy(node, mapping.__getitem__)
+        mapping[node].meta = {}
+    results = tuple(mapping[node] for node in program.output_nodes)
+    graph.output(results)
+
+    with FakeTensorMode() as mode:
+        values = [_fake(node.meta["type"]) for node in (*lifted, *program.input_nodes)]
+    FakeTensorProp(fx.GraphModule({}, graph), mode).propagate_dont_convert_inputs(*values)
+    arguments = tuple(values[len(lifted) :])
+    signature = ModuleCallSignature([], [], tree_structure((arguments, {})), tree_structure(results))
+    return ExportedProgram(
+        root={},
+        graph=graph,
+        graph_signature=ExportGraphSignature(
+            inputs, [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in results]
+        ),
+        state_dict=dict(program.weights),
+        range_constraints={},
+        module_call_graph=[ModuleCallEntry("", signature)],
+    )
+
+
+def _fake(kind: TensorType) -> Tensor:
+    return torch.empty(kind.shape, dtype=getattr(torch, kind.dtype))
 
 
 # --------------------------------------------------------------------------------------- patches

@@ -67,9 +67,7 @@ def report_tables(report: Report) -> RenderableType:
     for column in ("partition |Δ|", "golden, local", "golden, accumulated", "max |Δ|", "cosine", "limit"):
         boundaries.add_column(column, justify="right")
     boundaries.add_column("")
-    graph = {
-        (check.kind, check.scope, check.subject): check for check in report.checks if check.kind in ("partition", "golden")
-    }
+    graph = {(c.kind, c.scope, c.subject): c for c in report.checks if c.kind in ("partition", "golden")}
     for subject in dict.fromkeys(check.subject for check in report.checks if check.kind == "golden"):
         partition = graph["partition", "accumulated", subject]
         local, accumulated = (graph["golden", scope, subject] for scope in ("local", "accumulated"))
@@ -99,12 +97,15 @@ def report_tables(report: Report) -> RenderableType:
         f"{count} {status}" for status in Status if (count := sum(c.status is status for c in report.checks))
     )
     machine = "this" if report.same_machine else "another"
+    ran = ""
+    if report.partition_max_abs is not None:
+        ran = f"partition max |Δ| {report.partition_max_abs:g}; goldens recorded on {machine} machine; "
     verdict = Text(
-        f"partition max |Δ| {report.partition_max_abs:g}; goldens recorded on {machine} machine; {said}: "
-        f"{'passed' if report.passed else 'FAILED'}",
+        f"{ran}{said}: {'passed' if report.passed else 'FAILED'}",
         style=_COLOURS[Status.PASS if report.passed else Status.FAIL],
     )
-    notes = [Text(f"{c.kind} {c.subject}: {c.status}: {c.note}") for c in report.checks if c.note and c.status is not Status.PASS]
+    noted = [check for check in report.checks if check.note and check.status is not Status.PASS]
+    notes = [Text(f"{check.kind} {check.subject}: {check.status}: {check.note}") for check in noted]
     return Group(*(table for table in (boundaries, others) if table.row_count), *notes, verdict)
 
 

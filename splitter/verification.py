@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -64,12 +64,13 @@ class Report:
     Attributes:
         bundle: Its directory.
         same_machine: The goldens were recorded on a machine that promises the same bits.
-        partition_max_abs: Largest difference between the segments in order and the whole capture.
+        partition_max_abs: Largest difference between the segments in order and the whole capture; None if
+            they were not run.
     """
 
     bundle: str
     same_machine: bool
-    partition_max_abs: float
+    partition_max_abs: float | None
     checks: tuple[Check, ...]
 
     @property
@@ -105,7 +106,7 @@ def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progr
     progress("checking files")
     checks = [_files(bundle)]
     if checks[0].status is Status.FAIL:  # what follows would read files that are not what was built
-        return Report(str(bundle.path), same_machine=False, partition_max_abs=math.nan, checks=tuple(checks))
+        return Report(str(bundle.path), same_machine=False, partition_max_abs=None, checks=tuple(checks))
     golden = bundle.goldens()
     same = goldens.machine() == bundle.manifest.golden.machine
 
@@ -125,7 +126,7 @@ def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progr
         checks.append(_audit(bundle, segment))
         if segment.artifact.target == "coreml":
             checks += _coreml_checks(bundle, segment, golden, compute_units)
-    worst = max((parity.max_abs for parity in partition.values()), default=math.nan)
+    worst = max(parity.max_abs for parity in partition.values())
     return Report(str(bundle.path), same, worst, tuple(checks))
 
 
@@ -206,18 +207,25 @@ def _port_checks(bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Ar
     if target not in ("host", "kernels"):
         return []
     limit = tolerances.host_snr_db if target == "host" else tolerances.kernels_snr_db
+    unrounded = _unrounded(bundle)
     checks = []
     for name in ("numpy",) if target == "host" else ("numpy", "jax"):
         try:
-            given = {one: golden[one].astype(bundle.tensors[one].dtype) for one in segment.inputs}
-            reference = engine("torch")(bundle, segment, compute_units="ALL").run(given)
-            results = engine(name)(bundle, segment, compute_units="ALL").run(given)
+            given = {one: golden[one] for one in segment.inputs}
+            reference = engine("torch")(unrounded, segment, compute_units="ALL").run(given)
+            results = engine(name)(unrounded, segment, compute_units="ALL").run(given)
         except SplitterError as error:
             checks.append(Check(target, segment.name, Status.FAIL, name, "local", note=str(error)))
             continue
         for one in segment.outputs:
             checks.append(_compared(target, one, name, "local", reference[one], results[one], limit, bundle))
     return checks
+
+
+def _unrounded(bundle: Bundle) -> Bundle:
+    """The bundle with the graph's own precision at its boundaries, to compare what stands between them."""
+    wide = tuple(spec.with_dtype("float32") if spec.dtype == "float16" else spec for spec in bundle.manifest.tensors)
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"tensors": wide}))
 
 
 def _audit(bundle: Bundle, segment: SegmentRecord) -> Check:

@@ -41,7 +41,13 @@ def with_kwargs(parts, **kwargs):
 def package(demo_model):
     """What demucs puts into a ``.th``."""
     args, kwargs = demo_model._init_args_kwargs
-    return {"klass": HTDemucs, "args": args, "kwargs": dict(kwargs), "state": demo_model.state_dict(), "training_args": {}}
+    return {
+        "klass": HTDemucs,
+        "args": args,
+        "kwargs": dict(kwargs),
+        "state": demo_model.state_dict(),
+        "training_args": {},
+    }
 
 
 def test_demo_is_an_unmodified_htdemucs_with_all_parts():
@@ -69,7 +75,9 @@ def test_named_bag_comes_through_the_hub_and_is_inspected(tmp_path, parts, monke
     asked = []
     for signature in ("f7e0c4bc", "d12395a8"):
         save_file(parts[0], tmp_path / f"{signature}.safetensors", parts[1])
-    (tmp_path / "htdemucs_ft.yaml").write_text("models: [f7e0c4bc, d12395a8]\nweights: [[1., 0., 0., 0.], [0., 1., 1., 1.]]")
+    (tmp_path / "htdemucs_ft.yaml").write_text(
+        "models: [f7e0c4bc, d12395a8]\nweights: [[1., 0., 0., 0.], [0., 1., 1., 1.]]"
+    )
 
     def download(repository, file):
         asked.append((repository, file))
@@ -152,7 +160,10 @@ ARGUMENTS = {
     "number that is text": ({"channels": "8"}, "channels"),
     "absurd size": ({"channels": 10**9}, "channels"),
     "size the file does not hold": ({"channels": 2048}, "that differ"),
-    "fraction that would fill the memory": ({"segment": {"_type": "fraction", "numerator": 1, "denominator": 10**30}}, "segment"),
+    "fraction that would fill the memory": (
+        {"segment": {"_type": "fraction", "numerator": 1, "denominator": 10**30}},
+        "segment",
+    ),
     "negative segment": ({"segment": -1.0}, "segment"),
     "not a number": ({"freq_emb": float("nan")}, "freq_emb"),
     "attention that needs other packages": ({"t_sparse_self_attn": True}, "t_sparse_self_attn"),

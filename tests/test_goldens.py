@@ -66,7 +66,9 @@ def test_bundle_goldens_are_the_untouched_models(demo_bundle, demo_model):
     assert np.array_equal(golden["stems"], demo_model(torch.from_numpy(golden["mix"])).detach().numpy())
     seen = {}
     handles = [
-        demo_model.crosstransformer.register_forward_hook(lambda m, args, out: seen.update(zip(("f", "t"), args, strict=True), F=out[0], T=out[1])),
+        demo_model.crosstransformer.register_forward_hook(
+            lambda m, args, out: seen.update(zip(("f", "t"), args, strict=True), F=out[0], T=out[1])
+        ),
         demo_model.encoder[0].register_forward_pre_hook(lambda m, args: seen.update(s=args[0])),
         demo_model.encoder[1].register_forward_pre_hook(lambda m, args: seen.update(skip=args[0])),
     ]

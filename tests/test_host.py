@@ -57,7 +57,9 @@ def test_stft_and_its_inverse_against_pytorch_and_scipy():
     scipys = scipy.signal.ShortTimeFFT(window.astype(float), 128, fs=1).stft(signal.astype(float), p0=2, p1=31)
     assert snr_db(np.abs(scipys * 512**-0.5), np.abs(spectrum)) >= 125
 
-    padded = torch.stft(torch.from_numpy(signal), 512, 128, window=torch.hann_window(512), normalized=True, return_complex=True)
+    padded = torch.stft(
+        torch.from_numpy(signal), 512, 128, window=torch.hann_window(512), normalized=True, return_complex=True
+    )
     back = run("istft", padded.numpy(), window, fft_length=512, hop_length=128, scale=512**-0.5, trim=256, length=4096)
     assert snr_db(signal, back) >= 125
 
@@ -100,7 +102,10 @@ def spec(*steps, outputs):
     [
         (Step(result="y", op="system", arguments=("x",), shape=(1,), dtype="float32"), "known operations"),
         (Step(result="y", op="add", arguments=("z", 1.0), shape=(1,), dtype="float32"), "earlier results"),
-        (Step(result="y", op="add", arguments=("x", 1.0), shape=(2,), dtype="float32"), r"gives \(2,\) float32; got \(1,\)"),
+        (
+            Step(result="y", op="add", arguments=("x", 1.0), shape=(2,), dtype="float32"),
+            r"gives \(2,\) float32; got \(1,\)",
+        ),
     ],
 )
 def test_broken_specifications_are_named(step, message):

@@ -35,7 +35,10 @@ def arguments(made, bins, frames, samples, dtype):
         layer.register_forward_hook(lambda m, args, out, branch=branch: captured.update({f"normed{branch}": out}))
         first = (made.layers if branch == "" else made.layers_t)[0]
         first.register_forward_pre_hook(lambda m, args, branch=branch: captured.update({f"in{branch}": args[0]}))
-    made(torch.zeros(1, width, bins, frames, dtype=made.norm_in.weight.dtype), torch.zeros(1, width, samples, dtype=made.norm_in.weight.dtype))
+    made(
+        torch.zeros(1, width, bins, frames, dtype=made.norm_in.weight.dtype),
+        torch.zeros(1, width, samples, dtype=made.norm_in.weight.dtype),
+    )
     weights = {key: value.detach().numpy().astype(dtype) for key, value in made.state_dict().items()}
     for branch in spec.BRANCHES:
         table = captured[f"in{branch}"] - captured[f"normed{branch}"]

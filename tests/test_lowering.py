@@ -205,7 +205,10 @@ def test_host_operation_without_a_word_is_named(tmp_path):
         {
             "family": "loud",
             "outputs": ["y"],
-            "stages": [{"name": "analysis", "target": "host"}, {"name": "encoder", "target": "graph", "modules": ["down"]}],
+            "stages": [
+                {"name": "analysis", "target": "host"},
+                {"name": "encoder", "target": "graph", "modules": ["down"]},
+            ],
         }
     )
     mix = torch.randn(1, 2, 8)

@@ -26,7 +26,11 @@ def test_torch_run_equals_the_golden_bit_for_bit(demo_bundle, golden):
 
 @pytest.mark.parametrize(
     "engines",
-    [{"transformer": "jax"}, {"transformer": "numpy"}, {"analysis": "numpy", "transformer": "numpy", "synthesis": "numpy"}],
+    [
+        {"transformer": "jax"},
+        {"transformer": "numpy"},
+        {"analysis": "numpy", "transformer": "numpy", "synthesis": "numpy"},
+    ],
 )
 def test_other_engines_come_near(demo_bundle, golden, engines):
     results = Orchestrator(demo_bundle, engines).run({"mix": golden["mix"]})
@@ -85,10 +89,16 @@ class Broken(Engine):
 
 
 SPOILS = {
-    "missing": (lambda r: {k: v for k, v in r.items() if k != "skip_freq_1"}, "'skip_freq_1' leaving encoder .* is present"),
+    "missing": (
+        lambda r: {k: v for k, v in r.items() if k != "skip_freq_1"},
+        "'skip_freq_1' leaving encoder .* is present",
+    ),
     "misshapen": (lambda r: {**r, "skip_freq_1": r["skip_freq_1"][0]}, "'skip_freq_1' leaving encoder .* has shape"),
     "wide": (lambda r: {**r, "skip_freq_1": r["skip_freq_1"].astype("f8")}, "dtype float32; got float64"),
-    "not finite": (lambda r: {**r, "skip_freq_1": r["skip_freq_1"] * np.float32(np.nan)}, "'skip_freq_1' leaving encoder .* is finite"),
+    "not finite": (
+        lambda r: {**r, "skip_freq_1": r["skip_freq_1"] * np.float32(np.nan)},
+        "'skip_freq_1' leaving encoder .* is finite",
+    ),
 }
 
 
@@ -114,7 +124,9 @@ def test_parity_with_goldens_can_be_demanded(demo_bundle, golden):
     broken = Broken(demo_bundle, demo_bundle.segment("encoder"), compute_units="ALL")
     broken.spoil = lambda results: {**results, "skip_time_2": results["skip_time_2"] * np.float32(1 + 1e-5)}
     checked.engines["encoder"] = broken
-    with pytest.raises(BoundaryError, match=r"'skip_time_2' leaving encoder \(broken\) reaches 120 dB of its golden; got 100"):
+    with pytest.raises(
+        BoundaryError, match=r"'skip_time_2' leaving encoder \(broken\) reaches 120 dB of its golden; got 100"
+    ):
         checked.run({"mix": golden["mix"]})
 
 

@@ -29,7 +29,7 @@ def test_defaults_are_those_of_the_documentation():
 def test_file_round_trip(tmp_path):
     text = (
         'family = "own"\noutputs = ["y"]\n[[stages]]\nname = "all"\ntarget = "graph"\n'
-        '[tolerances]\ngolden_snr_db = 100.0\n'
+        "[tolerances]\ngolden_snr_db = 100.0\n"
     )
     (tmp_path / "own.toml").write_text(text)
     plan = plans.load(tmp_path / "own.toml")
@@ -89,5 +89,7 @@ def test_rank_counts_axes(layout, axes):
 
 def test_presets_are_plain_toml():
     for family, plan in plans.presets().items():
-        again = plans.Plan.model_validate(tomllib.loads((plans.resources.files("splitter") / "plans" / f"{family}.toml").read_text()))
+        again = plans.Plan.model_validate(
+            tomllib.loads((plans.resources.files("splitter") / "plans" / f"{family}.toml").read_text())
+        )
         assert again == plan

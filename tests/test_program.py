@@ -33,7 +33,10 @@ def test_round_trip_is_bit_exact(hybrid, tmp_path):
 
 def test_saving_is_deterministic(hybrid, tmp_path):
     first = saved(hybrid, tmp_path)[0].read_bytes()
-    assert saved(capture(Hybrid().eval(), {"mix": torch.zeros(1, 2, 64)}, ("restored",)), tmp_path)[0].read_bytes() == first
+    assert (
+        saved(capture(Hybrid().eval(), {"mix": torch.zeros(1, 2, 64)}, ("restored",)), tmp_path)[0].read_bytes()
+        == first
+    )
 
 
 def test_observer_sees_every_operator_value(hybrid):

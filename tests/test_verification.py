@@ -164,7 +164,10 @@ def test_coreml_is_judged_by_its_units_limit_where_it_runs(demo_bundle, monkeypa
         def run(self, inputs):
             return {name: golden[name] * np.float32(1 + 1e-4) for name in self._names}
 
-    monkeypatch.setattr("splitter.verification.engine", lambda name, real=splitter.engines.engine: Model if name == "coreml" else real(name))
+    monkeypatch.setattr(
+        "splitter.verification.engine",
+        lambda name, real=splitter.engines.engine: Model if name == "coreml" else real(name),
+    )
     for units, status in (("CPU_AND_GPU", Status.PASS), ("CPU_ONLY", Status.FAIL)):
         checks = [c for c in verify_bundle(demo_bundle, compute_units=units).checks if c.kind == "coreml"]
         assert {c.status for c in checks} == {status}

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ..boundary import Array, TensorSpec
+from ..capture import exported
 from ..errors import LoweringError
 from ..manifest import Artifact, SegmentRecord
 from ..mil import package
-from ..mil.coreml_tools import ct, without_progress_bars
+from ..mil.coreml_tools import ct, quiet_and_quick
 from ..partition import Segment
 from ..plan import Plan, Precision
-from ..program import Program
 
 KEYS = "io.github.splitter"  # reverse-DNS prefix of the metadata keys
 # Turns mul + add into a batch_norm with variance 1 and eps 1e-5, a gain of 0.999995: 20 dB in fp32.
@@ -52,16 +52,15 @@ class CoreMLTarget:
 
 
 def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
-    program = segment.program
     try:
-        with warnings.catch_warnings(), without_progress_bars(), torch.no_grad():
+        with warnings.catch_warnings(), quiet_and_quick(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch.export's and Core ML Tools' own
             # A fresh pipeline each time: convert() changes the one it is given, and a reused one can
             # turn the next fp16 package into fp32.
             pipeline = ct.PassPipeline.DEFAULT
             pipeline.remove_passes({_HARMFUL_PASS})
-            return ct.convert(
-                _exported(program),
+            model = ct.convert(
+                exported(segment.program),
                 convert_to="mlprogram",
                 inputs=[ct.TensorType(spec.name, spec.shape, _element(spec)) for spec in segment.inputs],
                 outputs=[ct.TensorType(spec.name, dtype=_element(spec)) for spec in segment.outputs],
@@ -70,20 +69,14 @@ def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
                 pass_pipeline=pipeline,
                 skip_model_load=True,
             )
+        model._mil_program.validate()
+        return model
     except Exception as error:  # Core ML Tools raises every kind
         raise LoweringError(
             f"Core ML Tools must be able to convert segment {segment.name!r}",
             received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             fix='Give the stage the target "graph" in the plan, or report the operator.',
         ) from error
-
-
-def _exported(program: Program) -> torch.export.ExportedProgram:
-    example = tuple(
-        torch.zeros(n.meta["type"].shape, dtype=getattr(torch, n.meta["type"].dtype)) for n in program.input_nodes
-    )
-    # With the default table attention and linear layers would be broken up.
-    return torch.export.export(program.module(), example, strict=False).run_decompositions({})
 
 
 def _element(spec: TensorSpec) -> type[np.generic]:

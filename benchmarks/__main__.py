@@ -1,0 +1,25 @@
+"""Run the measurements: ``python -m benchmarks [NAME …]``."""
+
+from __future__ import annotations
+
+import click
+
+from . import memory, separate
+
+_BENCHMARKS = {"separate": separate.main, "memory": memory.main}
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice([*_BENCHMARKS]))
+@click.option("--checkpoint", type=click.Path(exists=True), help="Released model (.safetensors); the demo by default.")
+@click.option("--song", type=click.Path(exists=True), help="Audio file; a synthesised one by default.")
+@click.option("--runs", default=3, show_default=True, help="Counted runs of each side.")
+@click.option("--long-minutes", default=20.0, show_default=True, help="Length of the long song in `memory`.")
+def main(names: tuple[str, ...], checkpoint: str | None, song: str | None, runs: int, long_minutes: float) -> None:
+    """Measure splitter against demucs on this machine, with nothing else running."""
+    for name in names or _BENCHMARKS:
+        _BENCHMARKS[name](checkpoint=checkpoint, song=song, runs=runs, long_minutes=long_minutes)
+
+
+if __name__ == "__main__":
+    main()

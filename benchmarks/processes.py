@@ -1,0 +1,66 @@
+"""Whole processes, measured from outside by the operating system's own accounting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+import splitter
+from splitter.weights.demo import songs
+
+SPLITTER = Path(sys.executable).with_name("splitter")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process: wall seconds and peak resident memory in MB."""
+
+    seconds: float
+    peak_mb: float
+
+
+def measured(command: list[str | Path]) -> Run:
+    """Run a command to its end. Its output is thrown away; a failure ends the benchmark."""
+    started = time.monotonic()
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))} exited with {process.returncode}")
+    scale = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kB here
+    return Run(time.monotonic() - started, usage.ru_maxrss / scale)
+
+
+def bundle(checkpoint: str | None, directory: Path) -> Path:
+    """A bundle of the checkpoint, or of the demo."""
+    out = directory / "bundle"
+    splitter.build(checkpoint or "demo", out)
+    return out
+
+
+def song(directory: Path, minutes: float) -> Path:
+    """A synthesised song of any length, written block by block."""
+    path = directory / f"{minutes:g}min.wav"
+    block = (songs.mixture(songs.synthesise(30.0, 1_000_100)) * 0.9).T
+    left = round(minutes * 60 * 44_100)
+    with soundfile.SoundFile(path, "w", 44_100, 2, subtype="PCM_16") as file:
+        while left > 0:
+            file.write(np.ascontiguousarray(block[:left]))
+            left -= min(left, len(block))
+    return path
+
+
+def demucs_command(checkpoint: str | None, track: Path, out: Path) -> list[str | Path]:
+    """demucs's own command-line path on a local checkpoint: read, apply, clip, write 16-bit WAV."""
+    return [sys.executable, "-m", "benchmarks.demucs_cli", checkpoint or "demo", track, out]
+
+
+def splitter_command(made: Path, track: Path, out: Path) -> list[str | Path]:
+    return [SPLITTER, "separate", track, "-b", made, "-o", out, "--shifts", "0"]

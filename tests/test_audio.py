@@ -1,0 +1,208 @@
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitter.audio import Encoding, StemWriter, Track, Window, statistics
+from splitter.errors import AudioError
+from splitter.weights.demo import songs
+
+from .conftest import snr_db
+
+RATE = 44_100
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return songs.mixture(songs.synthesise(1.5, 42))
+
+
+def written(path, sound, rate=RATE, **options):
+    soundfile.write(path, sound.T, rate, **options)
+    return Track(path, RATE, 2)
+
+
+def decoded(track):
+    return np.concatenate(list(track.blocks()), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "at_least"),
+    [
+        ("x.wav", {"subtype": "FLOAT"}, 300),
+        ("x.wav", {"subtype": "PCM_24"}, 120),
+        ("x.flac", {}, 70),
+        ("x.aiff", {}, 70),
+        ("x.ogg", {}, 10),
+        ("x.mp3", {}, 10),
+    ],
+)
+def test_formats_are_read(tmp_path, sound, name, options, at_least):
+    result = decoded(written(tmp_path / name, sound, **options))
+    assert result.shape == sound.shape
+    assert snr_db(sound, result) >= at_least
+
+
+def test_blocks_are_small_whatever_the_length(tmp_path, sound):
+    track = written(tmp_path / "x.wav", np.tile(sound, 4))
+    assert max(block.shape[1] for block in track.blocks()) <= 1 << 16
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 48_000, 96_000])
+def test_other_rates_are_resampled_as_soxr_does_in_one_go(tmp_path, sound, rate):
+    result = decoded(written(tmp_path / "x.wav", sound, rate, subtype="FLOAT"))
+    whole = soxr.resample(sound.T, rate, RATE, quality="HQ").T
+    assert abs(result.shape[1] - round(sound.shape[1] * RATE / rate)) <= 1
+    length = min(result.shape[1], whole.shape[1])
+    assert snr_db(whole[:, :length], result[:, :length]) >= 100
+
+
+def test_channels_are_fitted_as_demucs_does(tmp_path, sound):
+    mono = written(tmp_path / "mono.wav", sound[:1], subtype="FLOAT")
+    assert np.array_equal(decoded(mono), np.repeat(sound[:1], 2, axis=0))
+    many = written(tmp_path / "six.wav", np.concatenate([sound, sound * 0.1, sound * 0.2]), subtype="FLOAT")
+    assert np.array_equal(decoded(many), sound)
+    down = Track(tmp_path / "six.wav", RATE, 1)
+    assert decoded(down).shape[0] == 1
+    with pytest.raises(AudioError, match="is mono or has 4 channels; got 2"):
+        decoded(Track(written(tmp_path / "x.wav", sound).path, RATE, 4))
+
+
+def test_statistics_are_those_of_the_mono_mixdown(tmp_path, sound):
+    loud = (sound + 0.3).astype(np.float32)
+    heard = statistics(written(tmp_path / "x.wav", loud, subtype="FLOAT"))
+    mono = loud.astype(np.float64).mean(axis=0)
+    assert heard.samples == mono.size
+    assert heard.mean == pytest.approx(mono.mean(), rel=1e-9)
+    assert heard.std == pytest.approx(mono.std(ddof=1), rel=1e-9)
+
+
+def test_single_sample_has_no_deviation(tmp_path):
+    assert statistics(written(tmp_path / "x.wav", np.full((2, 1), 0.5, np.float32))).std == 0
+
+
+BAD = {
+    "empty": lambda path, sound: path.write_bytes(b""),
+    "not audio": lambda path, sound: path.write_bytes(b"hello, I am a text file\n" * 20),
+    "zero length": lambda path, sound: soundfile.write(path, np.zeros((0, 2)), RATE, format="WAV"),
+    "NaN": lambda path, sound: soundfile.write(path, np.full((10, 2), np.nan), RATE, format="WAV", subtype="FLOAT"),
+    "infinite": lambda path, sound: soundfile.write(
+        path, np.full((10, 2), np.inf), RATE, format="WAV", subtype="FLOAT"
+    ),
+    "missing": lambda path, sound: None,
+    "a directory": lambda path, sound: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD)
+def test_bad_files_are_named(tmp_path, sound, make):
+    make(tmp_path / "bad.wav", sound)
+    with pytest.raises(AudioError, match=r"bad\.wav"):
+        statistics(Track(tmp_path / "bad.wav", RATE, 2))
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.mp3", "x.aiff"])
+def test_truncated_files_are_named(tmp_path, sound, name):
+    track = written(tmp_path / name, sound)
+    track.path.write_bytes(track.path.read_bytes()[: track.path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=name):
+        statistics(track)
+
+
+def test_length_placeholder_of_a_pipe_is_no_truncation(tmp_path, sound):
+    track = written(tmp_path / "x.wav", sound)
+    raw = bytearray(track.path.read_bytes())
+    at = raw.index(b"data") + 4
+    raw[at : at + 4] = b"\xff\xff\xff\xff"
+    track.path.write_bytes(raw)
+    assert statistics(track).samples == sound.shape[1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 4000)), min_size=1, max_size=12))
+def test_window_is_the_track_with_silence_around(moves):
+    import tempfile
+    from pathlib import Path
+
+    rng = np.random.default_rng(0)
+    sound = rng.uniform(-1, 1, (2, 9000)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as directory:
+        window = Window(written(Path(directory) / "x.wav", sound, subtype="FLOAT"), history=4000)
+        start = -500
+        padded = np.pad(sound, ((0, 0), (1000, 60_000)))
+        for step, length in moves:
+            start += step
+            assert np.array_equal(window.read(start, start + length), padded[:, 1000 + start : 1000 + start + length])
+
+
+def test_window_forgets_what_lies_behind(tmp_path, sound):
+    window = Window(written(tmp_path / "x.wav", sound), history=100)
+    window.read(0, 20_000)
+    window.read(19_900, 20_000)
+    with pytest.raises(ValueError, match="no longer held"):
+        window.read(0, 10)
+    assert window._buffer.shape[1] <= (1 << 16) + 100
+
+
+def write(path, blocks, encoding, samples):
+    with StemWriter(path, encoding, RATE, 2, samples) as writer:
+        for block in blocks:
+            writer.write(block)
+        writer.finish()
+    return soundfile.read(path, dtype="float32", always_2d=True)[0].T
+
+
+@pytest.mark.parametrize("peak", [0.5, 3.0])
+def test_rescale_divides_the_whole_stem_by_its_peak_if_that_exceeds_one(tmp_path, sound, peak):
+    loud = sound * np.float32(peak / np.abs(sound).max())
+    result = write(tmp_path / "x.wav", np.array_split(loud, 7, axis=1), Encoding(subtype="FLOAT"), loud.shape[1])
+    expected = loud / np.float32(max(1.01 * np.abs(loud).max(), 1))
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.wav"]
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [("clamp", lambda x: np.clip(x, -0.99, 0.99)), ("tanh", np.tanh), ("none", lambda x: x)],
+)
+def test_clip_modes(tmp_path, sound, clip, expected):
+    loud = sound * np.float32(3)
+    result = write(tmp_path / "x.wav", [loud], Encoding(subtype="FLOAT", clip=clip), loud.shape[1])
+    np.testing.assert_allclose(result, expected(loud), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "at_least"),
+    [
+        (Encoding("wav", "PCM_16"), 70),
+        (Encoding("wav", "PCM_24"), 120),
+        (Encoding("flac", "PCM_16"), 70),
+        (Encoding("flac", "PCM_24"), 120),
+        (Encoding("mp3", "MPEG_LAYER_III"), 10),
+    ],
+)
+def test_formats_are_written(tmp_path, sound, encoding, at_least):
+    path = tmp_path / f"x.{encoding.container}"
+    result = write(path, np.array_split(sound, 3, axis=1), encoding, sound.shape[1])
+    assert snr_db(sound, result[:, : sound.shape[1]]) >= at_least
+    info = soundfile.info(path)
+    assert (info.samplerate, info.channels, info.subtype) == (RATE, 2, encoding.subtype)
+
+
+def test_mp3_has_the_bit_rate_asked(tmp_path, sound):
+    long = np.tile(sound, 4)
+    sizes = {}
+    for rate in (128, 320):
+        write(tmp_path / f"{rate}.mp3", [long], Encoding("mp3", "MPEG_LAYER_III", "none", rate), long.shape[1])
+        sizes[rate] = (tmp_path / f"{rate}.mp3").stat().st_size * 8 / (long.shape[1] / RATE) / 1000
+    assert sizes[128] == pytest.approx(128, rel=0.1)
+    assert sizes[320] == pytest.approx(320, rel=0.1)
+
+
+def test_files_beyond_four_gigabytes_get_a_header_that_can_count_them(tmp_path, sound):
+    with StemWriter(tmp_path / "x.wav", Encoding(subtype="FLOAT", clip="none"), RATE, 2, 700_000_000) as writer:
+        writer.write(sound)
+        writer.finish()
+    assert (tmp_path / "x.wav").read_bytes()[:4] == b"RF64"

@@ -1,0 +1,242 @@
+"""The command as users run it: exit codes, one message, one JSON document."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from splitter import cli
+
+SPLITTER = Path(sys.executable).with_name("splitter")
+
+
+def run(capsys, monkeypatch, *arguments):
+    """In this process, for speed; the real process is exercised below."""
+    monkeypatch.setattr(sys, "argv", ["splitter", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+
+@pytest.fixture
+def splitter(capsys, monkeypatch):
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+def test_build_verify_and_separate_end_to_end(tmp_path, song_path):
+    """As README's first command does it, in processes of their own."""
+
+    def command(*arguments):
+        return subprocess.run([SPLITTER, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    built = command("build", "demo", "-o", "b")
+    assert "skip_freq_0" in built.stdout
+    assert "1×8×256×130" in built.stdout
+    verified = command("verify", "b")
+    assert "passed" in verified.stdout
+    separated = command("separate", song_path, "-b", "b", "--shifts", "0", "--json")
+    (file,) = json.loads(separated.stdout)["files"]
+    assert file["error"] is None
+    assert all((tmp_path / path).is_file() for path in file["stems"].values())
+    for result in (built, verified, separated):
+        assert "Warning" not in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["inspect", "verify"])
+def test_json_is_exactly_one_document(splitter, demo_path, verb):
+    code, out, _ = splitter(verb, demo_path, "--json")
+    assert code == 0
+    document = json.loads(out)
+    if verb == "verify":
+        assert document["partition"]["max_abs"] == 0
+        assert document["passed"] is True
+    else:
+        tensors = {t["name"]: t for t in document["members"][0]["manifest"]["tensors"]}
+        assert tensors["skip_freq_0"]["shape"] == [1, 8, 256, 130]
+        assert tensors["skip_freq_0"]["bytes"] == 4 * 8 * 256 * 130
+
+
+def test_inspect_shows_every_boundary(splitter, demo_path, demo_bundle):
+    code, out, _ = splitter("inspect", demo_path)
+    assert code == 0
+    for spec in demo_bundle.manifest.tensors:
+        assert spec.name in out
+        assert "×".join(map(str, spec.shape)) in out
+
+
+def test_failed_verification_exits_with_one(splitter, demo_path, tmp_path):
+    shutil.copytree(demo_path, tmp_path / "b")
+    with (tmp_path / "b" / "analysis.json").open("r+b") as file:
+        file.write(b" ")
+    code, out, _ = splitter("verify", tmp_path / "b")
+    assert code == 1
+    assert "FAILED" in out
+    code, out, _ = splitter("verify", tmp_path / "b", "--json")
+    assert code == 1
+    assert json.loads(out)["passed"] is False
+
+
+FAILURES = {
+    "unknown model": (["build", "htdemuxx", "-o", "OUT"], "Names are demo"),
+    "missing checkpoint": (["build", "none.safetensors", "-o", "OUT"], "none.safetensors"),
+    "half boundaries below iOS16": (
+        ["build", "demo", "-o", "OUT", "--boundary-dtype", "fp16", "--target", "iOS15"],
+        "iOS16",
+    ),
+    "segment too long": (["build", "demo", "-o", "OUT", "--segment", "1.6"], "1.5 s"),
+    "segment of nothing": (["build", "demo", "-o", "OUT", "--segment", "0"], "longer than 0 s"),
+    "missing plan": (["build", "demo", "-o", "OUT", "--plan", "none.toml"], "none.toml"),
+    "golden audio that is missing": (["build", "demo", "-o", "OUT", "--golden-audio", "none.wav"], "none.wav"),
+    "random weights for no configuration": (
+        ["build", "demo", "-o", "OUT", "--random-init", "1"],
+        "named configuration",
+    ),
+    "no bundle": (["verify", "nowhere"], "splitter build"),
+    "no bundle to run": (["separate", "SONG"], "-b DIR"),
+    "bundle not found": (["separate", "SONG", "-b", "nowhere"], "splitter build"),
+    "unknown name": (["separate", "SONG", "-n", "htdemuxx"], "Names are demo"),
+    "unknown stem": (["separate", "SONG", "-b", "BUNDLE", "--two-stems", "piano"], "drums, bass, other, vocals"),
+    "overlap of one": (["separate", "SONG", "-b", "BUNDLE", "--overlap", "1"], "less than 1"),
+    "two formats": (["separate", "SONG", "-b", "BUNDLE", "--mp3", "--flac"], "one format"),
+    "two depths": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--int24"], "one format"),
+    "float FLAC": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--flac"], "integers"),
+    "missing file": (["separate", "none.wav", "-b", "BUNDLE"], "no such file"),
+    "engine without a segment": (["separate", "SONG", "-b", "BUNDLE", "--engine", "jax"], "SEGMENT=ENGINE"),
+    "engine that cannot": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=jax"], "JAX runs the transformer"),
+    "unknown engine": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"], "There are: coreml"),
+    "unknown option": (["verify", "BUNDLE", "--fast"], "--fast"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILURES.values(), ids=FAILURES)
+def test_failures_are_one_clear_message(splitter, demo_path, song_path, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    places = {"OUT": tmp_path / "out", "SONG": song_path, "BUNDLE": demo_path}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    code, out, err = splitter(*arguments)
+    assert code != 0
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    code, out, err = splitter(*arguments, "--json")
+    assert code != 0
+    document = json.loads(out)
+    assert message in json.dumps(document, ensure_ascii=False)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()], "nothing was left behind"
+
+
+def test_existing_bundle_is_refused_and_kept(splitter, demo_path):
+    before = (demo_path / "manifest.json").read_bytes()
+    code, _, err = splitter("build", "demo", "-o", demo_path)
+    assert code == 1
+    assert "Use --force" in err
+    assert (demo_path / "manifest.json").read_bytes() == before
+
+
+def test_directory_that_is_no_bundle_survives_force(splitter, tmp_path):
+    (tmp_path / "thesis.txt").write_text("ten years")
+    code, _, err = splitter("build", "demo", "-o", tmp_path, "--force")
+    assert code == 1
+    assert "replaces only what it has built" in err
+    assert (tmp_path / "thesis.txt").read_text() == "ten years"
+
+
+def test_good_files_are_done_though_one_is_broken(splitter, demo_path, song_path, tmp_path):
+    (tmp_path / "bad.wav").write_text("no sound")
+    code, out, err = splitter(
+        "separate", tmp_path / "bad.wav", song_path, "-b", demo_path, "-o", tmp_path / "out", "--shifts", "0"
+    )
+    assert code == 1
+    assert err.count("error:") == 1
+    assert "bad.wav" in err
+    assert len(out.splitlines()) == 4
+    assert all(Path(line).is_file() for line in out.splitlines())
+
+
+def test_named_bundle_is_built_once_in_the_cache(splitter, demo_path, song_path, tmp_path, monkeypatch):
+    from splitter.bundle import load_any
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    built = []
+
+    def build(name, out, **options):
+        built.append(name)
+        shutil.copytree(demo_path, out)
+        return load_any(out)
+
+    monkeypatch.setattr("splitter.compiler.build", build)
+    for _ in range(2):
+        code, out, _ = splitter(
+            "separate", song_path, "-n", "demo", "-o", tmp_path / "out", "--shifts", "0", "--two-stems", "bass"
+        )
+        assert code == 0
+        assert [Path(line).name for line in out.splitlines()] == ["bass.wav", "no_bass.wav"]
+    assert built == ["demo"]
+    assert list((tmp_path / "cache" / "splitter" / "bundles").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "suffix"), [(["--mp3"], "mp3"), (["--flac", "--int24"], "flac"), (["--float32"], "wav")]
+)
+def test_formats(splitter, demo_path, song_path, tmp_path, flags, suffix):
+    code, out, _ = splitter("separate", song_path, "-b", demo_path, "-o", tmp_path, "--shifts", "0", *flags,
+                            "--filename", "{track} - {stem}.{ext}")  # fmt: skip
+    assert code == 0
+    assert Path(out.splitlines()[0]) == tmp_path / "demo" / f"song - drums.{suffix}"
+
+
+def test_unexpected_error_is_one_line_and_a_way_to_see_more(splitter, demo_path, monkeypatch):
+    monkeypatch.setattr("splitter.bundle.load_any", lambda path: 1 / 0)
+    code, _, err = splitter("inspect", demo_path)
+    assert code == 70
+    assert (
+        err
+        == "splitter: error: internal error, please report it: ZeroDivisionError: division by zero (SPLITTER_DEBUG=1 shows where)\n"
+    )
+    monkeypatch.setenv("SPLITTER_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["splitter", "inspect", str(demo_path)])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.mark.parametrize("verb", ["build", "separate"])
+def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
+    """A real SIGINT to a real process, while it works."""
+    from splitter.weights.demo import songs
+
+    if verb == "build":
+        arguments = ["build", "demo", "-o", tmp_path / "out" / "b"]
+    else:
+        song = tmp_path / "long.wav"
+        import numpy as np
+        import soundfile
+
+        soundfile.write(song, np.tile(songs.mixture(songs.synthesise(5, 1)), 40).T, 44_100)
+        arguments = ["separate", song, "-b", demo_path, "-o", tmp_path / "out"]
+    process = subprocess.Popen([SPLITTER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "out").rglob("*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    assert process.poll() is None, "it must still be working to be interrupted"
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+
+
+def test_help_is_there_and_quick():
+    result = subprocess.run([SPLITTER, "separate", "--help"], check=True, capture_output=True, text=True)
+    for option in ("--two-stems", "--other-method", "--shifts", "--overlap", "--segment", "--mp3", "--flac", "--float32",
+                   "--int24", "--clip-mode", "--filename", "--bundle", "--name", "--out", "--json"):  # fmt: skip
+        assert option in result.stdout
