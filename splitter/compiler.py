@@ -34,6 +34,7 @@ Progress: TypeAlias = Callable[[str], None]
 
 _WEIGHTS, _WHOLE, _GOLDENS = "graph/weights.safetensors", "graph/model.json", "goldens.safetensors"
 _GOLDEN_SEED = 20_260_101
+_GOLDEN_START = 1.0  # seconds into the song, where every stem sounds
 _VERSIONED = ("splitter", "torch", "coremltools", "demucs", "numpy", "safetensors")
 
 
@@ -232,8 +233,9 @@ def _set_segment(model: nn.Module, samples: int) -> None:
 def _golden_input(path: str | Path | None, channels: int, samplerate: int, samples: int) -> tuple[Array, str]:
     """One segment of sound as `separate` would feed it, and what it is."""
     if path is None:
-        stems = songs.synthesise(samples / samplerate + 0.01, _GOLDEN_SEED, samplerate)
-        mixture = songs.mixture(stems)[:, :samples]
+        stems = songs.synthesise(_GOLDEN_START + (samples + 1) / samplerate, _GOLDEN_SEED, samplerate)
+        start = round(_GOLDEN_START * samplerate)
+        mixture = songs.mixture(stems)[:, start : start + samples]
         heard = f"synthesised song, seed {_GOLDEN_SEED}"
     else:
         track = audio.Track(Path(path), samplerate, channels)

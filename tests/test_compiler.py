@@ -1,0 +1,102 @@
+"""The pipeline as a whole: what a build takes, leaves and refuses."""
+
+import json
+from fractions import Fraction
+from importlib import resources
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import splitter
+from splitter import plan as plans
+from splitter.bundle import load_any
+from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
+from splitter.separation import Options, separate
+
+from .toys import HYBRID_PLAN, Hybrid
+
+DEMO = resources.files("splitter.weights.demo") / "demo.safetensors"
+
+
+def test_bag_becomes_one_bundle_a_member(tmp_path, song_path):
+    """As ``htdemucs_ft``: every member in full, averaged stem by stem."""
+    with safe_open(str(DEMO), framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(str(DEMO))
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    tensors["tdecoder.3.conv_tr.bias"] += 0.01
+    save_file(tensors, tmp_path / "b.safetensors", metadata)
+    (tmp_path / "pair.yaml").write_text("models: [a, b]\nweights: [[1., 0., 1., 1.], [0., 1., 1., 1.]]")
+    said = []
+    bag = splitter.build(tmp_path / "pair.yaml", tmp_path / "out", progress=said.append)
+    assert [member.path.name for member in bag.members] == ["a", "b"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["members"] == ["a", "b"]
+    assert "b: capturing the graph" in said
+    assert load_any(tmp_path / "out", check_hashes=True).name == "pair"
+    (outcome,) = separate([song_path], bag, tmp_path / "stems", options=Options(shifts=0))
+    assert outcome.error is None
+    assert outcome.stems["bass"] == tmp_path / "stems" / "pair" / "song" / "bass.wav"
+
+
+def test_module_of_the_users_own(tmp_path):
+    """Any module with demucs's four attributes, and a plan for it."""
+    model = Hybrid()
+    model.sources, model.samplerate, model.audio_channels, model.segment = ["restored"], 8000, 2, Fraction(64, 8000)
+    with pytest.raises(PlanError, match="toys.Hybrid"):
+        splitter.build(model, tmp_path / "b")
+    (bundle,) = splitter.build(model, tmp_path / "b", plan=HYBRID_PLAN).members
+    assert bundle.manifest.model.name == "hybrid"
+    mix = torch.randn(1, 2, 64)
+    restored = splitter.Orchestrator(bundle).run({"mix": mix.numpy()})["restored"]
+    assert np.array_equal(restored, model(mix).detach().numpy())
+    with pytest.raises(CheckpointError, match="no attribute sources"):
+        splitter.build(Hybrid(), tmp_path / "c", plan=HYBRID_PLAN)
+
+
+def test_recorded_plan_repeats_the_build(demo_bundle):
+    plan = demo_bundle.manifest.plan
+    assert plan.segment_samples == 66_150
+    assert plans.Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_silent_golden_audio_is_refused(tmp_path):
+    import soundfile
+
+    soundfile.write(tmp_path / "silence.wav", np.zeros((100_000, 2)), 44_100)
+    with pytest.raises(AudioError, match="not silent"):
+        splitter.build("demo", tmp_path / "b", golden_audio=tmp_path / "silence.wav")
+    assert {file.name for file in tmp_path.iterdir()} == {"silence.wav"}
+
+
+def test_golden_audio_is_what_was_heard(tmp_path, song_path, monkeypatch):
+    import soundfile
+
+    from splitter import compiler
+
+    mix, heard = compiler._golden_input(song_path, 2, 44_100, 66_150)
+    sound = soundfile.read(song_path, frames=66_150, dtype="float32")[0].T
+    assert heard == "song.wav"
+    assert np.corrcoef(mix[0], sound[0])[0, 1] == pytest.approx(1)
+    assert mix.mean(0).std() == pytest.approx(1, abs=1e-3)
+
+
+def test_cut_that_changes_a_bit_is_caught(monkeypatch, tmp_path):
+    """Invariant: partitioning is exact, or there is no bundle."""
+    from splitter import compiler
+
+    original = compiler.partition
+
+    def careless(program, plan):
+        parts = original(program, plan)
+        decoder = parts.segments[3].program
+        node = next(n for n in decoder.operators if n.target is torch.ops.aten.gelu.default)
+        node.target = torch.ops.aten.relu.default
+        return parts
+
+    monkeypatch.setattr(compiler, "partition", careless)
+    with pytest.raises(PartitionError, match=r"'stems' bit for bit; got max \|Δ\|"):
+        splitter.build("demo", tmp_path / "b")
+    assert not list(tmp_path.iterdir())
