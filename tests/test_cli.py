@@ -221,7 +221,14 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
 
         soundfile.write(song, np.tile(songs.mixture(songs.synthesise(5, 1)), 40).T, 44_100)
         arguments = ["separate", song, "-b", demo_path, "-o", tmp_path / "out"]
-    process = subprocess.Popen([SPLITTER, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [SPLITTER, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Shells start background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out").rglob("*")) and time.monotonic() < deadline:
         time.sleep(0.1)
