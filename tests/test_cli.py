@@ -15,6 +15,14 @@ from splitter import cli
 
 SPLITTER = Path(sys.executable).with_name("splitter")
 
+# Shells start background jobs with SIGINT ignored, and children inherit that: undone before the tool starts.
+_INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from splitter.cli import main
+main()
+"""
+
 
 def run(capsys, monkeypatch, *arguments):
     """In this process, for speed; the real process is exercised below."""
@@ -222,12 +230,7 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
         soundfile.write(song, np.tile(songs.mixture(songs.synthesise(5, 1)), 40).T, 44_100)
         arguments = ["separate", song, "-b", demo_path, "-o", tmp_path / "out"]
     process = subprocess.Popen(
-        [SPLITTER, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Shells start background jobs with SIGINT ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        [sys.executable, "-c", _INTERRUPTIBLE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not list((tmp_path / "out").rglob("*")) and time.monotonic() < deadline:
