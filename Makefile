@@ -4,10 +4,10 @@ BIN := .venv/bin
 BUNDLE ?= demo.bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test real lint types check format schema bench clean
+.PHONY: help demo test real lint types check format schema mil-ops bench clean
 
 help: ## Show this help.
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,7 +21,7 @@ demo: .venv/.installed ## Build the embedded demo model, verify the bundle, sepa
 	$(BIN)/splitter separate demo-song.wav -b $(BUNDLE)
 
 test: .venv/.installed ## Run every test that needs neither the released model nor recorded music.
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python -m pytest -m "not real" -n auto --dist loadfile
 
 real: .venv/.installed ## Run the tests on the released model and recorded music ($$SPLITTER_DATA or ../shared/data).
 	$(BIN)/python -m pytest -m real
@@ -41,6 +41,9 @@ format: .venv/.installed ## Format the code.
 
 schema: .venv/.installed ## Write docs/manifest.schema.json from the code.
 	$(BIN)/python -m splitter.manifest > docs/manifest.schema.json
+
+mil-ops: .venv/.installed ## Write docs/mil-ops.md from the code.
+	$(BIN)/python -m splitter.mil.ops > docs/mil-ops.md
 
 bench: .venv/.installed ## Measure against demucs (see benchmarks/README.md).
 	$(BIN)/python -m benchmarks

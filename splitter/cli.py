@@ -105,6 +105,9 @@ def _cli() -> None:
 @click.option(
     "--golden-audio", type=click.Path(path_type=Path), help="File to record goldens of; a synthesised song by default."
 )
+@click.option(
+    "--no-reference", is_flag=True, help="Leave out the fp32 uncompressed packages that verify compares with."
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @_json_option
 def build(
@@ -117,6 +120,7 @@ def build(
     segment: float | None,
     random_init: int | None,
     golden_audio: Path | None,
+    no_reference: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -135,6 +139,7 @@ def build(
             segment=segment,
             random_init=random_init,
             golden_audio=golden_audio,
+            reference=not no_reference,
             force=force,
             progress=progress,
         )
@@ -180,6 +185,46 @@ def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
     )
     if not all(report.passed for report in reports):
         raise click.exceptions.Exit(1)
+
+
+@_cli.command()
+@click.argument("package", type=click.Path(path_type=Path))
+@click.option("--inputs", type=click.Path(path_type=Path), required=True, help="Inputs by name: .npz or .safetensors.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Outputs by name: .npz or .safetensors."
+)
+@click.option("--function", help="Which function, for packages with several.")
+@click.option("--values", type=click.Choice(["stored", "fp32", "fp16"]), default="stored", show_default=True,
+              help="Types that values are rounded to: as the program declares, none, or half throughout.")  # fmt: skip
+@click.option("--accumulators", type=click.Choice(["fp32", "staged", "half"]), default="fp32", show_default=True,
+              help="What sums of half-precision terms are held in.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of random operations.")
+@_json_option
+def predict(
+    package: Path,
+    inputs: Path,
+    out: Path,
+    function: str | None,
+    values: Any,
+    accumulators: Any,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Run any .mlpackage on this machine. This models rounding, not Apple's kernels."""
+    from . import mil
+    from .arrays import check_suffix, read, write
+
+    check_suffix(out)
+    numerics = mil.Numerics(mil.Values(values), mil.Accumulators(accumulators))
+    model = mil.load(package, function_name=function, numerics=numerics, seed=seed)
+    results = model.predict(read(inputs), model.make_state() if model.spec.states else None)
+    write(out, results)
+    shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in results.items()}
+    if as_json:
+        _print_json({"out": str(out), "outputs": shapes})
+    else:
+        for name, one in shapes.items():
+            click.echo(f"{name} {one['shape']} {one['dtype']}")
 
 
 def _engine_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:

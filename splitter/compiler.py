@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import platform
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
@@ -49,6 +51,7 @@ def build(
     segment: float | None = None,
     random_init: int | None = None,
     golden_audio: str | Path | None = None,
+    reference: bool = True,
     force: bool = False,
     progress: Progress = lambda step: None,
 ) -> Bag:
@@ -65,6 +68,8 @@ def build(
         segment: Seconds in one run of the model, no more than it was trained for.
         random_init: Seed of random weights for a named configuration.
         golden_audio: File whose beginning becomes the golden input; a synthesised song by default.
+        reference: Also write the fp32 uncompressed package of each Core ML segment, under ``reference/``, by
+            which `verify` tells conversion from precision and compression.
         force: Replace a bundle that is already there.
         progress: Called with a phrase as each step begins.
 
@@ -93,11 +98,15 @@ def build(
             target.mkdir(exist_ok=True)
             label = "" if single else f"{member.name}: "
             obeyed = plan or plans.changed(plans.preset_for(_class_path(member.model)), **settings)
-            _build_one(member, target, obeyed, segment, golden_audio, lambda step, label=label: progress(label + step))  # type: ignore[misc]
+            _build_one(member, target, obeyed, segment, golden_audio, reference, partial(_labelled, progress, label))
         if len(bag.members) > 1:
             names = tuple(member.name for member in bag.members)
             write_manifest(directory, BagManifest(name=bag.name, members=names, weights=bag.weights))
     return load_any(out)
+
+
+def _labelled(progress: Progress, label: str, step: str) -> None:
+    progress(label + step)
 
 
 def _build_one(
@@ -106,6 +115,7 @@ def _build_one(
     plan: Plan,
     seconds: float | None,
     golden_audio: str | Path | None,
+    reference: bool,
     progress: Progress,
 ) -> None:
     model = checkpoint.model
@@ -133,7 +143,7 @@ def _build_one(
     for segment in parts.segments:
         programs.save(segment.program, directory / "graph" / f"{segment.name}.json")
         progress(f"lowering {segment.name} to {segment.stage.target}")
-        segments.append(_lowered(segment, specs, plan, golden, directory))
+        segments.append(_lowered(segment, specs, plan, golden, directory, reference=reference))
 
     write_manifest(
         directory,
@@ -163,7 +173,13 @@ def _build_one(
 
 
 def _lowered(
-    segment: Segment, specs: Mapping[str, TensorSpec], plan: Plan, golden: Mapping[str, Tensor], directory: Path
+    segment: Segment,
+    specs: Mapping[str, TensorSpec],
+    plan: Plan,
+    golden: Mapping[str, Tensor],
+    directory: Path,
+    *,
+    reference: bool,
 ) -> SegmentRecord:
     """Apply the plan's passes to a Core ML segment, lower it, and describe both."""
     program, applied = segment.program, {}
@@ -179,6 +195,9 @@ def _lowered(
     )
     arrays: dict[str, Array] = {spec.name: golden[spec.name].numpy() for spec in segment.inputs + segment.outputs}
     artifact = lowering.target(segment.stage.target).lower(ready, plan, arrays, directory)
+    kept = ""
+    if reference and segment.stage.target == "coreml":
+        kept = _reference_package(replace(segment, program=program), artifact.path, plan, directory)
     return SegmentRecord(
         name=segment.name,
         stage=segment.stage.name,
@@ -189,7 +208,19 @@ def _lowered(
         parameters=segment.program.parameters,
         passes=applied,
         artifact=artifact,
+        reference=kept,
     )
+
+
+def _reference_package(segment: Segment, shipped: str, plan: Plan, directory: Path) -> str:
+    """Write a segment's fp32 uncompressed package, or copy the shipped one where it is just that."""
+    home = directory / "reference"
+    home.mkdir(exist_ok=True)
+    plain = plans.changed(plan, precision="fp32", boundary_dtype="fp32")
+    if plan == plain:
+        shutil.copytree(directory / shipped, home / shipped)
+        return f"reference/{shipped}"
+    return f"reference/{lowering.target('coreml').lower(segment, plain, {}, home).path}"
 
 
 def _at_boundary_dtype(parts: Partition, plan: Plan) -> tuple[TensorSpec, ...]:

@@ -63,5 +63,13 @@ class EngineError(SplitterError):
     """An engine that is unknown, cannot run here, or failed."""
 
 
+class PackageError(SplitterError):
+    """A Core ML package that cannot be read, or is not what its own types say."""
+
+
+class OperationError(SplitterError):
+    """An operation of an ML Program that cannot be executed on what it was given."""
+
+
 class AudioError(SplitterError):
     """An audio file that cannot be read or written."""

@@ -74,6 +74,7 @@ class SegmentRecord(Record):
         parameters: Numbers in its weights.
         passes: Graph passes applied before lowering, and in how many places each one changed something.
         artifact: What it was lowered to.
+        reference: The fp32 uncompressed package of a Core ML segment; empty if there is none.
     """
 
     name: str
@@ -85,6 +86,7 @@ class SegmentRecord(Record):
     parameters: int
     passes: dict[str, int]
     artifact: Artifact
+    reference: str = ""
 
 
 class Machine(Record):

@@ -88,23 +88,29 @@ class Tolerances(_Strict):
     """What `verify` demands. Decibels are SNR, ``10 log10(Σ r² / Σ (r − x)²)``.
 
     Attributes:
-        partition_max_abs: Segments in a row against the whole capture: exact.
         golden_snr_db: Saved programs against the tensors of the untouched model, perhaps recorded on
             another machine; on the same machine the limit is equality.
         boundary_fp16_snr_db: The same where tensors cross the boundaries in half precision.
         kernels_snr_db: NumPy and JAX transformer against the captured graph, local.
         host_snr_db: The NumPy reading of a host specification against the captured graph, local.
+        conversion_snr_db: fp32 uncompressed packages against the captured segment, local.
+        precision_snr_db: Packages with half precision against the fp32 ones, local.
+        package_fp32_snr_db: A run with the shipped packages against the untouched model, at every boundary.
+        package_fp16_snr_db: The same where packages or boundaries are in half precision.
         coreml_snr_db: Core ML's own prediction, per compute unit.
         negligible_max_abs: A difference no larger than this passes whatever the SNR. The mean of a
             spectrogram is a sum that cancels: what is left of it has few exact digits, and none matters
             beside values of unit variance.
     """
 
-    partition_max_abs: float = 0.0
     golden_snr_db: float = 120.0
     boundary_fp16_snr_db: float = 55.0
     kernels_snr_db: float = 110.0
     host_snr_db: float = 110.0
+    conversion_snr_db: float = 110.0
+    precision_snr_db: float = 40.0
+    package_fp32_snr_db: float = 100.0
+    package_fp16_snr_db: float = 40.0
     coreml_snr_db: dict[Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"], float] = {
         "CPU_ONLY": 90.0,
         "CPU_AND_GPU": 70.0,

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .bundle import Bundle
-from .verification import Check, Report, Status
+from .checks import Check, Report, Status
 
 _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
 

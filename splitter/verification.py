@@ -2,93 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import TypeAlias
 
 import torch
 
 from . import goldens, lowering
 from .boundary import Array
 from .bundle import Bag, Bundle
+from .causes import package_checks
+from .checks import Check, Overflow, Report, Status, compared
 from .engines import engine
 from .errors import BundleError, SplitterError
 from .manifest import SegmentRecord
 from .orchestrator import Orchestrator
-from .parity import Parity, compare
 from .partition import INPUT
+from .plan import Precision
 
 Progress: TypeAlias = Callable[[str], None]
-
-
-class Status(StrEnum):
-    PASS = "pass"
-    FAIL = "fail"
-    NOT_RUN = "not run"
-    NOT_APPLICABLE = "n/a"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One question asked of a bundle.
-
-    Attributes:
-        kind: What is held against what: ``files``, ``partition``, ``golden``, ``boundary``, ``host``,
-            ``kernels``, ``artifact`` or ``coreml``.
-        subject: Tensor or segment.
-        status: The answer. ``not run`` and ``n/a`` (a silent reference) are no passes.
-        engine: What computed the candidate, if anything did.
-        scope: ``local`` if the step got the reference's own input, ``accumulated`` if it got what the
-            steps before it had made of the input.
-        parity: The distance, where tensors were compared.
-        limit_db: SNR demanded; None where equality is.
-        note: What else there is to say.
-    """
-
-    kind: str
-    subject: str
-    status: Status
-    engine: str = ""
-    scope: str = ""
-    parity: Parity | None = None
-    limit_db: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Report:
-    """All checks of one bundle.
-
-    Attributes:
-        bundle: Its directory.
-        same_machine: The goldens were recorded on a machine that promises the same bits.
-        partition_max_abs: Largest difference between the segments in order and the whole capture; None if
-            they were not run.
-    """
-
-    bundle: str
-    same_machine: bool
-    partition_max_abs: float | None
-    checks: tuple[Check, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Nothing failed, and something ran."""
-        return any(c.status is Status.PASS for c in self.checks) and all(
-            c.status is not Status.FAIL for c in self.checks
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values. An infinite SNR (equal tensors) is null beside ``"exact": true``."""
-        return {
-            "bundle": self.bundle,
-            "passed": self.passed,
-            "same_machine": self.same_machine,
-            "partition": {"max_abs": self.partition_max_abs},
-            "checks": [_json_check(check) for check in self.checks],
-        }
 
 
 def verify(bag: Bag, *, compute_units: str = "ALL", progress: Progress = lambda step: None) -> list[Report]:
@@ -101,7 +33,8 @@ def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progr
 
     The saved segments against the saved whole capture; both against the goldens of the untouched model;
     host specification and kernels against the captured segment they came from; every artifact against what
-    the manifest says of it; Core ML's predictions where there is Core ML.
+    the manifest says of it; the packages, executed by `splitter.mil`, against each other and the goldens;
+    Core ML's predictions where there is Core ML.
     """
     progress("checking files")
     checks = [_files(bundle)]
@@ -113,21 +46,29 @@ def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progr
     progress("running the whole capture and its segments")
     whole = _run_whole(bundle, golden)
     chain = _run_chain(bundle, golden)
-    partition = {name: compare(whole[name], chain[name]) for name in chain}
-    limit = bundle.manifest.plan.tolerances.partition_max_abs
-    for name, parity in partition.items():
-        checks.append(Check("partition", name, _within(parity, limit), "torch", "accumulated", parity))
+    partition = [_compared("partition", n, "torch", "accumulated", whole[n], chain[n], None, bundle) for n in chain]
+    worst = max(check.parity.max_abs for check in partition if check.parity is not None)
+    checks += partition
     checks += _golden_checks(bundle, golden, chain, same=same)
-    if bundle.manifest.plan.boundary_dtype.dtype != "float32":
-        checks += _boundary_dtype_checks(bundle, golden)
+    tolerances, plan = bundle.manifest.plan.tolerances, bundle.manifest.plan
+    if plan.boundary_dtype is Precision.FP16:
+        checks += _run_checks(bundle, golden, "boundary", "torch", tolerances.boundary_fp16_snr_db)
+    overflows: list[Overflow] = []
     for segment in bundle.segments:
         progress(f"checking {segment.name}")
         checks += _port_checks(bundle, segment, golden)
         checks.append(_audit(bundle, segment))
         if segment.artifact.target == "coreml":
+            found, broken = package_checks(bundle, segment, golden)
+            checks += found
+            overflows += broken
             checks += _coreml_checks(bundle, segment, golden, compute_units)
-    worst = max(parity.max_abs for parity in partition.values())
-    return Report(str(bundle.path), same, worst, tuple(checks))
+    if any(segment.artifact.target == "coreml" for segment in bundle.segments):
+        progress("running the shipped packages in a row")
+        half = Precision.FP16 in (plan.precision, plan.boundary_dtype)
+        limit = tolerances.package_fp16_snr_db if half else tolerances.package_fp32_snr_db
+        checks += _run_checks(bundle, golden, "package", "mil", limit)
+    return Report(str(bundle.path), same, worst, tuple(checks), tuple(overflows))
 
 
 def _files(bundle: Bundle) -> Check:
@@ -183,8 +124,8 @@ def _golden_checks(
     return checks
 
 
-def _boundary_dtype_checks(bundle: Bundle, golden: Mapping[str, Array]) -> list[Check]:
-    """The run as it is orchestrated, with tensors rounded where they cross."""
+def _run_checks(bundle: Bundle, golden: Mapping[str, Array], kind: str, packages: str, limit: float) -> list[Check]:
+    """The run as it is orchestrated, with this engine for the packages, against the untouched model."""
     seen: dict[str, Array] = {}
 
     class Keep:
@@ -193,11 +134,15 @@ def _boundary_dtype_checks(bundle: Bundle, golden: Mapping[str, Array]) -> list[
         def after_segment(self, segment: SegmentRecord, outputs: Mapping[str, Array]) -> None:
             seen.update(outputs)
 
-    engines = {segment.name: "torch" for segment in bundle.segments}
+    engines = {s.name: packages if s.artifact.target == "coreml" else "torch" for s in bundle.segments}
     inputs = {name: golden[name] for name, spec in bundle.tensors.items() if spec.producer == INPUT}
-    Orchestrator(bundle, engines, hooks=[Keep()]).run(inputs)
-    limit = bundle.manifest.plan.tolerances.boundary_fp16_snr_db
-    return [_compared("boundary", n, "torch", "accumulated", golden[n], seen[n], limit, bundle) for n in seen]
+    try:
+        Orchestrator(bundle, engines, hooks=[Keep()]).run(inputs)
+    except SplitterError as error:
+        broken = [Check(kind, "all", Status.FAIL, packages, "accumulated", note=str(error))]
+    else:
+        broken = []
+    return [_compared(kind, n, packages, "accumulated", golden[n], seen[n], limit, bundle) for n in seen] + broken
 
 
 def _port_checks(bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array]) -> list[Check]:
@@ -268,33 +213,7 @@ def _compared(
     limit: float | None,
     bundle: Bundle,
 ) -> Check:
-    parity = compare(reference, candidate)
-    return Check(kind, subject, _judge(parity, limit, bundle), engine, scope, parity, limit)
-
-
-def _judge(parity: Parity, limit: float | None, bundle: Bundle) -> Status:
     negligible = bundle.manifest.plan.tolerances.negligible_max_abs
-    if parity.finite and parity.snr_db is None:  # a silent reference proves nothing, but noise disproves
-        return Status.NOT_APPLICABLE if parity.max_abs <= negligible else Status.FAIL
-    if limit is None:
-        return Status.PASS if parity.finite and parity.max_abs == 0.0 else Status.FAIL
-    return Status.PASS if parity.reaches(limit, negligible) else Status.FAIL
-
-
-def _within(parity: Parity, limit: float) -> Status:
-    if parity.finite and parity.snr_db is None and parity.max_abs == 0.0:
-        return Status.NOT_APPLICABLE
-    return Status.PASS if parity.finite and parity.max_abs <= limit else Status.FAIL
-
-
-def _json_check(check: Check) -> dict[str, Any]:
-    content = {key: value for key, value in asdict(check).items() if key != "parity"}
-    if check.parity is not None:
-        numbers = asdict(check.parity)
-        content |= {key: value if _is_json(value) else None for key, value in numbers.items()}
-        content["exact"] = check.parity.finite and check.parity.max_abs == 0.0
-    return content
-
-
-def _is_json(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+    return compared(
+        kind, subject, reference, candidate, limit_db=limit, negligible=negligible, engine=engine, scope=scope
+    )

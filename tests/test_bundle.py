@@ -35,7 +35,9 @@ def test_bundle_holds_every_piece(demo_path):
         "synthesis.json",
         "goldens.safetensors",
         "graph",
+        "reference",
     }
+    assert {file.name for file in (demo_path / "reference").iterdir()} == {"encoder.mlpackage", "decoder.mlpackage"}
     assert {file.name for file in (demo_path / "graph").iterdir()} == {
         "weights.safetensors",
         *(f"{name}.json" for name in ("model", "analysis", "encoder", "transformer", "decoder", "synthesis")),

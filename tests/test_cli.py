@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from splitter import cli
+from splitter import arrays, cli
+
+from .conftest import snr_db
 
 SPLITTER = Path(sys.executable).with_name("splitter")
 
@@ -213,6 +216,52 @@ def test_unexpected_error_is_one_line_and_a_way_to_see_more(splitter, demo_path,
     monkeypatch.setattr(sys, "argv", ["splitter", "inspect", str(demo_path)])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_predict_runs_a_package(splitter, tmp_path, demo_bundle, suffix):
+    golden = demo_bundle.goldens()
+    inputs, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    arrays.write(inputs, {name: golden[name] for name in ("spectrogram", "waveform")})
+    code, stdout, _ = splitter(
+        "predict", demo_bundle.path / "encoder.mlpackage", "--inputs", inputs, "-o", out, "--json"
+    )
+    assert code == 0
+    results = arrays.read(out)
+    assert json.loads(stdout)["outputs"].keys() == results.keys()
+    assert snr_db(golden["skip_freq_1"], results["skip_freq_1"]) > 110
+    options = ["--values", "fp16", "--accumulators", "staged"]
+    code, stdout, _ = splitter(
+        "predict", demo_bundle.path / "encoder.mlpackage", "--inputs", inputs, "-o", out, *options
+    )
+    assert code == 0
+    assert "skip_freq_1 [1, 16, 64, 130] float32" in stdout
+    assert 40 < snr_db(golden["skip_freq_1"], arrays.read(out)["skip_freq_1"]) < 110
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"package": "nothing.mlpackage"}, "must be a Core ML package"),
+        ({"inputs": "nothing.npz"}, "must hold arrays by name"),
+        ({"inputs": "other.npz"}, "'spectrogram' of encoder.mlpackage is given"),
+        ({"out": "out.txt"}, r"\.npz or \.safetensors"),
+        ({"out": "no/such/folder.npz"}, "must be writable"),
+        ({"function": "second"}, "second.*It has main"),
+    ],
+)
+def test_predict_refuses_by_name_what_it_cannot_do(splitter, tmp_path, demo_bundle, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    golden = demo_bundle.goldens()
+    arrays.write(Path("in.npz"), {name: golden[name] for name in ("spectrogram", "waveform")})
+    arrays.write(Path("other.npz"), {"waveform": golden["waveform"]})
+    chosen = {"package": demo_bundle.path / "encoder.mlpackage", "inputs": "in.npz", "out": "out.npz"} | change
+    function = ["--function", chosen["function"]] if "function" in chosen else []
+    code, _, err = splitter("predict", chosen["package"], "--inputs", chosen["inputs"], "-o", chosen["out"], *function)
+    assert code != 0
+    assert re.search(message, " ".join(err.split()))
+    assert "Traceback" not in err
+    assert not Path("out.npz").exists()
 
 
 @pytest.mark.parametrize("verb", ["build", "separate"])

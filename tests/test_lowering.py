@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import splitter
-from splitter import lowering, passes
+from splitter import lowering, mil, passes
 from splitter import plan as plans
 from splitter.bundle import Bundle
 from splitter.capture import capture
@@ -16,7 +16,6 @@ from splitter.errors import LoweringError, PlanError
 from splitter.lowering.coreml import CoreMLTarget
 from splitter.lowering.host import HostTarget
 from splitter.lowering.kernels import KernelsTarget
-from splitter.mil import package
 from splitter.mil.coreml_tools import ct
 from splitter.partition import partition
 
@@ -47,23 +46,23 @@ def lowered(hybrid, segment, directory, plan=HYBRID_PLAN):
                                                           ("iOS17", 8, "CoreML7"), ("iOS18", 9, "CoreML8")])  # fmt: skip
 def test_package_is_for_the_target_asked(hybrid, tmp_path, target, version, opset):
     lowered(hybrid, "encoder", tmp_path, plans.changed(HYBRID_PLAN, deployment_target=target))
-    facts = package.read(tmp_path / "encoder.mlpackage")
+    facts = mil.load(tmp_path / "encoder.mlpackage").spec
     assert (facts.specification_version, facts.opset) == (version, opset)
 
 
 def test_package_has_semantic_names_and_complete_metadata(demo_bundle):
-    facts = package.read(demo_bundle.path / "encoder.mlpackage")
+    facts = mil.load(demo_bundle.path / "encoder.mlpackage").spec
     assert [feature.name for feature in facts.inputs] == ["spectrogram", "waveform"]
     assert {"skip_freq_0", "skip_time_3", "freq_encoded", "time_encoded"} <= {feature.name for feature in facts.outputs}
     assert all(feature.description for feature in facts.inputs + facts.outputs)
     assert facts.inputs[0].shape == (1, 4, 1024, 130)
     assert all((facts.author, facts.license, facts.version, facts.short_description))
     assert facts.user_defined["io.github.splitter.segment"] == "encoder"
-    assert set(dict.fromkeys(dtype for _, dtype in facts.float_values)) == {"float32"}
+    assert set(dict.fromkeys(dtype for _, dtype in facts.float_values)) == {"fp32"}
 
 
 def test_harmful_pass_is_out_and_broadcasts_stay_small(demo_bundle):
-    facts = package.read(demo_bundle.path / "encoder.mlpackage")
+    facts = mil.load(demo_bundle.path / "encoder.mlpackage").spec
     assert "batch_norm" not in facts.operations
     parameters = demo_bundle.segment("encoder").parameters
     stored = sum(f.stat().st_size for f in (demo_bundle.path / "encoder.mlpackage").rglob("weight.bin"))
@@ -89,9 +88,9 @@ def test_half_precision_is_obtained_inside_and_at_the_boundaries(hybrid, tmp_pat
     segments, values = hybrid
     plan = plans.changed(HYBRID_PLAN, precision="fp16", deployment_target="iOS16")
     lowered(hybrid, "encoder", tmp_path, plan)
-    facts = package.read(tmp_path / "encoder.mlpackage")
-    assert {dtype for _, dtype in facts.float_values} == {"float16"}
-    assert {feature.dtype for feature in facts.inputs + facts.outputs} == {"float32"}
+    facts = mil.load(tmp_path / "encoder.mlpackage").spec
+    assert {dtype for _, dtype in facts.float_values} == {"fp16"}
+    assert {feature.dtype for feature in facts.inputs + facts.outputs} == {"fp32"}
 
     import dataclasses
 
@@ -103,8 +102,8 @@ def test_half_precision_is_obtained_inside_and_at_the_boundaries(hybrid, tmp_pat
         outputs=tuple(spec.with_dtype("float16") for spec in segment.outputs),
     )
     CoreMLTarget().lower(segment, half, values, tmp_path)
-    facts = package.read(tmp_path / "encoder.mlpackage")
-    assert {feature.dtype for feature in facts.inputs + facts.outputs} == {"float16"}
+    facts = mil.load(tmp_path / "encoder.mlpackage").spec
+    assert {feature.dtype for feature in facts.inputs + facts.outputs} == {"fp16"}
 
 
 def audit(bundle, name, plan=None, tensors=None):
@@ -122,7 +121,7 @@ def test_audit_of_what_was_built_finds_nothing(demo_bundle):
     ("settings", "finding"),
     [
         ({"deployment_target": "iOS18"}, "specification version 8, iOS18 is 9"),
-        ({"precision": "fp16"}, "compute in float32, asked float16"),
+        ({"precision": "fp16"}, "compute in fp32, asked fp16"),
     ],
 )
 def test_audit_finds_what_was_asked_but_not_obtained(demo_bundle, settings, finding):
@@ -158,7 +157,7 @@ def test_audit_finds_edits(demo_bundle, tmp_path, change, finding):
 
 def test_unreadable_package_is_a_finding(demo_bundle, tmp_path):
     bundle = Bundle(tmp_path, demo_bundle.manifest)
-    assert "readable Core ML package" in audit(bundle, "encoder")[0]
+    assert "no directory there" in audit(bundle, "encoder")[0]
     shutil.copytree(demo_bundle.path / "encoder.mlpackage", tmp_path / "encoder.mlpackage")
     next((tmp_path / "encoder.mlpackage").rglob("model.mlmodel")).write_bytes(b"\xff\xff\xff")
     assert "readable Core ML package" in audit(bundle, "encoder")[0]

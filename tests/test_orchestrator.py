@@ -38,9 +38,9 @@ def test_other_engines_come_near(demo_bundle, golden, engines):
 
 
 def test_engines_are_found_by_name():
-    assert names() == ["coreml", "jax", "numpy", "torch"]
+    assert names() == ["coreml", "jax", "mil", "numpy", "torch"]
     assert engine("torch") is TorchEngine
-    with pytest.raises(EngineError, match="There are: coreml, jax, numpy, torch"):
+    with pytest.raises(EngineError, match="There are: coreml, jax, mil, numpy, torch"):
         engine("mps")
 
 
@@ -51,12 +51,20 @@ def test_engines_are_found_by_name():
         ({"encoder": "numpy"}, "NumPy runs host stages and the transformer"),
         ({"analysis": "coreml"}, "Core ML runs packages, not 'host'"),
         ({"encoder": "coreml"}, "Core ML exists on macOS only"),
+        ({"analysis": "mil"}, "the ML Program runtime runs packages, not 'host'"),
     ],
 )
 def test_engine_that_cannot_run_a_segment_is_refused_not_replaced(demo_bundle, engines, message, monkeypatch):
     monkeypatch.setattr("platform.system", lambda: "Linux")
     with pytest.raises(EngineError, match=message):
         Orchestrator(demo_bundle, engines)
+
+
+def test_packages_run_as_the_graph_does(demo_bundle):
+    golden = demo_bundle.goldens()
+    inputs = {spec.name: golden[spec.name] for spec in demo_bundle.manifest.tensors if spec.producer == "input"}
+    results = Orchestrator(demo_bundle, {"encoder": "mil", "decoder": "mil"}).run(inputs)
+    assert snr_db(golden["stems"], results["stems"]) > 110
 
 
 def test_unknown_segment_is_refused(demo_bundle):

@@ -13,10 +13,11 @@ import torch
 
 from ..boundary import Array, TensorSpec
 from ..capture import exported
-from ..errors import LoweringError
+from ..errors import LoweringError, OperationError, PackageError
 from ..manifest import Artifact, SegmentRecord
-from ..mil import package
+from ..mil import load
 from ..mil.coreml_tools import ct, quiet_and_quick
+from ..mil.model import Facts
 from ..partition import Segment
 from ..plan import Plan, Precision
 
@@ -34,7 +35,7 @@ class CoreMLTarget:
         shutil.rmtree(path, ignore_errors=True)
         model.save(str(path))
         artifact = Artifact(target="coreml", path=path.name)
-        findings = _differences(package.read(path), segment.name, segment.inputs, segment.outputs, plan)
+        findings = _differences(load(path).spec, segment.name, segment.inputs, segment.outputs, plan)
         if findings:
             raise LoweringError(f"{path.name} must be what the plan asks for", received="; ".join(findings))
         return artifact
@@ -43,8 +44,8 @@ class CoreMLTarget:
         self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
     ) -> list[str]:
         try:
-            facts = package.read(directory / segment.artifact.path)
-        except LoweringError as error:
+            facts = load(directory / segment.artifact.path).spec
+        except (PackageError, OperationError) as error:
             return [str(error)]
         inputs = tuple(tensors[name] for name in segment.inputs)
         outputs = tuple(tensors[name] for name in segment.outputs)
@@ -111,7 +112,7 @@ def _description(spec: TensorSpec) -> str:
 
 
 def _differences(
-    facts: package.PackageFacts,
+    facts: Facts,
     segment: str,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
@@ -131,15 +132,14 @@ def _differences(
             continue
         for spec in specs:
             feature = got[spec.name]
-            if (feature.shape, feature.dtype) != (spec.shape, spec.dtype):
-                findings.append(
-                    f"{kind} {spec.name} is {feature.shape} {feature.dtype}, asked {spec.shape} {spec.dtype}"
-                )
+            asked = next(one for one in Precision if one.dtype == spec.dtype)
+            if (feature.shape, feature.dtype) != (spec.shape, asked):
+                findings.append(f"{kind} {spec.name} is {feature.shape} {feature.dtype}, asked {spec.shape} {asked}")
             if not feature.description:
                 findings.append(f"{kind} {spec.name} has no description")
     for (operation, dtype), count in sorted(facts.float_values.items()):
-        if dtype != plan.precision.dtype:
-            findings.append(f"{count} {operation} compute in {dtype}, asked {plan.precision.dtype}")
+        if dtype != plan.precision:
+            findings.append(f"{count} {operation} compute in {dtype}, asked {plan.precision}")
     for field in ("author", "license", "version", "short_description"):
         if not getattr(facts, field):
             findings.append(f"no {field} in the metadata")

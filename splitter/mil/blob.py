@@ -1,0 +1,122 @@
+"""Weight files of a package: ``weight.bin``, version 2 of Core ML's blob storage.
+
+A header of 64 bytes (count, version), then for each blob a record of 64 bytes at a 64-byte boundary
+(sentinel, element type, size, offset of the data, bits of padding) and the data, 64-byte aligned.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import PackageError
+from .types import DType
+
+_SENTINEL = 0xDEADBEEF
+_VERSION = 2
+_RECORD = struct.Struct("<IIQQQ32x")
+_FIX = "The package is damaged: copy or save it again."
+# Numbers of the storage format, not those of MIL.proto.
+_NAMES = "fp16 fp32 uint8 int8 bf16 int16 uint16 int4 uint1 uint2 uint4 uint3 uint6 int32 uint32 fp8e4m3fn fp8e5m2"
+_STORED = dict(enumerate(_NAMES.split(), start=1))
+
+
+class BlobFile:
+    """A weight file; reads are checked against its length and its own records.
+
+    A value is read once however often the program names it, and no more bytes are read than the file has, so that
+    a small file cannot fill the memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._values: dict[tuple[int, str, int], Tensor] = {}
+        header = self._bytes(0, 8)
+        self._size = self._unread = path.stat().st_size
+        if struct.unpack("<II", header)[1] != _VERSION:
+            raise PackageError(f"{path.name} must be a weight file of version {_VERSION}", received="another header")
+
+    def read(self, offset: int, dtype: DType, shape: tuple[int, ...], where: str) -> Tensor:
+        """Read one tensor, in the type that holds it.
+
+        Args:
+            offset: Of its record.
+            dtype: As the program declares it.
+            shape: As the program declares it.
+            where: Name of the value, for messages.
+
+        Raises:
+            PackageError: The record lies outside the file, or holds another type or size.
+        """
+        count = math.prod(shape)
+        key = (offset, dtype.name, count)
+        if key not in self._values:
+            self._values[key] = self._read(offset, dtype, count, where)
+        return self._values[key].reshape(shape)
+
+    def _read(self, offset: int, dtype: DType, count: int, where: str) -> Tensor:
+        if not 0 <= offset <= self._size - _RECORD.size:
+            raise self._broken(where, f"a record at byte {offset} of {self._size}")
+        record = self._bytes(offset, _RECORD.size)
+        sentinel, stored, size, start, padding = _RECORD.unpack(record)
+        if sentinel != _SENTINEL:
+            raise self._broken(where, f"no record at byte {offset}")
+        if _STORED.get(stored) != dtype.name:
+            raise self._broken(where, f"{_STORED.get(stored, stored)} stored for {dtype}")
+        if size != -(-count * dtype.bits // 8) or start + size > self._size or padding >= 8:
+            raise self._broken(where, f"{size} bytes from byte {start} for {count} values of {dtype}")
+        self._unread -= size
+        if self._unread < 0:
+            raise self._broken(where, "records that overlap")
+        return decoded(self._bytes(start, size), dtype, (count,))
+
+    def _bytes(self, start: int, size: int) -> bytearray:
+        """Bytes of the file. It is not mapped: a mapped file that shrinks kills the process."""
+        try:
+            raw = bytearray(size)
+            with self._path.open("rb") as file:
+                file.seek(start)
+                if (got := file.readinto(raw)) != size:
+                    raise ValueError(f"{got} of {size} bytes at {start}")
+            return raw
+        except (OSError, ValueError, MemoryError) as error:
+            raise PackageError(
+                f"{self._path.name} must be a readable weight file", received=str(error) or repr(error), fix=_FIX
+            ) from error
+
+    def _broken(self, where: str, what: str) -> PackageError:
+        return PackageError(
+            f"{self._path.name} holds the value {where!r} where the program says", received=what, fix=_FIX
+        )
+
+
+def decoded(raw: bytearray | bytes, dtype: DType, shape: tuple[int, ...]) -> Tensor:
+    """Little-endian bytes as a tensor in the type that holds it; sub-byte values are packed low bits first.
+
+    A bytearray becomes the tensor's memory where its type allows.
+    """
+    if not raw:
+        return torch.zeros(shape, dtype=dtype.held)
+    if dtype.bits < 8:
+        return _unpacked(np.frombuffer(raw, np.uint8), dtype, shape)
+    if dtype.name == "bool":  # torch takes a bool that is neither 0 nor 1 for granted, and computes nonsense
+        return torch.from_numpy(np.frombuffer(raw, np.uint8) != 0).reshape(shape)
+    if dtype.name in ("uint16", "uint32", "uint64"):
+        wide = np.frombuffer(raw, f"<u{dtype.bits // 8}").astype(np.int64)
+        return torch.from_numpy(wide).to(dtype.held).reshape(shape)
+    owned = raw if isinstance(raw, bytearray) else bytearray(raw)
+    return torch.frombuffer(owned, dtype=dtype.held).reshape(shape)
+
+
+def _unpacked(raw: np.ndarray, dtype: DType, shape: tuple[int, ...]) -> Tensor:
+    count = math.prod(shape)
+    bits = np.unpackbits(raw, bitorder="little")[: count * dtype.bits].reshape(count, dtype.bits)
+    values = np.packbits(bits, axis=1, bitorder="little")[:, 0]  # packbits fills a byte with zeros
+    if dtype.name == "int4":
+        return torch.from_numpy((values ^ 8).view(np.int8) - np.int8(8)).reshape(shape)
+    return torch.from_numpy(values).reshape(shape)

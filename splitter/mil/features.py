@@ -1,0 +1,248 @@
+"""Inputs and outputs as callers know them: arrays, numbers, images; and as the interpreter takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import OperationError, UsageError
+from .ops import affordable
+from .program import Function
+from .types import DTYPES, StateType, TensorType
+
+Array: TypeAlias = NDArray[Any]
+# ArrayFeatureType's numbers for what MIL.proto numbers in its own way.
+_ARRAY_DTYPES = {65568: "fp32", 65552: "fp16", 65600: "fp64", 131104: "int32", 131080: "int8"}
+_NUMPY = {dtype.name: dtype for dtype in DTYPES.values()}
+_COLOURS = {10: "grayscale", 20: "RGB", 30: "BGR", 40: "grayscale16"}
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One input or output, as the package's description has it.
+
+    Attributes:
+        dtype: e.g. ``"fp32"``; what a caller hands over or is handed.
+        shape: Default extents; for images height and width.
+        image: ``"RGB"``, ``"BGR"``, ``"grayscale"``, ``"grayscale16"``; empty for arrays.
+        optional: It may be left out (zero then, or its default).
+        shapes: All shapes it may have, where the package lists them; of an image, height and width.
+        bounds: Least and greatest extents, where the package gives ranges.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    description: str = ""
+    image: str = ""
+    optional: bool = False
+    default: float = 0.0
+    shapes: tuple[tuple[int, ...], ...] = ()
+    bounds: tuple[tuple[int, int], ...] = ()
+
+    def accepts(self, shape: tuple[int, ...]) -> bool:
+        """Whether the description allows these extents. An upper bound below zero is none."""
+        if self.shapes:
+            return shape in self.shapes
+        if not self.bounds:
+            return True
+        return len(shape) == len(self.bounds) and all(
+            low <= extent and (high < 0 or extent <= high)
+            for extent, (low, high) in zip(shape, self.bounds, strict=True)
+        )
+
+
+def described(proto: Any, function: Function) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
+    """Inputs and outputs of a function, by its description in the package."""
+    description = proto.description
+    for one in description.functions:
+        if one.name == function.name:
+            description = one
+    inputs = tuple(_feature(one) for one in description.input)
+    return inputs, tuple(_feature(one) for one in description.output)
+
+
+def _feature(one: Any) -> Feature:
+    kind = one.type.WhichOneof("Type")
+    if kind == "imageType":
+        image = one.type.imageType
+        colour = _COLOURS.get(image.colorSpace, "RGB")
+        usual = (image.height, image.width)
+        sizes = tuple((size.height, size.width) for size in image.enumeratedSizes.sizes)
+        limits = image.imageSizeRange.heightRange, image.imageSizeRange.widthRange
+        ranged = image.WhichOneof("SizeFlexibility") == "imageSizeRange"
+        return Feature(
+            one.name,
+            usual,
+            "uint8",
+            one.shortDescription,
+            colour,
+            one.type.isOptional,
+            shapes=sizes or (() if ranged else (usual,)),
+            bounds=tuple((limit.lowerBound, limit.upperBound) for limit in limits) if ranged else (),
+        )
+    if kind == "multiArrayType":
+        array = one.type.multiArrayType
+        shape = tuple(array.shape)
+        if not shape and array.WhichOneof("ShapeFlexibility") == "enumeratedShapes" and array.enumeratedShapes.shapes:
+            shape = tuple(array.enumeratedShapes.shapes[0].shape)
+        default = array.WhichOneof("defaultOptionalValue")
+        value = float(getattr(array, default)) if default else 0.0
+        name = _ARRAY_DTYPES.get(array.dataType, "fp32")
+        return Feature(
+            one.name,
+            shape,
+            name,
+            one.shortDescription,
+            "",
+            one.type.isOptional,
+            value,
+            shapes=tuple(tuple(known.shape) for known in array.enumeratedShapes.shapes),
+            bounds=tuple((limit.lowerBound, limit.upperBound) for limit in array.shapeRange.sizeRanges),
+        )
+    return Feature(one.name, (), str(kind), one.shortDescription, "", one.type.isOptional)
+
+
+def taken(features: tuple[Feature, ...], function: Function, data: Mapping[str, Any], package: str) -> dict[str, Any]:
+    """A caller's data as tensors in the function's declared types.
+
+    Raises:
+        UsageError: Something is missing, unknown, or of another shape.
+    """
+    declared = {one.name: one.type for one in function.inputs if not isinstance(one.type, StateType)}
+    known = {one.name: one for one in features}
+    if unknown := sorted(data.keys() - declared.keys()):
+        raise UsageError(f"inputs of {package} are {', '.join(declared)}", received=", ".join(unknown))
+    values = {}
+    for name, kind in declared.items():
+        feature = known.get(name)
+        if not isinstance(kind, TensorType):
+            raise UsageError(f"input {name!r} of {package} is a tensor", received=kind)
+        if name not in data:
+            if feature is None or not feature.optional:
+                raise UsageError(f"input {name!r} of {package} is given", received="nothing for it")
+            values[name] = _default(feature, kind)
+        elif feature is not None and feature.image:
+            values[name] = _from_image(data[name], feature, kind)
+        else:
+            values[name] = as_tensor(data[name], kind, name)
+            if feature is not None and not feature.accepts(tuple(values[name].shape)):
+                allowed = feature.shapes or " × ".join(
+                    f"{low}…{high if high >= 0 else ''}" for low, high in feature.bounds
+                )
+                raise UsageError(f"input {name!r} of {package} is {allowed}", received=tuple(values[name].shape))
+    return values
+
+
+def _default(feature: Feature, kind: TensorType) -> Tensor:
+    """The value of an optional input that is not given."""
+    shape = feature.shape if len(feature.shape) == len(kind.shape) else (-1,) * len(kind.shape)
+    shape = tuple(given if fixed is None else fixed for fixed, given in zip(kind.shape, shape, strict=True))
+    affordable(shape, kind.dtype.held)
+    return torch.full(shape, feature.default).to(kind.dtype.held)
+
+
+def as_tensor(value: Any, kind: TensorType, name: str) -> Tensor:
+    """An array or a number in a declared type.
+
+    Raises:
+        UsageError: It has another shape, or is no array of numbers.
+    """
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"elements of type {array.dtype}")
+        if array.dtype.kind == "u" and array.itemsize > 1:  # torch computes little in these
+            array = array.astype(np.int64)
+        plain = array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
+        tensor = torch.from_numpy(array if plain else array.copy())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"input {name!r} is an array of numbers", received=str(error)) from error
+    _check_shape(tensor, kind, name)
+    return tensor.to(kind.dtype.held)
+
+
+def _check_shape(tensor: Tensor, kind: TensorType, name: str) -> None:
+    if tensor.ndim != len(kind.shape) or any(
+        fixed is not None and fixed != got for fixed, got in zip(kind.shape, tensor.shape, strict=True)
+    ):
+        raise UsageError(f"input {name!r} has type {kind}", received=f"shape {tuple(tensor.shape)}")
+
+
+def as_array(tensor: Tensor, kind: TensorType) -> Array:
+    """A tensor in the type its declaration promises."""
+    if kind.dtype.numpy is np.float32 and tensor.dtype != torch.float32:
+        tensor = tensor.to(torch.float32)
+    return np.ascontiguousarray(tensor.numpy()).astype(kind.dtype.numpy, copy=False)
+
+
+def given(features: tuple[Feature, ...], function: Function, results: Mapping[str, Any], proto: Any) -> dict[str, Any]:
+    """Results as a caller takes them, in the order of the description."""
+    types = _result_types(function)
+    order = [one.name for one in features if one.name in results] or list(results)
+    order += [name for name in results if name not in order]
+    known = {one.name: one for one in features}
+    outputs = {}
+    for name in order:
+        value, feature = results[name], known.get(name)
+        if not isinstance(value, Tensor):
+            outputs[name] = value
+        elif feature is not None and feature.image:
+            outputs[name] = _to_image(value, feature)
+        else:
+            array = as_array(value, types[name])
+            described = None if feature is None else _NUMPY.get(feature.dtype)
+            outputs[name] = array if described is None else array.astype(described.numpy, copy=False)
+    return outputs
+
+
+def _result_types(function: Function) -> dict[str, TensorType]:
+    kinds = {one.name: one.type for one in function.inputs}
+    kinds |= {one.name: one.type for operation in function.block.operations for one in operation.outputs}
+    return {name: kind for name in function.block.outputs if isinstance(kind := kinds[name], TensorType)}
+
+
+# ----------------------------------------------------------------------------------------- images
+
+
+def _from_image(value: Any, feature: Feature, kind: TensorType) -> Tensor:
+    """A PIL image as channels first, pixels 0…255; its size must be the package's."""
+    height, width = feature.shape
+    try:
+        size, mode = tuple(value.size), value.mode
+    except (AttributeError, TypeError) as error:
+        raise UsageError(f"input {feature.name!r} is a PIL image", received=type(value).__name__) from error
+    if not feature.accepts(size[::-1]):
+        raise UsageError(f"input {feature.name!r} is an image of {width}×{height}", received=f"{size[0]}×{size[1]}")
+    wanted = {"grayscale": "L", "grayscale16": "F"}.get(feature.image, "RGB")
+    pixels = np.asarray(value if mode == wanted else value.convert(wanted))
+    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if feature.image == "BGR":
+        planes = planes[::-1]
+    tensor = torch.from_numpy(np.array(planes[None], order="C")).to(kind.dtype.held)
+    _check_shape(tensor, kind, feature.name)
+    return tensor
+
+
+def _to_image(value: Tensor, feature: Feature) -> Any:
+    """Channels first in 0…255 as a PIL image: rounded, clamped."""
+    from PIL import Image
+
+    planes = 1 if feature.image.startswith("grayscale") else 3
+    if value.ndim != 4 or value.shape[:2] != (1, planes) or 0 in value.shape:
+        raise OperationError(f"image output {feature.name!r} has one image", received=tuple(value.shape))
+    image = value[0].to(torch.float32)
+    if feature.image == "grayscale16":
+        return Image.fromarray(image[0].numpy(), "F")
+    pixels = image.round().clamp(0, 255).to(torch.uint8).numpy()
+    if feature.image == "grayscale":
+        return Image.fromarray(pixels[0], "L")
+    return Image.fromarray(
+        np.ascontiguousarray((pixels[::-1] if feature.image == "BGR" else pixels).transpose(1, 2, 0)), "RGB"
+    )

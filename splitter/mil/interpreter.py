@@ -1,0 +1,366 @@
+"""Executes one function of an ML Program, operation by operation, in torch.
+
+Before it runs, a block is compiled into steps: constants are bound, arguments become slots of a flat list, and
+each value is freed after its last use.
+"""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..errors import OperationError, SplitterError
+from . import ops
+from .numerics import Numerics
+from .ops import Context, Implementation
+from .program import Block, Function, Operation, Ref
+from .tiling import Region, regions
+from .types import ListType, StateType, TensorType, ValueType
+
+Value: TypeAlias = Any  # a tensor, a string, a list, a dictionary, or a state's name
+
+
+class Listener(Protocol):
+    """Sees every operation but constants, before and after it is computed."""
+
+    def before(self, operation: Operation, inputs: Mapping[str, Value]) -> None: ...
+
+    def after(self, operation: Operation, outputs: Mapping[str, Value]) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One operation, bound.
+
+    Attributes:
+        constants: Arguments known when the program was read, converted.
+        dynamic: Parameter, slots, whether it is variadic, and converter of the others.
+        takes_context: Whether the implementation asks for its `Context`.
+        outputs: Slots of the results.
+        blocks: Compiled bodies.
+        frees: Slots that nothing reads any more.
+    """
+
+    operation: Operation
+    implementation: Implementation
+    constants: Mapping[str, Value]
+    dynamic: tuple[tuple[str, tuple[int, ...], bool, Callable[[Any], Any]], ...]
+    takes_context: bool
+    outputs: tuple[int, ...]
+    blocks: tuple[_Compiled, ...]
+    frees: tuple[int, ...] = ()
+
+    @property
+    def reads(self) -> set[int]:
+        """Slots it reads, those its bodies read included."""
+        own = {slot for _, slots, _, _ in self.dynamic for slot in slots}
+        return own.union(*(block.reads for block in self.blocks))
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A block, ready to run: slots of its inputs and outputs, its steps, and the runs of them worth tiling."""
+
+    inputs: tuple[int, ...]
+    steps: tuple[_Step, ...]
+    outputs: tuple[int, ...]
+    regions: Mapping[int, Region]
+
+    @property
+    def reads(self) -> set[int]:
+        return set(self.outputs).union(*(step.reads for step in self.steps))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all operations of one execution share."""
+
+    states: dict[str, Tensor]
+    generator: torch.Generator
+    listener: Listener | None
+    iterations: Iterator[int]
+
+
+class Interpreter:
+    """A function of a package, compiled for one choice of numerics."""
+
+    def __init__(self, function: Function, package: str, numerics: Numerics, *, max_iterations: int) -> None:
+        """Compile.
+
+        Args:
+            function: What to execute.
+            package: Its package's name, for messages.
+            numerics: How results are rounded.
+            max_iterations: How often the loops of one execution may run, together.
+
+        Raises:
+            OperationError: An operation is unknown, or lacks an argument it needs.
+        """
+        self.function = function
+        self._package = package
+        self._numerics = numerics
+        self._max_iterations = max_iterations
+        self._slots = 0
+        self._constants: dict[int, Value] = {}
+        self._types: dict[int, TensorType] = {}
+        scope = {one.name: self._new_slot(one.type) for one in function.inputs}
+        self._inputs = dict(scope)
+        self._states = {one.name for one in function.inputs if isinstance(one.type, StateType)}
+        self._body = self._compile(function.block, scope)
+        self._output_names = function.block.outputs
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Runs of operations of the function's body that are executed tile by tile."""
+        return tuple(self._body.regions.values())
+
+    def run(
+        self,
+        inputs: Mapping[str, Value],
+        states: dict[str, Tensor],
+        *,
+        generator: torch.Generator,
+        listener: Listener | None = None,
+    ) -> dict[str, Value]:
+        """Execute once.
+
+        Args:
+            inputs: Values by name; states are not among them.
+            states: State tensors by name, updated in place of the dictionary.
+            generator: For random operations.
+            listener: Sees every operation.
+        """
+        slots: list[Value] = [None] * self._slots
+        for slot, constant in self._constants.items():
+            slots[slot] = constant
+        for name, slot in self._inputs.items():
+            slots[slot] = name if name in self._states else inputs[name]
+        with torch.no_grad():
+            results = self._run(self._body, slots, _Run(states, generator, listener, count()))
+        taken = {_storage(one) for one in (*self._constants.values(), *inputs.values(), *states.values())}
+        return dict(zip(self._output_names, _own(results, taken), strict=True))
+
+    # -------------------------------------------------------------------------------- compiling
+
+    def _new_slot(self, kind: ValueType | None = None) -> int:
+        self._slots += 1
+        if isinstance(kind, TensorType):
+            self._types[self._slots - 1] = kind
+        return self._slots - 1
+
+    def _compile(self, block: Block, scope: MutableMapping[str, int]) -> _Compiled:
+        """Bind a block's operations; its names end with it."""
+        scope = ChainMap({}, scope)  # no copy, which for thousands of blocks would take minutes
+        inputs = tuple(scope.setdefault(one.name, self._new_slot(one.type)) for one in block.inputs)
+        bound = [step for operation in block.operations if (step := self._bind(operation, scope)) is not None]
+        outputs = tuple(scope[name] for name in block.outputs)
+        last = _last_uses(inputs, bound, outputs)
+        names = [step.operation.type for step in bound]
+        found = regions(bound, names, self._types, lambda slot, index: last[slot] > index)
+        dying: dict[int, list[int]] = {}
+        for slot, index in last.items():
+            dying.setdefault(index, []).append(slot)
+        steps = tuple(replace(step, frees=tuple(dying.get(index, ()))) for index, step in enumerate(bound))
+        return _Compiled(inputs, steps, outputs, {region.first: region for region in found})
+
+    def _bind(self, operation: Operation, scope: MutableMapping[str, int]) -> _Step | None:
+        if operation.type == "const":
+            slot = scope[operation.name] = self._new_slot()
+            self._constants[slot] = self._numerics.constant(operation.attributes["val"])
+            return None
+        implementation = ops.find(operation.type, self.function.opset)
+        if implementation is None:
+            raise self._error(operation, "operations are ones splitter can execute", f"type {operation.type!r}")
+        constants: dict[str, Value] = {}
+        dynamic = []
+        takes_context = False
+        known = dict(operation.inputs) | {key: (value,) for key, value in operation.attributes.items()}
+        for parameter, converter in implementation.converters.items():
+            if parameter == "context":
+                takes_context = True
+            elif parameter in known:
+                slots = tuple(self._slot_of(argument, scope) for argument in known.pop(parameter))
+                variadic = _takes_many(implementation, parameter)
+                if len(slots) != 1 and not variadic:
+                    raise self._error(operation, f"parameter {parameter!r} has one argument", len(slots))
+                if all(slot in self._constants for slot in slots):
+                    values = [self._constants[slot] for slot in slots]
+                    constants[parameter] = self._converted(
+                        operation, parameter, converter, values if variadic else values[0]
+                    )
+                else:
+                    dynamic.append((parameter, slots, variadic, converter))
+        if unknown := sorted(known):
+            raise self._error(operation, "operations take the parameters Core ML documents", f"{', '.join(unknown)}")
+        blocks = tuple(self._compile(one, scope) for one in operation.blocks)
+        outputs = []
+        for output in operation.outputs:
+            scope[output.name] = self._new_slot(output.type)
+            outputs.append(scope[output.name])
+        return _Step(operation, implementation, constants, tuple(dynamic), takes_context, tuple(outputs), blocks)
+
+    def _slot_of(self, argument: Any, scope: Mapping[str, int]) -> int:
+        if isinstance(argument, Ref):
+            return scope[argument.name]
+        slot = self._new_slot()
+        self._constants[slot] = self._numerics.constant(argument)
+        return slot
+
+    # ---------------------------------------------------------------------------------- running
+
+    def _run(self, block: _Compiled, slots: list[Value], run: _Run) -> list[Value]:
+        listener = run.listener
+        index = 0
+        while index < len(block.steps):
+            region = block.regions.get(index)
+            if region is not None and listener is None:
+                self._run_region(block.steps, region, slots)
+                index = region.stop
+                continue
+            step = block.steps[index]
+            index += 1
+            arguments = self._arguments(step, slots)
+            if listener is not None:
+                listener.before(step.operation, arguments)
+            if step.takes_context:
+
+                def run_block(index: int, *given: Value, step: _Step = step) -> list[Value]:
+                    block = step.blocks[index]
+                    for slot, value in zip(block.inputs, given, strict=True):
+                        kind = self._types.get(slot)
+                        slots[slot] = value if kind is None else self._declared(value, kind, None)
+                    return self._run(block, slots, run)
+
+                arguments["context"] = Context(
+                    step.operation, run.generator, run_block, run.states, run.iterations, self._max_iterations
+                )
+            results = self._computed(step, arguments)
+            for slot, result in zip(step.outputs, results, strict=True):
+                slots[slot] = result
+            if listener is not None:
+                names = (output.name for output in step.operation.outputs)
+                listener.after(step.operation, dict(zip(names, results, strict=True)))
+            del arguments, results
+            for slot in step.frees:
+                slots[slot] = None
+        return [slots[slot] for slot in block.outputs]
+
+    def _run_region(self, steps: Sequence[_Step], region: Region, slots: list[Value]) -> None:
+        """Run a region tile by tile, and put its results together."""
+        inner = steps[region.first : region.stop]
+        made = {slot for step in inner for slot in step.outputs}
+        whole = {slot: slots[slot] for slot in region.sliced - made}
+        results: dict[int, Tensor] = {}
+        for start in range(0, region.rows, region.tile):
+            rows = min(region.tile, region.rows - start)
+            for slot, value in whole.items():
+                slots[slot] = value.narrow(0, start, rows)
+            for step in inner:
+                arguments = self._arguments(step, slots)
+                if step.operation.type == "reshape":
+                    arguments["shape"] = [rows, *self._types[step.outputs[0]].shape[1:]]
+                for slot, result in zip(step.outputs, self._computed(step, arguments, rows=rows), strict=True):
+                    slots[slot] = result
+                for slot in step.frees:
+                    if slot in made and slot not in region.results:
+                        slots[slot] = None
+            for slot in region.results:
+                if slot not in results:
+                    results[slot] = slots[slot].new_empty((region.rows, *slots[slot].shape[1:]))
+                results[slot].narrow(0, start, rows).copy_(slots[slot])
+        for slot in made:
+            slots[slot] = results.get(slot)
+        dead = {slot for step in inner for slot in step.frees}
+        for slot, value in whole.items():
+            slots[slot] = None if slot in dead else value
+        for slot in dead - made:
+            slots[slot] = None
+
+    def _arguments(self, step: _Step, slots: list[Value]) -> dict[str, Value]:
+        arguments = dict(step.constants)
+        for parameter, sources, variadic, converter in step.dynamic:
+            value = [slots[source] for source in sources] if variadic else slots[sources[0]]
+            arguments[parameter] = self._converted(step.operation, parameter, converter, value)
+        return arguments
+
+    def _computed(self, step: _Step, arguments: Mapping[str, Value], rows: int | None = None) -> Sequence[Value]:
+        """Results of an operation, in their declared types; of these many rows in a tile."""
+        operation = step.operation
+        try:
+            computed = self._numerics.compute(step.implementation, arguments)
+            results = computed if isinstance(computed, tuple) else (computed,)
+            if len(results) != len(operation.outputs):
+                raise OperationError(f"{operation.type} gives {len(operation.outputs)} results", received=len(results))
+            return [
+                self._declared(one, output.type, rows) for one, output in zip(results, operation.outputs, strict=True)
+            ]
+        except SplitterError as error:
+            raise self._error(operation, error.invariant, error.received) from error
+        except Exception as error:  # torch and Python raise every kind for hostile arguments
+            text = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise self._error(operation, "operations are given what they can compute", text) from error
+
+    def _declared(self, value: Value, kind: ValueType, rows: int | None) -> Value:
+        """The result in its declared type: rounded, and of the declared shape."""
+        if not isinstance(value, Tensor) or not isinstance(kind, TensorType) or kind.dtype.name == "string":
+            if not _is_of(value, kind):
+                raise OperationError(f"the result has the declared type {kind}", received=type(value).__name__)
+            return value
+        shape = kind.shape if rows is None else (rows, *kind.shape[1:])
+        if len(value.shape) != len(shape) or any(
+            extent is not None and extent != got for extent, got in zip(shape, value.shape, strict=True)
+        ):
+            raise OperationError(f"the result has the declared type {kind}", received=f"shape {tuple(value.shape)}")
+        return self._numerics.rounded(value, kind.dtype)
+
+    def _converted(self, operation: Operation, parameter: str, converter: Callable[[Any], Any], value: Value) -> Value:
+        try:
+            return converter(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise self._error(operation, f"parameter {parameter!r} has its documented type", str(error)) from error
+
+    def _error(self, operation: Operation, invariant: str, received: object) -> OperationError:
+        return OperationError(f"{operation.type} {operation.name!r} of {self._package}: {invariant}", received=received)
+
+
+def _storage(value: Value) -> int | None:
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else None
+
+
+def _own(results: list[Value], taken: set[int | None]) -> Iterator[Value]:
+    """Results in memory of their own: a caller may write into what he is given."""
+    for one in results:
+        place = _storage(one)
+        yield one.clone() if place is not None and place in taken else one
+        taken.add(place)
+
+
+def _takes_many(implementation: Implementation, parameter: str) -> bool:
+    return implementation.function.__annotations__[parameter].replace(" ", "").startswith("list[Tensor]")
+
+
+def _is_of(value: Value, kind: ValueType) -> bool:
+    """Whether what is not a tensor of numbers (a string, a label, a list, …) is of a type."""
+    match kind:
+        case TensorType():
+            return isinstance(value, str if kind.dtype.name == "string" else int)
+        case ListType():
+            return isinstance(value, list)
+        case StateType():
+            return isinstance(value, str)
+    return isinstance(value, dict)
+
+
+def _last_uses(inputs: Sequence[int], steps: Sequence[_Step], outputs: Sequence[int]) -> dict[int, int]:
+    """Index of the step after which nothing reads a slot of the block any more; past the end for its outputs."""
+    last = dict.fromkeys(inputs, 0)
+    for index, step in enumerate(steps):
+        last |= dict.fromkeys(step.outputs, index)
+        last |= {slot: index for slot in step.reads if slot in last}
+    return last | {slot: len(steps) for slot in outputs if slot in last}

@@ -1,0 +1,258 @@
+"""A saved package with the interface of Core ML Tools' ``MLModel``, executed in torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import PackageError, UsageError
+from . import features
+from .features import Feature
+from .interpreter import Interpreter, Listener
+from .numerics import Numerics
+from .ops import affordable
+from .program import Block, Function, Operation, load_spec, read
+from .tiling import Region
+from .types import StateType, TensorType
+
+Array: TypeAlias = NDArray[Any]
+
+
+class State(dict[str, Array]):
+    """States of one conversation by name, with the methods of Core ML Tools' ``MLState``."""
+
+    def read_state(self, name: str) -> Array:
+        """A copy of a state.
+
+        Raises:
+            UsageError: There is no state of that name.
+        """
+        return self[self._known(name)].copy()
+
+    def write_state(self, name: str, value: Array) -> None:
+        """Set a state, in its own type.
+
+        Raises:
+            UsageError: There is no state of that name, or it has another shape.
+        """
+        held = self[self._known(name)]
+        if np.shape(value) != held.shape:
+            raise UsageError(f"state {name!r} has shape {held.shape}", received=np.shape(value))
+        self[name] = np.array(value, held.dtype)
+
+    def _known(self, name: str) -> str:
+        if name not in self:
+            raise UsageError(f"the states are {', '.join(self) or 'none'}", received=name)
+        return name
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a package says about itself.
+
+    Attributes:
+        specification_version: Core ML's number for the oldest system that loads it.
+        function_name: The function that is executed; ``functions`` lists all.
+        opset: e.g. ``"CoreML7"``.
+        inputs: By description, images and optional inputs included.
+        outputs: The same.
+        states: Name and type of each state.
+        operations: Count by operation type, constants left out, bodies of control flow included.
+        float_values: How many values the operations compute in each floating type, by
+            ``(operation type, type)``; casts, constants and decompressions left out.
+    """
+
+    specification_version: int
+    function_name: str
+    functions: tuple[str, ...]
+    opset: str
+    inputs: tuple[Feature, ...]
+    outputs: tuple[Feature, ...]
+    states: Mapping[str, TensorType]
+    operations: Mapping[str, int]
+    float_values: Mapping[tuple[str, str], int]
+    author: str
+    license: str
+    version: str
+    short_description: str
+    user_defined: Mapping[str, str]
+
+
+class Model:
+    """A package, ready to predict. Open it with `splitter.mil.load`."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        function_name: str | None = None,
+        numerics: Numerics = Numerics(),
+        seed: int = 0,
+        max_iterations: int = 1_000_000,
+    ) -> None:
+        """Read and compile a package; see `splitter.mil.load`."""
+        self.path = path
+        self.numerics = numerics
+        self._proto = load_spec(path)
+        functions = read(path, self._proto)
+        self.function_name = function_name or _default_function(self._proto, functions)
+        if self.function_name not in functions:
+            raise UsageError(
+                f"a function of {path.name} is named",
+                received=self.function_name,
+                fix=f"It has {', '.join(functions)}.",
+            )
+        self.function: Function = functions[self.function_name]
+        self._functions = tuple(functions)
+        self._interpreter = Interpreter(self.function, path.name, numerics, max_iterations=max_iterations)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._inputs, self._outputs = features.described(self._proto, self.function)
+
+    @cached_property
+    def spec(self) -> Facts:
+        """What the package says about itself."""
+        metadata = self._proto.description.metadata
+        operations, floats = _counted(self.function.block)
+        return Facts(
+            specification_version=self._proto.specificationVersion,
+            function_name=self.function_name,
+            functions=self._functions,
+            opset=self.function.opset,
+            inputs=self._inputs,
+            outputs=self._outputs,
+            states={one.name: one.type.wrapped for one in self.function.inputs if isinstance(one.type, StateType)},
+            operations=operations,
+            float_values=floats,
+            author=metadata.author,
+            license=metadata.license,
+            version=metadata.versionString,
+            short_description=metadata.shortDescription,
+            user_defined=dict(metadata.userDefined),
+        )
+
+    @property
+    def operations(self) -> tuple[Operation, ...]:
+        """Operations of the function's body, in order."""
+        return self.function.block.operations
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """The runs of operations that are taken a few rows at a time when nothing listens."""
+        return self._interpreter.regions
+
+    def make_state(self) -> State:
+        """States of a conversation, all zero; hand them to `predict`, which changes them."""
+        state = State()
+        for name, kind in self.spec.states.items():
+            shape = tuple(1 if extent is None else extent for extent in kind.shape)
+            affordable(shape, kind.dtype.held)
+            state[name] = np.zeros(shape, kind.dtype.numpy)
+        return state
+
+    def predict(
+        self,
+        data: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        state: dict[str, Array] | None = None,
+        *,
+        listener: Listener | None = None,
+    ) -> Any:
+        """Compute the outputs.
+
+        Args:
+            data: Arrays, numbers or PIL images by input name; or a list of these, for a list of results.
+            state: From `make_state`, for packages with states; changed in place.
+            listener: Sees every operation before and after it is computed.
+
+        Returns:
+            Arrays (PIL images for image outputs, dictionaries for classifiers) by output name.
+
+        Raises:
+            UsageError: An input is missing, unknown, or not what the package takes.
+            OperationError: An operation cannot be computed; the message names it.
+        """
+        if not isinstance(data, Mapping):
+            return [self.predict(one, state, listener=listener) for one in data]
+        inputs = {
+            name: self.numerics.value(value)
+            for name, value in features.taken(self._inputs, self.function, data, self.path.name).items()
+        }
+        states = self._taken_states(state)
+        results = self._interpreter.run(inputs, states, generator=self._generator, listener=listener)
+        if state is not None:
+            for name, tensor in states.items():
+                state[name] = features.as_array(tensor, self.spec.states[name]).copy()
+        return features.given(self._outputs, self.function, results, self._proto)
+
+    def _taken_states(self, state: dict[str, Array] | None) -> dict[str, Tensor]:
+        if self.spec.states and state is None:
+            raise UsageError(
+                f"{self.path.name} has states", received="no state", fix="Pass state=model.make_state() and keep it."
+            )
+        if state is not None and state.keys() != self.spec.states.keys():
+            raise UsageError(
+                f"states of {self.path.name} are {', '.join(self.spec.states) or 'none'}", received=list(state)
+            )
+        return {
+            name: self.numerics.value(features.as_tensor(state[name], kind, name))  # type: ignore[index]
+            for name, kind in self.spec.states.items()
+        }
+
+
+def _default_function(proto: Any, functions: Mapping[str, Function]) -> str:
+    named: str = proto.description.defaultFunctionName
+    return named or ("main" if "main" in functions else next(iter(functions)))
+
+
+def _counted(block: Block) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+    operations: Counter[str] = Counter()
+    floats: Counter[tuple[str, str]] = Counter()
+    for operation in block.operations:
+        if operation.type == "const":
+            continue
+        operations[operation.type] += 1
+        if operation.type != "cast" and not operation.type.startswith("constexpr"):
+            for output in operation.outputs:
+                if isinstance(output.type, TensorType) and output.type.dtype.is_float:
+                    floats[operation.type, output.type.dtype.name] += 1
+        for nested in operation.blocks:
+            inner, inner_floats = _counted(nested)
+            operations += inner
+            floats += inner_floats
+    return operations, floats
+
+
+def load(
+    path: Path | str,
+    *,
+    function_name: str | None = None,
+    numerics: Numerics = Numerics(),
+    seed: int = 0,
+    max_iterations: int = 1_000_000,
+) -> Model:
+    """Open a saved ``.mlpackage`` for execution on this machine.
+
+    Args:
+        path: The package, from splitter or anything else that writes ML Programs.
+        function_name: Which function, for packages with several; the default one otherwise.
+        numerics: How results are rounded; by default each one to the type the program declares for it.
+        seed: Of random operations.
+        max_iterations: How often the loops of one prediction may run, together, before they are taken for endless.
+
+    Raises:
+        PackageError: It cannot be read, or is not what its own types say.
+        OperationError: It holds an operation splitter cannot execute.
+        UsageError: It has no function of that name.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise PackageError(f"{directory} must be a Core ML package", received="no directory there")
+    return Model(directory, function_name=function_name, numerics=numerics, seed=seed, max_iterations=max_iterations)

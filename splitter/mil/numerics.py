@@ -1,0 +1,121 @@
+"""How results are rounded.
+
+This models **rounding**, not Apple's kernels: what each unit of a chip does with a half-precision convolution is
+not documented, and no two do the same. What is modelled is where a value passes through a type, and how sums
+are accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import accumulation
+from .ops import Implementation
+from .types import DType
+
+
+class Values(StrEnum):
+    """Which type values pass through.
+
+    Attributes:
+        STORED: Each result is rounded to the type the program declares for it.
+        FP32: Every floating-point value is float32; nothing is rounded to half.
+        FP16: Inputs, weights and every floating-point result are rounded to half.
+    """
+
+    STORED = "stored"
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+
+class Accumulators(StrEnum):
+    """What sums of many half-precision terms are held in.
+
+    Attributes:
+        FP32: float32; the result is rounded once.
+        STAGED: Half, in a tree: pairs, pairs of pairs, …; products are summed in blocks of 32. Reductions and
+            matrix products only.
+        HALF: Half, one term after the other; of the same operations. Slow, and merciless.
+    """
+
+    FP32 = "fp32"
+    STAGED = "staged"
+    HALF = "half"
+
+
+_HALF, _SINGLE = torch.float16, torch.float32
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """One choice of both."""
+
+    values: Values = Values.STORED
+    accumulators: Accumulators = Accumulators.FP32
+
+    def constant(self, value: Any) -> Any:
+        """A constant of the program as it enters the arithmetic.
+
+        Names of types in parameters (``cast``'s ``dtype``) follow the choice too.
+        """
+        if isinstance(value, str):
+            swap = {Values.FP32: ("fp16", "fp32"), Values.FP16: ("fp32", "fp16")}.get(self.values)
+            return swap[1] if swap and value == swap[0] else value
+        return self.value(value)
+
+    def value(self, value: Any) -> Any:
+        """A tensor as it enters the arithmetic: an input, a weight, a state."""
+        if isinstance(value, Tensor):
+            if self.values is Values.FP32 and value.dtype == _HALF:
+                return value.to(_SINGLE)
+            if self.values is Values.FP16 and value.dtype == _SINGLE:
+                return value.to(_HALF)
+        return value
+
+    def held(self, dtype: DType) -> torch.dtype:
+        """The torch type a result of a declared type is held in."""
+        if self.values is Values.FP32 and dtype.held == _HALF:
+            return _SINGLE
+        if self.values is Values.FP16 and dtype.held == _SINGLE:
+            return _HALF
+        return dtype.held
+
+    def rounded(self, value: Tensor, dtype: DType) -> Tensor:
+        held = self.held(dtype)
+        return value if value.dtype == held else value.to(held)
+
+    def compute(self, implementation: Implementation, arguments: Mapping[str, Any]) -> Any:
+        """Call an implementation, its half-precision sums accumulated as chosen."""
+        if not implementation.wide or not any(_holds_half(one) for one in arguments.values()):
+            return implementation.function(**arguments)
+        strict = accumulation.STRICT.get(implementation.name)
+        if (
+            strict is not None
+            and self.accumulators is not Accumulators.FP32
+            and not any(map(_holds_wider, arguments.values()))
+        ):
+            total = accumulation.staged if self.accumulators is Accumulators.STAGED else accumulation.sequential
+            return strict(total, **arguments)
+        return implementation.function(**{key: _widened(one) for key, one in arguments.items()})
+
+
+def _holds_half(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_holds_half(one) for one in value)
+    return isinstance(value, Tensor) and value.dtype == _HALF
+
+
+def _holds_wider(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != _HALF
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_widened(one) for one in value]
+    return value.to(_SINGLE) if isinstance(value, Tensor) and value.dtype == _HALF else value

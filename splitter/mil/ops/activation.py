@@ -1,0 +1,132 @@
+"""Activations: functions of one number with a shape of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import OperationError
+from . import operation
+
+
+@operation("relu")
+def relu(x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+@operation("relu6")
+def relu6(x: Tensor) -> Tensor:
+    """min(max(x, 0), 6)."""
+    return torch.clamp(x, 0, 6)
+
+
+@operation("leaky_relu")
+def leaky_relu(x: Tensor, alpha: float) -> Tensor:
+    """x, and alpha · x below 0."""
+    return functional.leaky_relu(x, alpha)
+
+
+@operation("clamped_relu", wide=True)
+def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """min(x, beta), and min(alpha · x, beta) below 0."""
+    return functional.leaky_relu(x, alpha).clamp_(max=beta)
+
+
+@operation("thresholded_relu")
+def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
+    """x, and 0 below alpha. At alpha it is x."""
+    return torch.masked_fill(x, x < alpha, 0)
+
+
+@operation("prelu", wide=True)
+def prelu(x: Tensor, alpha: Tensor) -> Tensor:
+    """x, and alpha · x below 0, with an alpha for each channel (axis 1)."""
+    _per_channel(x, alpha)
+    return functional.prelu(x, alpha.to(x.dtype))
+
+
+@operation("elu")
+def elu(x: Tensor, alpha: float) -> Tensor:
+    """x, and alpha · (e^x − 1) below 0."""
+    return functional.elu(x, alpha)
+
+
+@operation("gelu", wide=True)
+def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
+    """x · Φ(x), or one of its approximations.
+
+    ``EXACT``: x/2 · (1 + erf(x/√2)); ``TANH_APPROXIMATION``: x/2 · (1 + tanh(√(2/π) · (x + 0.044715 x³)));
+    ``SIGMOID_APPROXIMATION``: x · sigmoid(1.702 x). The first two are torch's own, rounding as the models that
+    are converted do; far below 0 little is left of either but the rounding of the 1.
+    """
+    match mode:
+        case "EXACT":
+            return functional.gelu(x)
+        case "TANH_APPROXIMATION":
+            return functional.gelu(x, approximate="tanh")
+        case "SIGMOID_APPROXIMATION":
+            return torch.sigmoid(1.702 * x).mul_(x)
+    raise OperationError("gelu's mode is EXACT, TANH_APPROXIMATION or SIGMOID_APPROXIMATION", received=mode)
+
+
+@operation("silu")
+def silu(x: Tensor) -> Tensor:
+    """x · sigmoid(x)."""
+    return functional.silu(x)
+
+
+@operation("sigmoid")
+def sigmoid(x: Tensor) -> Tensor:
+    return torch.sigmoid(x)
+
+
+@operation("sigmoid_hard", wide=True)
+def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """min(max(alpha · x + beta, 0), 1)."""
+    return torch.mul(x, alpha).add_(beta).clamp_(0, 1)
+
+
+@operation("linear_activation", wide=True)
+def linear_activation(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """alpha · x + beta."""
+    return torch.mul(x, alpha).add_(beta)
+
+
+@operation("scaled_tanh", wide=True)
+def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """alpha · tanh(beta · x)."""
+    return torch.mul(x, beta).tanh_().mul_(alpha)
+
+
+@operation("softsign", wide=True)
+def softsign(x: Tensor) -> Tensor:
+    """x / (1 + |x|)."""
+    return functional.softsign(x)
+
+
+@operation("softplus")
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x)."""
+    return functional.softplus(x)
+
+
+@operation("softplus_parametric", wide=True)
+def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """alpha · log(1 + e^(beta · x)), with an alpha and a beta for each channel (axis 1)."""
+    return functional.softplus(_per_channel(x, beta) * x).mul_(_per_channel(x, alpha))
+
+
+@operation("softmax", wide=True)
+def softmax(x: Tensor, axis: int = -1) -> Tensor:
+    return torch.softmax(x, axis)
+
+
+def _per_channel(x: Tensor, values: Tensor) -> Tensor:
+    """One value for each channel of x, shaped to broadcast."""
+    if x.ndim < 2 or values.shape != x.shape[1:2]:
+        raise OperationError(
+            "a channel's parameter has one value for each channel (axis 1) of x",
+            received=f"shapes {tuple(values.shape)} and {tuple(x.shape)}",
+        )
+    return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))

@@ -1,0 +1,311 @@
+"""Element by element: arithmetic, comparison, logic, and functions of one number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import OperationError
+from ..types import BY_NAME
+from . import Context, affordable, operation
+
+_CAST_TYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "fp16", "fp32")
+
+# ------------------------------------------------------------------------------------- two numbers
+
+
+def _broadcast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Check the shapes, and that their broadcast is affordable, before torch does it."""
+    if x.shape != y.shape:
+        try:
+            shape = torch.broadcast_shapes(x.shape, y.shape)
+        except RuntimeError as error:
+            raise OperationError("operands broadcast", received=f"{tuple(x.shape)} and {tuple(y.shape)}") from error
+        affordable(shape, x.dtype)
+    return x, y
+
+
+@operation("add")
+def add(x: Tensor, y: Tensor) -> Tensor:
+    return torch.add(*_broadcast(x, y))
+
+
+@operation("sub")
+def sub(x: Tensor, y: Tensor) -> Tensor:
+    return torch.sub(*_broadcast(x, y))
+
+
+@operation("mul")
+def mul(x: Tensor, y: Tensor) -> Tensor:
+    return torch.mul(*_broadcast(x, y))
+
+
+@operation("real_div")
+def real_div(x: Tensor, y: Tensor) -> Tensor:
+    """Integers are divided towards zero, as Core ML does with two integer operands."""
+    x, y = _broadcast(x, y)
+    return torch.div(x, y) if x.is_floating_point() else _divided(x, y, "trunc")
+
+
+@operation("floor_div")
+def floor_div(x: Tensor, y: Tensor) -> Tensor:
+    """The quotient towards minus infinity."""
+    x, y = _broadcast(x, y)
+    return torch.div(x, y, rounding_mode="floor") if x.is_floating_point() else _divided(x, y, "floor")
+
+
+@operation("mod")
+def mod(x: Tensor, y: Tensor) -> Tensor:
+    """What `floor_div` leaves, so it has the divisor's sign."""
+    x, y = _broadcast(x, y)
+    return torch.remainder(x, y if y.is_floating_point() else _nonzero(y).masked_fill(y == -1, 1))
+
+
+def _divided(x: Tensor, y: Tensor, rounding: str) -> Tensor:
+    """Divide integers. The processor traps when it divides the smallest one by -1; here that wraps around."""
+    negated = _nonzero(y) == -1
+    return torch.where(negated, -x, torch.div(x, y.masked_fill(negated, 1), rounding_mode=rounding))
+
+
+def _nonzero(y: Tensor) -> Tensor:
+    if bool((y == 0).any()):
+        raise OperationError("an integer divisor is not zero", received="a zero")
+    return y
+
+
+@operation("pow")
+def pow_(x: Tensor, y: Tensor) -> Tensor:
+    """Of integers, a power below one goes towards zero: 2^-1 is 0, and (-1)^-3 is -1."""
+    x, y = _broadcast(x, y)
+    if not x.is_floating_point() and not y.is_floating_point() and bool(((x == 0) & (y < 0)).any()):
+        raise OperationError("an integer raised to a negative power is not zero", received="a zero")
+    return torch.pow(x, y)
+
+
+@operation("maximum")
+def maximum(x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(*_broadcast(x, y))
+
+
+@operation("minimum")
+def minimum(x: Tensor, y: Tensor) -> Tensor:
+    return torch.minimum(*_broadcast(x, y))
+
+
+@operation("equal")
+def equal(x: Tensor, y: Tensor) -> Tensor:
+    return torch.eq(*_broadcast(x, y))
+
+
+@operation("not_equal")
+def not_equal(x: Tensor, y: Tensor) -> Tensor:
+    return torch.ne(*_broadcast(x, y))
+
+
+@operation("greater")
+def greater(x: Tensor, y: Tensor) -> Tensor:
+    return torch.gt(*_broadcast(x, y))
+
+
+@operation("greater_equal")
+def greater_equal(x: Tensor, y: Tensor) -> Tensor:
+    return torch.ge(*_broadcast(x, y))
+
+
+@operation("less")
+def less(x: Tensor, y: Tensor) -> Tensor:
+    return torch.lt(*_broadcast(x, y))
+
+
+@operation("less_equal")
+def less_equal(x: Tensor, y: Tensor) -> Tensor:
+    return torch.le(*_broadcast(x, y))
+
+
+@operation("logical_and")
+def logical_and(x: Tensor, y: Tensor) -> Tensor:
+    return torch.logical_and(*_broadcast(x, y))
+
+
+@operation("logical_or")
+def logical_or(x: Tensor, y: Tensor) -> Tensor:
+    return torch.logical_or(*_broadcast(x, y))
+
+
+@operation("logical_xor")
+def logical_xor(x: Tensor, y: Tensor) -> Tensor:
+    return torch.logical_xor(*_broadcast(x, y))
+
+
+# -------------------------------------------------------------------------------------- one number
+
+
+@operation("logical_not")
+def logical_not(x: Tensor) -> Tensor:
+    return torch.logical_not(x)
+
+
+@operation("abs")
+def abs_(x: Tensor) -> Tensor:
+    return torch.abs(x)
+
+
+@operation("sign")
+def sign(x: Tensor) -> Tensor:
+    """NaN stays NaN."""
+    return torch.where(torch.ne(x, x), x, torch.sign(x))
+
+
+@operation("square")
+def square(x: Tensor) -> Tensor:
+    return torch.mul(x, x)
+
+
+@operation("sqrt")
+def sqrt(x: Tensor) -> Tensor:
+    return torch.sqrt(x)
+
+
+@operation("exp")
+def exp(x: Tensor) -> Tensor:
+    return torch.exp(x)
+
+
+@operation("exp2")
+def exp2(x: Tensor) -> Tensor:
+    """2^x. Of integers, a negative power is 0 and one beyond 31 wraps around."""
+    return torch.exp2(x) if x.is_floating_point() else torch.pow(2, x)
+
+
+@operation("erf")
+def erf(x: Tensor) -> Tensor:
+    return torch.erf(x)
+
+
+@operation("sin")
+def sin(x: Tensor) -> Tensor:
+    return torch.sin(x)
+
+
+@operation("cos")
+def cos(x: Tensor) -> Tensor:
+    return torch.cos(x)
+
+
+@operation("tan")
+def tan(x: Tensor) -> Tensor:
+    return torch.tan(x)
+
+
+@operation("asin")
+def asin(x: Tensor) -> Tensor:
+    return torch.asin(x)
+
+
+@operation("acos")
+def acos(x: Tensor) -> Tensor:
+    return torch.acos(x)
+
+
+@operation("atan")
+def atan(x: Tensor) -> Tensor:
+    return torch.atan(x)
+
+
+@operation("sinh")
+def sinh(x: Tensor) -> Tensor:
+    return torch.sinh(x)
+
+
+@operation("cosh")
+def cosh(x: Tensor) -> Tensor:
+    return torch.cosh(x)
+
+
+@operation("tanh")
+def tanh(x: Tensor) -> Tensor:
+    return torch.tanh(x)
+
+
+@operation("atanh")
+def atanh(x: Tensor) -> Tensor:
+    return torch.atanh(x)
+
+
+@operation("floor")
+def floor(x: Tensor) -> Tensor:
+    return torch.floor(x)
+
+
+@operation("ceil")
+def ceil(x: Tensor) -> Tensor:
+    return torch.ceil(x)
+
+
+@operation("round")
+def round_(x: Tensor) -> Tensor:
+    """Halves go to the even neighbour."""
+    return torch.round(x)
+
+
+# ----------------------------------------------------------------------------- with a parameter
+
+
+@operation("inverse", wide=True)
+def inverse(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
+    """1 / (x + epsilon), epsilon 1e-4 by default."""
+    return torch.reciprocal(x + _epsilon(epsilon, 1e-4, context))
+
+
+@operation("log", wide=True)
+def log(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
+    """log of x + epsilon, epsilon 1e-45 by default, which is 0 in half precision."""
+    return torch.log(x + _epsilon(epsilon, 1e-45, context))
+
+
+@operation("rsqrt", wide=True)
+def rsqrt(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
+    """1 / √(x + epsilon), epsilon 1e-12 by default, which is 0 in half precision."""
+    return torch.rsqrt(x + _epsilon(epsilon, 1e-12, context))
+
+
+def _epsilon(given: float | None, default: float, context: Context) -> float:
+    """What is added; the default is a number of the result's declared type."""
+    return torch.tensor(default, dtype=context.result.dtype.held).item() if given is None else given
+
+
+@operation("threshold")
+def threshold(x: Tensor, alpha: Tensor) -> Tensor:
+    """max(x, alpha)."""
+    return torch.clamp(x, min=alpha.item())
+
+
+@operation("clip")
+def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """min(max(x, alpha), beta)."""
+    return torch.clamp(x, alpha, beta)
+
+
+@operation("clip", opset="CoreML7")
+def clip_ordered(x: Tensor, alpha: float, beta: float) -> Tensor:
+    """The same; since iOS17 alpha must be below beta."""
+    if alpha >= beta:
+        raise OperationError("clip's alpha is below its beta", received=f"{alpha} and {beta}")
+    return torch.clamp(x, alpha, beta)
+
+
+@operation("cast")
+def cast(x: Tensor, dtype: str) -> Tensor:
+    """Floats go towards zero to integers, at most to the nearest end of their range, and NaN to 0; integers wrap
+    around; anything but zero is true.
+    """
+    if dtype not in _CAST_TYPES:
+        raise OperationError(f"cast's dtype is one of {', '.join(_CAST_TYPES)}", received=dtype)
+    target = BY_NAME[dtype]
+    if not target.is_integer:
+        return x.to(target.held)
+    if x.is_floating_point():
+        return x.double().nan_to_num().clamp(*target.bounds).to(target.held)  # float32 cannot hold int32's bounds
+    if dtype == "uint16":
+        return x.to(target.held).bitwise_and(0xFFFF)
+    return x.to(target.held)

@@ -1,0 +1,79 @@
+"""Matrix products and attention."""
+
+from __future__ import annotations
+
+import math
+from functools import reduce
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import OperationError
+from . import affordable, operation
+
+
+@operation("linear", wide=True)
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias."""
+    affordable([*x.shape[:-1], *weight.shape[:-1]], x.dtype)
+    if bias is None:
+        return functional.linear(*_alike(x, weight))
+    return functional.linear(*_alike(x, weight, bias))
+
+
+@operation("matmul", wide=True)
+def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+    """The product of the last two axes, the others broadcast; a vector is a row on the left, a column on the right.
+
+    A transposition swaps the last two axes, and leaves a vector as it is.
+    """
+    x, y = _alike(x, y)
+    x = x.mT if transpose_x and x.ndim > 1 else x
+    y = y.mT if transpose_y and y.ndim > 1 else y
+    if x.ndim > 1 and y.ndim > 1:
+        batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        for extents in (x.shape[-2:], y.shape[-2:], (x.shape[-2], y.shape[-1])):  # torch may repeat the operands too
+            affordable([*batch, *extents], x.dtype)
+    return torch.matmul(x, y)
+
+
+@operation("einsum", wide=True)
+def einsum(values: list[Tensor], equation: str) -> Tensor:
+    """``nchw,nwhu->nchu`` or ``chw,whu->chu``, in any letters: axes −1 and −3 multiplied, others broadcast."""
+    if len(values) != 2:
+        raise OperationError("einsum has two operands", received=len(values))
+    letters = list(dict.fromkeys(equation.replace(",", "").replace("->", "")))
+    plain = equation.translate({ord(letter): ord("a") + index for index, letter in enumerate(letters)})
+    if plain not in ("abcd,adce->abce", "abc,cbd->abd"):
+        raise OperationError("einsum's equation is like nchw,nwhu->nchu or chw,whu->chu", received=equation)
+    x, y = values
+    rank = len(plain.split(",")[0])
+    if (x.ndim, y.ndim) != (rank, rank) or x.shape[-1] != y.shape[-3]:
+        raise OperationError(f"operands fit {equation}", received=f"{tuple(x.shape)} and {tuple(y.shape)}")
+    # As a product of matrices, which broadcasts the other axes.
+    return matmul(x.transpose(-2, -3), y.transpose(-2, -3)).transpose(-2, -3)
+
+
+@operation("scaled_dot_product_attention", opset="CoreML8", wide=True)
+def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """softmax(query · keyᵀ / √E + mask) · value, over the last axis.
+
+    Where a boolean mask is false the score is −∞, so what attends to nothing is NaN. (torch's own gives 0.)
+    """
+    if query.ndim < 3:
+        raise OperationError("query has at least 3 axes", received=f"shape {tuple(query.shape)}")
+    affordable([*query.shape[:-1], key.shape[-2]], query.dtype)
+    if attn_mask is None:
+        return functional.scaled_dot_product_attention(query, key, value)
+    mask = attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(query.dtype)
+    mask = mask.reshape([1] * (query.ndim - mask.ndim) + list(mask.shape))
+    result = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    hidden = ~mask if mask.dtype == torch.bool else mask == -math.inf
+    return result.masked_fill_(hidden.all(-1, keepdim=True), math.nan)
+
+
+def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In one type: since iOS17 a constant may have another than the rest."""
+    dtype = reduce(torch.promote_types, (one.dtype for one in tensors))
+    return tuple(one if one.dtype == dtype else one.to(dtype) for one in tensors)

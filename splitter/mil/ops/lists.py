@@ -1,0 +1,134 @@
+"""Lists and states: what outlives one operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import OperationError
+from ..types import BY_NAME
+from . import Context, affordable, operation
+
+_MAX_LENGTH = 1 << 24  # beyond it an index is a mistake or an attack
+
+
+class Elements(list["Tensor | None"]):
+    """A list's tensors, all of one shape; None while nothing says that shape.
+
+    Attributes:
+        fixed: Its length may not change.
+    """
+
+    def __init__(self, elements: Iterable[Tensor | None], *, fixed: bool) -> None:
+        super().__init__(elements)
+        self.fixed = fixed
+
+    def element(self, index: int) -> Tensor:
+        if not 0 <= index < len(self):  # Python would count from the end
+            raise OperationError(f"an index lies within a list of {len(self)}", received=index)
+        element = self[index]
+        if element is None:
+            raise OperationError("a list's elements have a shape before they are read", received="nothing written yet")
+        return element
+
+    def written(self, indices: list[int], values: Iterable[Tensor]) -> Elements:
+        """A copy with some elements replaced; a list without a fixed length grows, by zeros."""
+        length = max([len(self), *(index + 1 for index in indices)])
+        if length > (len(self) if self.fixed else _MAX_LENGTH) or min(indices, default=0) < 0:
+            limit = len(self) if self.fixed else _MAX_LENGTH
+            raise OperationError(f"an index lies within a list of {limit}", received=indices[:8])
+        copy = Elements([*self, *[None] * (length - len(self))], fixed=self.fixed)
+        for index, value in zip(indices, values, strict=True):
+            copy[index] = value
+        written = next((one for one in copy if one is not None), None)
+        if written is None:
+            return copy
+        if odd := [tuple(one.shape) for one in copy if one is not None and one.shape != written.shape]:
+            raise OperationError("a list's elements have one shape", received=f"{tuple(written.shape)} and {odd[0]}")
+        zero = torch.zeros_like(written)
+        return Elements([zero if one is None else one for one in copy], fixed=self.fixed)
+
+
+@operation("make_list")
+def make_list(
+    elem_shape: list[Tensor] | None = None, init_length: int = 1, dynamic_length: bool = True, dtype: str = "fp32"
+) -> Elements:
+    """A list of zeros.
+
+    Args:
+        elem_shape: Extents of an element; a name in place of one that is known only when something is written.
+        init_length: How many elements there are at first.
+        dynamic_length: Writing beyond the end extends the list.
+        dtype: Of an element.
+    """
+    given: list[Any] = elem_shape or []
+    extents = [None if isinstance(one, str) else int(one) for one in given]
+    shape = [extent for extent in extents if extent is not None]
+    if not 0 <= init_length <= _MAX_LENGTH:
+        raise OperationError(f"a list's length lies in 0…{_MAX_LENGTH}", received=init_length)
+    if dtype not in BY_NAME:
+        raise OperationError("make_list names a known type", received=dtype)
+    held = BY_NAME[dtype].held
+    affordable([init_length, *shape], held)
+    zero = torch.zeros(shape, dtype=held) if len(shape) == len(extents) else None
+    return Elements([zero] * init_length, fixed=not dynamic_length)
+
+
+@operation("list_length")
+def list_length(ls: Elements) -> Tensor:
+    return torch.tensor(len(ls))
+
+
+@operation("list_read")
+def list_read(ls: Elements, index: int) -> Tensor:
+    return ls.element(index)
+
+
+@operation("list_write")
+def list_write(ls: Elements, index: int, value: Tensor) -> Elements:
+    """The list with one element replaced; it grows where the index lies beyond its end."""
+    return ls.written([index], [value])
+
+
+@operation("list_gather")
+def list_gather(ls: Elements, indices: list[int]) -> Tensor:
+    """Elements, stacked on a new first axis."""
+    if not indices:
+        first = ls.element(0)
+        return first.new_zeros((0, *first.shape))
+    elements = [ls.element(index) for index in indices]
+    affordable([len(elements), *elements[0].shape], elements[0].dtype)
+    return torch.stack(elements)
+
+
+@operation("list_scatter")
+def list_scatter(ls: Elements, indices: list[int], value: Tensor) -> Elements:
+    """The list with the slices of a tensor at some indices; the last one wins where an index repeats."""
+    return ls.written(indices, value.unbind(0))
+
+
+# --------------------------------------------------------------------------------------- states
+
+
+@operation("read_state", opset="CoreML8")
+def read_state(input: str, context: Context) -> Tensor:  # noqa: A002 - Core ML's name
+    return context.states[input]
+
+
+@operation("write_state", opset="CoreML8")
+def write_state(input: str, data: Tensor, context: Context) -> tuple[()]:  # noqa: A002 - Core ML's name
+    """Replace a state.
+
+    ``coreml_update_state`` of Core ML Tools is saved as this and, where its result is used, a ``read_state``.
+    """
+    state = context.states[input]
+    if data.shape != state.shape or data.dtype != state.dtype:
+        raise OperationError(
+            f"state {input!r} keeps its type, {state.dtype} of {tuple(state.shape)}",
+            received=f"{data.dtype} of {tuple(data.shape)}",
+        )
+    context.states[input] = data
+    return ()

@@ -1,0 +1,271 @@
+"""Shapes: reshaping, transposing, slicing, folding. Values are moved, never computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...errors import OperationError
+from . import affordable, axes_of, operation
+
+
+@operation("expand_dims")
+def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
+    """Axes count in the result's rank."""
+    for axis in sorted(axes_of(axes, x.dim() + len(axes))):
+        x = x.unsqueeze(axis)
+    return x
+
+
+@operation("squeeze")
+def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
+    """Axes longer than one stay, as in torch."""
+    return x.squeeze() if axes is None else x.squeeze(tuple(axes_of(axes, x.dim())))
+
+
+@operation("reshape")
+def reshape(x: Tensor, shape: list[int]) -> Tensor:
+    """A 0 takes the extent at its place in ``x``; before iOS17 only where the rank stays."""
+    if 0 in shape and len(shape) != x.dim():
+        raise OperationError(f"a shape with zeros has the rank {x.dim()} of x", received=shape)
+    return _reshaped(x, [given or own for given, own in zip(shape, x.shape, strict=True)] if 0 in shape else shape)
+
+
+@operation("reshape", opset="CoreML7")
+def reshape_right_aligned(x: Tensor, shape: list[int]) -> Tensor:
+    """A 0 takes the extent at its place in ``x`` counted from the right, or 1 beyond its rank."""
+    own = [1] * (len(shape) - x.dim()) + list(x.shape)[max(0, x.dim() - len(shape)) :]
+    return _reshaped(x, [one or inherited for one, inherited in zip(shape, own, strict=True)])
+
+
+def _reshaped(x: Tensor, shape: Sequence[int]) -> Tensor:
+    if shape.count(-1) > 1:
+        raise OperationError("at most one extent is -1", received=list(shape))
+    return x.reshape(tuple(shape))
+
+
+@operation("reshape_like", opset="CoreML6")
+def reshape_like(
+    x: Tensor, ref_tensors: list[Tensor], begins: list[Tensor], ends: list[Tensor], end_masks: list[Tensor]
+) -> Tensor:
+    """The shape is joined from pieces ``ref.shape[begin:end]``; a mask leaves the end open."""
+    shape: list[int] = []
+    for reference, begin, end, open_end in zip(ref_tensors, begins, ends, end_masks, strict=True):
+        shape += reference.shape[int(begin) : None if bool(open_end) else int(end)]
+    return x.reshape(shape)
+
+
+@operation("transpose")
+def transpose(x: Tensor, perm: list[int]) -> Tensor:
+    return x.permute(perm)
+
+
+@operation("reverse")
+def reverse(x: Tensor, axes: list[int] | None = None) -> Tensor:
+    return x.flip(axes_of(axes, x.dim()))
+
+
+@operation("reverse_sequence")
+def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
+    """The first ``lengths[i]`` elements of sequence ``i`` are reversed, the rest stay."""
+    sequence, batch = axes_of([seq_axis, batch_axis], x.dim())
+    if sequence == batch:
+        raise OperationError("seq_axis and batch_axis differ", received=seq_axis)
+    extent = x.shape[sequence]
+    if lengths.shape != (x.shape[batch],) or bool(((lengths < 0) | (lengths > extent)).any()):
+        raise OperationError(f"{x.shape[batch]} lengths lie within 0…{extent}", received=lengths.tolist())
+    place = torch.arange(extent)
+    source = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
+    if batch > sequence:
+        source = source.T
+    shape = [extent if axis in (sequence, batch) else 1 for axis, extent in enumerate(x.shape)]
+    return x.gather(sequence, source.reshape(shape).expand(x.shape).long())
+
+
+# ------------------------------------------------------------------------------------------ slices
+
+
+def _slices(
+    shape: Sequence[int],
+    begin: list[int],
+    end: list[int],
+    stride: list[int] | None,
+    begin_mask: list[bool] | None,
+    end_mask: list[bool] | None,
+    squeeze_mask: list[bool] | None,
+) -> tuple[tuple[slice, ...], list[int], list[int]]:
+    """NumPy's slices as forward ones; axes to flip after slicing, and axes to drop then."""
+    rank = len(shape)
+    stride = [1] * rank if stride is None else stride
+    masks = [[False] * rank if mask is None else mask for mask in (begin_mask, end_mask, squeeze_mask)]
+    if {len(begin), len(end), len(stride), *map(len, masks)} != {rank}:
+        raise OperationError(f"a slice of rank {rank} has as many begins, ends, strides and masks", received=begin)
+    slices, flipped, dropped = [], [], []
+    for axis, (extent, first, last, step, open_begin, open_end, drop) in enumerate(
+        zip(shape, begin, end, stride, *masks, strict=True)
+    ):
+        if drop:
+            place = 0 if open_begin else first
+            if not -extent <= place < extent:
+                raise OperationError(f"an index lies within extent {extent} of axis {axis}", received=place)
+            slices.append(slice(place % extent, place % extent + 1))
+            dropped.append(axis)
+            continue
+        if step == 0:
+            raise OperationError("a stride is not zero", received=stride)
+        taken = range(extent)[slice(None if open_begin else first, None if open_end else last, step)]
+        if step < 0:
+            flipped.append(axis)
+            taken = taken[::-1]
+        slices.append(
+            slice(taken.start, taken.start + (len(taken) - 1) * taken.step + 1, taken.step) if taken else slice(0, 0)
+        )
+    return tuple(slices), flipped, dropped
+
+
+@operation("slice_by_index")
+def slice_by_index(
+    x: Tensor,
+    begin: list[int],
+    end: list[int],
+    stride: list[int] | None = None,
+    begin_mask: list[bool] | None = None,
+    end_mask: list[bool] | None = None,
+    squeeze_mask: list[bool] | None = None,
+) -> Tensor:
+    """``x[begin:end:stride]`` on each axis, as NumPy reads it: negative places count from the end.
+
+    A begin or end mask leaves that side open; a squeeze mask takes the element at ``begin`` and drops the axis.
+    """
+    slices, flipped, dropped = _slices(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    taken = x[slices]
+    taken = taken.flip(flipped) if flipped else taken
+    return taken.squeeze(tuple(dropped))
+
+
+@operation("slice_update", opset="CoreML8")
+def slice_update(
+    x: Tensor,
+    update: Tensor,
+    begin: list[int],
+    end: list[int],
+    stride: list[int] | None = None,
+    begin_mask: list[bool] | None = None,
+    end_mask: list[bool] | None = None,
+    squeeze_mask: list[bool] | None = None,
+) -> Tensor:
+    """A copy of ``x`` whose slice, as `slice_by_index` reads it, is ``update``."""
+    slices, flipped, dropped = _slices(x.shape, begin, end, stride, begin_mask, end_mask, squeeze_mask)
+    result = x.clone()
+    target = result[slices]
+    shape = [extent for axis, extent in enumerate(target.shape) if axis not in dropped]
+    if list(update.shape) != shape:
+        raise OperationError(f"the update has the slice's shape {shape}", received=list(update.shape))
+    target.copy_(update.reshape(target.shape).flip(flipped))
+    return result
+
+
+@operation("slice_by_size")
+def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
+    """A size of -1 takes all that follow ``begin``; a negative ``begin`` counts from the end."""
+    if not len(begin) == len(size) == x.dim():
+        raise OperationError(f"a slice of rank {x.dim()} has as many begins and sizes", received=(begin, size))
+    for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
+        extent = x.shape[axis]
+        start = first + extent if first < 0 else first
+        stop = extent if count == -1 else start + count
+        if not 0 <= start <= stop <= extent:
+            raise OperationError(f"a slice lies within extent {extent} of axis {axis}", received=(first, count))
+        x = x.narrow(axis, start, stop - start)
+    return x
+
+
+@operation("sliding_windows")
+def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
+    """Windows replace ``axis``; their elements lie on a new axis behind it."""
+    (axis,) = axes_of([axis], x.dim())
+    if not 1 <= size <= x.shape[axis] or stride < 1:
+        raise OperationError(f"windows of 1…{x.shape[axis]} elements move forward", received=(size, stride))
+    windows = x.unfold(axis, size, stride).movedim(-1, axis + 1)
+    affordable(windows.shape, x.dtype)
+    return windows
+
+
+# ----------------------------------------------------------------------------------------- folding
+
+
+def _block(size: int, *extents: int) -> None:
+    if size < 1 or any(extent % size for extent in extents):
+        raise OperationError(f"a block divides extents {extents}", received=size)
+
+
+@operation("depth_to_space")
+def depth_to_space(x: Tensor, block_size: int) -> Tensor:
+    """Channel ``(i·block + j)·C + c`` goes to row ``i`` and column ``j`` of the block, channel ``c``."""
+    n, c, h, w = x.shape
+    b = block_size
+    if b < 1 or c % (b * b):
+        raise OperationError(f"a block's square divides {c} channels", received=b)
+    return x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
+
+
+@operation("space_to_depth")
+def space_to_depth(x: Tensor, block_size: int) -> Tensor:
+    """The inverse of `depth_to_space`."""
+    n, c, h, w = x.shape
+    _block(block_size, h, w)
+    b = block_size
+    return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
+
+
+@operation("pixel_shuffle")
+def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
+    """Channel ``c·factor² + i·factor + j`` goes to row ``i`` and column ``j`` of the block, channel ``c``."""
+    return torch.pixel_shuffle(x, upscale_factor)
+
+
+@operation("pixel_unshuffle", opset="CoreML6")
+def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
+    """The inverse of `pixel_shuffle`."""
+    _block(downscale_factor, *x.shape[-2:])
+    return torch.pixel_unshuffle(x, downscale_factor)
+
+
+def _pairs(blocks: list[int], amounts: list[int]) -> tuple[int, ...]:
+    if len(blocks) != 2 or min(blocks) < 1 or len(amounts) != 4 or min(amounts) < 0:
+        raise OperationError(
+            "two blocks of at least 1 come with four amounts of at least 0", received=(blocks, amounts)
+        )
+    return (*blocks, *amounts)
+
+
+@operation("space_to_batch")
+def space_to_batch(x: Tensor, block_shape: list[int], paddings: list[int]) -> Tensor:
+    """Pads with zeros; element ``(i, j)`` of every block then goes to batch ``(i·block_w + j)·n + batch``.
+
+    ``paddings`` are top, bottom, left, right.
+    """
+    bh, bw, top, bottom, left, right = _pairs(block_shape, paddings)
+    n, c, h, w = x.shape
+    affordable((n, c, h + top + bottom, w + left + right), x.dtype)
+    x = torch.nn.functional.pad(x, [left, right, top, bottom])
+    h, w = x.shape[2:]
+    _block(bh, h)
+    _block(bw, w)
+    return x.reshape(n, c, h // bh, bh, w // bw, bw).permute(3, 5, 0, 1, 2, 4).reshape(n * bh * bw, c, h // bh, w // bw)
+
+
+@operation("batch_to_space")
+def batch_to_space(x: Tensor, block_shape: list[int], crops: list[int]) -> Tensor:
+    """The inverse of `space_to_batch`; crops are cut off where it would have padded."""
+    bh, bw, top, bottom, left, right = _pairs(block_shape, crops)
+    n, c, h, w = x.shape
+    _block(math.prod(block_shape), n)
+    n //= bh * bw
+    x = x.reshape(bh, bw, n, c, h, w).permute(2, 3, 4, 0, 5, 1).reshape(n, c, h * bh, w * bw)
+    if top + bottom > h * bh or left + right > w * bw:
+        raise OperationError(f"crops fit into extents {(h * bh, w * bw)}", received=crops)
+    return x[:, :, top : h * bh - bottom, left : w * bw - right]
