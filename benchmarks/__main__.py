@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from . import memory, separate
+from . import memory, packages, separate
 
-_BENCHMARKS = {"separate": separate.main, "memory": memory.main}
+_BENCHMARKS = {"separate": separate.main, "memory": memory.main, "packages": packages.main}
 
 
 @click.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Protocol, TypeAlias
@@ -254,32 +255,46 @@ class Interpreter:
     def _run_region(self, steps: Sequence[_Step], region: Region, slots: list[Value]) -> None:
         """Run a region tile by tile, and put its results together."""
         inner = steps[region.first : region.stop]
+        if region.attention and all(slots[slot].dtype == torch.float32 for slot in region.attention):
+            with suppress(RuntimeError):  # what it does not take is the operations' own to refuse, by name
+                self._run_attention(inner, region, slots)
+                return
         made = {slot for step in inner for slot in step.outputs}
         whole = {slot: slots[slot] for slot in region.sliced - made}
         results: dict[int, Tensor] = {}
         for start in range(0, region.rows, region.tile):
             rows = min(region.tile, region.rows - start)
             for slot, value in whole.items():
-                slots[slot] = value.narrow(0, start, rows)
+                slots[slot] = value.narrow(region.axis, start, rows)
             for step in inner:
                 arguments = self._arguments(step, slots)
                 if step.operation.type == "reshape":
                     arguments["shape"] = [rows, *self._types[step.outputs[0]].shape[1:]]
-                for slot, result in zip(step.outputs, self._computed(step, arguments, rows=rows), strict=True):
+                for slot, result in zip(
+                    step.outputs, self._computed(step, arguments, (region.axis, rows)), strict=True
+                ):
                     slots[slot] = result
                 for slot in step.frees:
                     if slot in made and slot not in region.results:
                         slots[slot] = None
             for slot in region.results:
                 if slot not in results:
-                    results[slot] = slots[slot].new_empty((region.rows, *slots[slot].shape[1:]))
-                results[slot].narrow(0, start, rows).copy_(slots[slot])
+                    results[slot] = slots[slot].new_empty(_extended(slots[slot].shape, region.axis, region.rows))
+                results[slot].narrow(region.axis, start, rows).copy_(slots[slot])
         for slot in made:
             slots[slot] = results.get(slot)
         dead = {slot for step in inner for slot in step.frees}
         for slot, value in whole.items():
             slots[slot] = None if slot in dead else value
         for slot in dead - made:
+            slots[slot] = None
+
+    def _run_attention(self, steps: Sequence[_Step], region: Region, slots: list[Value]) -> None:
+        """Attend in one call: in float32 nothing is rounded between its operations."""
+        queries, keys, values = (slots[slot] for slot in region.attention)
+        result = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, scale=1.0)
+        slots[steps[-1].outputs[0]] = self._declared(result, steps[-1].operation.outputs[0].type, None)
+        for slot in (slot for step in steps for slot in step.frees):
             slots[slot] = None
 
     def _arguments(self, step: _Step, slots: list[Value]) -> dict[str, Value]:
@@ -289,8 +304,10 @@ class Interpreter:
             arguments[parameter] = self._converted(step.operation, parameter, converter, value)
         return arguments
 
-    def _computed(self, step: _Step, arguments: Mapping[str, Value], rows: int | None = None) -> Sequence[Value]:
-        """Results of an operation, in their declared types; of these many rows in a tile."""
+    def _computed(
+        self, step: _Step, arguments: Mapping[str, Value], tile: tuple[int, int] | None = None
+    ) -> Sequence[Value]:
+        """Results of an operation, in their declared types; in a tile, along an axis, of so many rows."""
         operation = step.operation
         try:
             computed = self._numerics.compute(step.implementation, arguments)
@@ -298,7 +315,7 @@ class Interpreter:
             if len(results) != len(operation.outputs):
                 raise OperationError(f"{operation.type} gives {len(operation.outputs)} results", received=len(results))
             return [
-                self._declared(one, output.type, rows) for one, output in zip(results, operation.outputs, strict=True)
+                self._declared(one, output.type, tile) for one, output in zip(results, operation.outputs, strict=True)
             ]
         except SplitterError as error:
             raise self._error(operation, error.invariant, error.received) from error
@@ -306,13 +323,13 @@ class Interpreter:
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self._error(operation, "operations are given what they can compute", text) from error
 
-    def _declared(self, value: Value, kind: ValueType, rows: int | None) -> Value:
+    def _declared(self, value: Value, kind: ValueType, tile: tuple[int, int] | None) -> Value:
         """The result in its declared type: rounded, and of the declared shape."""
         if not isinstance(value, Tensor) or not isinstance(kind, TensorType) or kind.dtype.name == "string":
             if not _is_of(value, kind):
                 raise OperationError(f"the result has the declared type {kind}", received=type(value).__name__)
             return value
-        shape = kind.shape if rows is None else (rows, *kind.shape[1:])
+        shape = kind.shape if tile is None else _extended(kind.shape, *tile)
         if len(value.shape) != len(shape) or any(
             extent is not None and extent != got for extent, got in zip(shape, value.shape, strict=True)
         ):
@@ -339,6 +356,11 @@ def _own(results: list[Value], taken: set[int | None]) -> Iterator[Value]:
         place = _storage(one)
         yield one.clone() if place is not None and place in taken else one
         taken.add(place)
+
+
+def _extended(shape: Sequence[int | None], axis: int, extent: int) -> tuple[int | None, ...]:
+    """A shape with another extent along one axis."""
+    return (*shape[:axis], extent, *shape[axis + 1 :])
 
 
 def _takes_many(implementation: Implementation, parameter: str) -> bool:

@@ -1,8 +1,9 @@
-"""Runs of operations that treat the rows of their first axis alike, executed a few rows at a time.
+"""Runs of operations that treat the rows of one axis alike, executed some rows at a time.
 
 HT Demucs folds 512 frequency bands into the batch of its residual branches: a dozen operations read and write
-33 MB each, and memory is what they wait for. Taken 16 rows at a time the same operations stay in the cache. Each
-operation still rounds its own result; only the number of rows it sees at once is another.
+33 MB each, and memory is what they wait for. Attention writes 231 MB of scores only to reduce them again. Some rows
+at a time, the same operations stay in the cache and in memory that is at hand. Each operation still rounds its own
+result; only the number of rows it sees at once is another.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from typing import Any, Protocol
 from .types import TensorType
 
 _MIN_ROWS = 32
-_MIN_BYTES = 4 << 20  # below it a region is in the cache anyway
-_TILE_BYTES = 1 << 20  # of the widest value in a region: a share of a core's cache
+_MIN_BYTES = 24 << 20  # below it there is little to gain
+# Of the widest value in a region. The C library asks the system for each block beyond 32 MB, and the system clears
+# it: half of the time of a large operation. Small tiles would lose more in calls than the cache gains.
+_TILE_BYTES = 16 << 20
 _MIN_STEPS = 3
 
 # fmt: off
@@ -33,7 +36,7 @@ _REDUCTIONS = frozenset({
 })
 # fmt: on
 _ROWWISE_WITH_WEIGHTS = frozenset({"conv", "conv_transpose"})  # data in parameter `x`, rows are the batch
-_AXES = frozenset({"softmax", "split", "concat", "layer_norm", "expand_dims", "squeeze"})
+_AXES = frozenset({"split", "concat", "layer_norm", "expand_dims", "squeeze"})
 
 
 class Bound(Protocol):
@@ -56,18 +59,22 @@ class Region:
     Attributes:
         first: Index of its first step.
         stop: Index after its last.
-        rows: Extent of the first axis.
+        axis: The axis that is cut.
+        rows: Its extent.
         tile: Rows at a time.
         sliced: Slots that are taken a tile at a time.
         results: Slots that are needed after it, to be put together.
+        attention: Slots of queries, keys and values, if the region is their attention and nothing else.
     """
 
     first: int
     stop: int
+    axis: int
     rows: int
     tile: int
     sliced: frozenset[int]
     results: tuple[int, ...]
+    attention: tuple[int, ...]
 
 
 def regions(
@@ -101,16 +108,20 @@ def _grown(
     first: int,
 ) -> tuple[Region | None, int]:
     """The longest run that starts here, if it is worth it, and where to look on: a part of it is worth no more."""
-    rows = _rows(steps[first], types)
-    if rows is None or rows < _MIN_ROWS:
+    axis, rows = _cut(steps[first], names[first], types)
+    if rows < _MIN_ROWS:
         return None, first + 1
     sliced: set[int] = set()
+    whole: set[int] = set()
     stop = first
     while stop < len(steps):
-        entering = _sliced_inputs(steps[stop], names[stop], types, rows)
-        if entering is None or (stop > first and not entering & sliced):
+        taken = _taken(steps[stop], names[stop], types, axis, rows)
+        if taken is None or (stop > first and not taken[0] & sliced):
             break
-        sliced |= entering | set(steps[stop].outputs)
+        if (whole | taken[1]) & (sliced | taken[0]):  # one tensor, by rows here and whole there
+            break
+        sliced |= taken[0] | set(steps[stop].outputs)
+        whole |= taken[1]
         stop += 1
     widest = max((_bytes(types[slot]) for slot in sliced), default=0)
     if stop - first < _MIN_STEPS or widest < _MIN_BYTES:
@@ -118,67 +129,106 @@ def _grown(
     made = [slot for step in steps[first:stop] for slot in step.outputs]
     results = tuple(slot for slot in made if needed(slot, stop - 1))
     tile = max(1, min(rows, rows * _TILE_BYTES // widest))
-    return Region(first, stop, rows, tile, frozenset(sliced), results), stop
+    attention = _attention(steps[first:stop], names[first:stop]) if results == steps[stop - 1].outputs else ()
+    return Region(first, stop, axis, rows, tile, frozenset(sliced), results, attention), stop
 
 
-def _rows(step: Bound, types: Mapping[int, TensorType]) -> int | None:
-    """Extent of the first axis of a step's first tensor argument."""
-    for _, slots, _, _ in step.dynamic:
-        if slots[0] in types and types[slots[0]].shape:
-            return types[slots[0]].shape[0]
-    return None
+def _attention(steps: Sequence[Bound], names: Sequence[str]) -> tuple[int, ...]:
+    """Slots of queries, keys and values of ``softmax(q · kᵀ) · v``; empty if the steps are something else."""
+    if list(names) != ["matmul", "softmax", "matmul"]:
+        return ()
+    scores, weights, mixed = steps
+    fits = (
+        bool(scores.constants.get("transpose_y"))
+        and not mixed.constants.get("transpose_y")
+        and weights.constants.get("axis") == -1
+        and _argument(weights, "x") == scores.outputs[0]
+        and _argument(mixed, "x") == weights.outputs[0]
+    )
+    slots = (_argument(scores, "x"), _argument(scores, "y"), _argument(mixed, "y"))
+    return tuple(slot for slot in slots if slot is not None) if fits and None not in slots else ()
 
 
-def _sliced_inputs(step: Bound, name: str, types: Mapping[int, TensorType], rows: int) -> set[int] | None:
-    """The arguments of a step that are taken by rows; None if the step mixes rows, or might."""
+def _argument(step: Bound, parameter: str) -> int | None:
+    return next((slots[0] for name, slots, _, _ in step.dynamic if name == parameter), None)
+
+
+def _cut(step: Bound, name: str, types: Mapping[int, TensorType]) -> tuple[int, int]:
+    """The axis a run that starts here would be cut along, and its extent: rows of a product, or the first axis."""
+    kinds = [types[slots[0]] for _, slots, _, _ in step.dynamic if slots[0] in types]
+    if name == "matmul" and step.outputs[0] in types:
+        kinds = [types[step.outputs[0]]]
+    if not kinds or not kinds[0].shape:
+        return 0, 0
+    axis = len(kinds[0].shape) - 2 if name == "matmul" and len(kinds[0].shape) > 2 else 0
+    return axis, kinds[0].shape[axis] or 0
+
+
+def _taken(
+    step: Bound, name: str, types: Mapping[int, TensorType], axis: int, rows: int
+) -> tuple[set[int], set[int]] | None:
+    """The arguments of a step that are taken by rows, and those taken whole; None if it mixes rows, or might."""
     outputs = [types.get(slot) for slot in step.outputs]
-    if any(kind is None or None in kind.shape or not kind.shape or kind.shape[0] != rows for kind in outputs):
+    if any(kind is None or None in kind.shape or kind.shape[axis : axis + 1] != (rows,) for kind in outputs):
         return None
     arguments = {parameter: slots for parameter, slots, _, _ in step.dynamic}
-    flat = [slot for slots in arguments.values() for slot in slots]
+    flat = {slot for slots in arguments.values() for slot in slots}
     if any(slot not in types or None in types[slot].shape for slot in flat):
         return None
-    kinds = [kind for kind in outputs if kind is not None]
+    rank = max(len(kind.shape) for kind in outputs if kind is not None)
     if name in _ELEMENTWISE:
-        return _by_rows_or_broadcast(step, flat, types, rows, len(kinds[0].shape))
-    data = arguments.get("x", arguments.get("values", ()))
-    if not data or set(flat) - set(data) or any(types[slot].shape[:1] != (rows,) for slot in data):
+        return _by_rows_or_broadcast(step, flat, types, axis, rows, rank)
+    data = set(arguments.get("x", arguments.get("values", ())))
+    if not data or any(types[slot].shape[axis : axis + 1] != (rows,) for slot in data):
         return None
-    rank = len(types[data[0]].shape)
-    if name in _ROWWISE_WITH_WEIGHTS:
-        return set(data) if rank >= 3 else None
-    if name == "reshape":
-        return set(data)
-    if name == "transpose":
-        return set(data) if step.constants.get("perm", [None])[:1] in ([0], [-rank]) else None
-    if name in _REDUCTIONS or name in _AXES:
-        return set(data) if _leaves_first_axis(step, rank) else None
-    return None
+    whole = flat - data
+    rank = max(len(types[slot].shape) for slot in data)
+    if name == "matmul":
+        rowwise = axis == rank - 2 and not step.constants.get("transpose_x") and "transpose_x" not in arguments
+        return (data, whole) if rowwise else None
+    if whole:
+        return None
+    if name == "softmax":
+        return (data, whole) if _leaves(step, axis, rank) else None
+    if axis:
+        return None
+    rowwise = (
+        (name in _ROWWISE_WITH_WEIGHTS and rank >= 3)
+        or name == "reshape"
+        or (name == "transpose" and step.constants.get("perm", [None])[:1] in ([0], [-rank]))
+        or (name in _REDUCTIONS | _AXES and _leaves(step, axis, rank))
+    )
+    return (data, whole) if rowwise else None
 
 
 def _by_rows_or_broadcast(
-    step: Bound, flat: list[int], types: Mapping[int, TensorType], rows: int, rank: int
-) -> set[int] | None:
+    step: Bound, flat: set[int], types: Mapping[int, TensorType], axis: int, rows: int, rank: int
+) -> tuple[set[int], set[int]] | None:
     """Arguments with rows are sliced; the others must broadcast over them."""
     sliced = set()
     for slot in flat:
         shape = types[slot].shape
-        if len(shape) == rank and shape[0] == rows:
+        if len(shape) == rank and shape[axis] == rows:
             sliced.add(slot)
-        elif len(shape) == rank and shape[0] != 1:
+        elif not _broadcasts(shape, axis, rank):
             return None
-    for value in step.constants.values():
-        shape = getattr(value, "shape", ())
-        if len(shape) == rank and shape[0] != 1:
-            return None
-    return sliced or None
+    if not sliced or any(not _broadcasts(getattr(one, "shape", ()), axis, rank) for one in step.constants.values()):
+        return None
+    return sliced, flat - sliced
 
 
-def _leaves_first_axis(step: Bound, rank: int) -> bool:
+def _broadcasts(shape: Sequence[int | None], axis: int, rank: int) -> bool:
+    """Whether a tensor is the same for every row of a result; shapes are aligned at their ends."""
+    position = axis - (rank - len(shape))
+    return position < 0 or shape[position] == 1
+
+
+def _leaves(step: Bound, axis: int, rank: int) -> bool:
+    """Whether the axes an operation works along are known, and others."""
     axes = step.constants.get("axes", step.constants.get("axis"))
     if axes is None:
         return False
-    return all(axis % rank != 0 for axis in (axes if isinstance(axes, list) else [axes]))
+    return all(one % rank != axis for one in (axes if isinstance(axes, list) else [axes]))
 
 
 def _bytes(kind: TensorType) -> int:

@@ -2,15 +2,25 @@
 
 import numpy as np
 import pytest
+import torch
 
-from splitter.mil import load
+from splitter.mil import Numerics, Values, load, tiling
 
 from .harness import mb, package
 
 ROWS, CHANNELS, WIDTH = 64, 16, 1024  # 4 MB in float32
 X = np.random.default_rng(0).standard_normal((ROWS, CHANNELS, WIDTH)).astype(np.float32)
 WEIGHTS = np.random.default_rng(1).standard_normal((2 * CHANNELS, CHANNELS, 3)).astype(np.float32)
+KEYS = np.random.default_rng(3).standard_normal((ROWS, 40, WIDTH)).astype(np.float32)
+BIAS = np.random.default_rng(4).standard_normal((CHANNELS, 1)).astype(np.float32)
 GAIN = np.random.default_rng(2).standard_normal((ROWS, 1, 1)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def _small_tiles(monkeypatch):
+    monkeypatch.setattr(tiling, "_MIN_BYTES", 1 << 17)
+    monkeypatch.setattr(tiling, "_TILE_BYTES", 1 << 16)
+    monkeypatch.setattr(tiling, "_MIN_ROWS", 8)
 
 
 class Nothing:
@@ -37,7 +47,31 @@ def elementwise(x):
     return mb.tanh(x=mb.mul(x=mb.add(x=x, y=np.float32(1)), y=np.float32(3)))
 
 
+def attention(x):
+    """Queries by rows; keys and values are needed whole."""
+    scores = mb.softmax(x=mb.mul(x=mb.matmul(x=x, y=KEYS, transpose_y=True), y=np.float32(0.01)), axis=-1)
+    return mb.matmul(x=scores, y=KEYS)
+
+
+def attention_to_itself(x):
+    """The first operation needs x by rows and whole."""
+    return mb.matmul(x=mb.softmax(x=mb.matmul(x=x, y=x, transpose_y=True), axis=-1), y=x)
+
+
 PROGRAMS = {
+    "attention": (attention, 1),
+    "attention to a constant by query": (
+        lambda x: mb.matmul(
+            x=mb.softmax(x=mb.add(x=mb.matmul(x=x, y=KEYS, transpose_y=True), y=BIAS), axis=-1), y=KEYS
+        ),
+        0,
+    ),
+    "attention to itself": (attention_to_itself, 0),
+    "attention along queries": (
+        lambda x: mb.matmul(x=mb.softmax(x=mb.matmul(x=x, y=KEYS, transpose_y=True), axis=-2), y=KEYS),
+        0,
+    ),
+    "columns of a product": (lambda x: elementwise(mb.matmul(x=x, y=KEYS[0, :CHANNELS], transpose_x=True)), 0),
     "residual": (residual, 1),
     "later use": (lambda x: (y := mb.relu(x=x), mb.mul(x=elementwise(y), y=y))[1], 1),
     "transposed within rows": (lambda x: mb.softmax(x=mb.transpose(x=elementwise(x), perm=[0, 2, 1]), axis=-1), 1),
@@ -77,7 +111,7 @@ def test_what_mixes_rows_is_never_tiled(build, tmp_path):
 
 
 def test_small_values_are_not_worth_it(tmp_path):
-    assert not load(package(elementwise, {"x": X[:, :, :8]}, tmp_path)).regions
+    assert not load(package(elementwise, {"x": X[:, :, :2]}, tmp_path)).regions
 
 
 def test_listeners_see_every_operation_whole(tmp_path):
@@ -89,3 +123,57 @@ def test_listeners_see_every_operation_whole(tmp_path):
 
     load(package(elementwise, {"x": X}, tmp_path)).predict({"x": X}, listener=Shapes())
     assert shapes == [X.shape] * 3
+
+
+def heads(x):
+    """Queries, keys and values that are all computed; the scores are small enough to be told apart."""
+    parts = mb.reshape(x=x, shape=(2, 2, 64, 4096))
+    narrow = mb.slice_by_size(x=parts, begin=[0, 0, 0, 0], size=[2, 2, 64, 32])
+    wide = mb.slice_by_size(x=parts, begin=[0, 0, 0, 32], size=[2, 2, 64, 32])
+    return (
+        mb.mul(x=narrow, y=np.float32(0.2)),
+        wide,
+        mb.slice_by_size(x=parts, begin=[0, 0, 0, 64], size=[2, 2, 64, 48]),
+    )
+
+
+ATTENTION = {
+    "attention": (lambda q, k, v: mb.matmul(x=mb.softmax(x=mb.matmul(x=q, y=k, transpose_y=True)), y=v), True),
+    "scores used again": (
+        lambda q, k, v: mb.concat(
+            values=[(w := mb.softmax(x=mb.matmul(x=q, y=k, transpose_y=True))), mb.matmul(x=w, y=v)], axis=-1
+        ),
+        False,
+    ),
+    "keys as columns": (
+        lambda q, k, v: mb.matmul(x=mb.softmax(x=mb.matmul(x=q, y=mb.transpose(x=k, perm=[0, 1, 3, 2]))), y=v),
+        False,
+    ),
+    "values as rows": (
+        lambda q, k, v: mb.matmul(
+            y=mb.transpose(x=v, perm=[0, 1, 3, 2]),
+            x=mb.softmax(x=mb.matmul(x=q, y=k, transpose_y=True)),
+            transpose_y=True,
+        ),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+@pytest.mark.parametrize("values", ["fp32", "fp16"])
+def test_attention_in_one_call_where_nothing_is_rounded_between(name, values, tmp_path, monkeypatch):
+    build, fused = ATTENTION[name]
+    x = X.reshape(-1)[: 2 * 2 * 64 * 4096].reshape(4, 64, 4096)
+    monkeypatch.setattr(tiling, "_MIN_BYTES", 1 << 12)
+    monkeypatch.setattr(tiling, "_TILE_BYTES", 1 << 11)
+    model = load(package(lambda x: build(*heads(x)), {"x": x}, tmp_path), numerics=Numerics(Values(values)))
+    assert [bool(region.attention) for region in model.regions] == [fused]
+    calls = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: (calls.append(1), real(*a, **k))[1]
+    )
+    (tiled,), (whole,) = model.predict({"x": x}).values(), model.predict({"x": x}, listener=Nothing()).values()
+    assert bool(calls) == (fused and values == "fp32")
+    np.testing.assert_allclose(tiled, whole, rtol=1e-5, atol=1e-5 if values == "fp32" else 1e-3)
