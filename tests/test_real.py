@@ -12,10 +12,14 @@ import torch
 from demucs.apply import apply_model
 
 import splitter
-from splitter import verify
+from splitter import lowering, mil, passes, verify
+from splitter import plan as plans
 from splitter.audio import Encoding, statistics
 from splitter.bundle import load_any
+from splitter.checks import Status
+from splitter.partition import Segment
 from splitter.separation import Options, Separator, separate
+from splitter.verification import verify_bundle
 from splitter.weights import checkpoints
 
 from .conftest import DATA, snr_db
@@ -69,6 +73,11 @@ def test_build_and_verify_pass(real_path):
         "host",
         "kernels",
         "artifact",
+        "conversion",
+        "precision",
+        "compression",
+        "finite",
+        "package",
         "coreml",
     }
     kernels = [check.parity.snr_db for check in report.checks if check.kind == "kernels"]
@@ -96,8 +105,64 @@ def test_inspect_shows_the_four_stem_boundaries(real_path):
     assert encoder < 14e6, "the frequency embedding was folded at its broadcast size"
 
 
+@pytest.fixture(scope="module")
+def all_half(tmp_path_factory):
+    """Encoder, transformer and decoder as packages in half precision, with a golden of recorded music."""
+    preset = plans.presets()["htdemucs"]
+    stages = [s.model_copy(update={"target": "coreml"}) if s.name == "transformer" else s for s in preset.stages]
+    plan = plans.changed(preset, stages=stages, precision="fp16")
+    path = tmp_path_factory.mktemp("half") / "half.bundle"
+    return splitter.build(CHECKPOINT, path, plan=plan, golden_audio=DATA / "audio" / "falcon69_mix.flac").members[0]
+
+
+def test_the_collapse_of_half_precision_is_found_and_explained(all_half):
+    report = verify_bundle(all_half)
+    assert not report.passed
+    found = {(check.kind, check.subject): check for check in report.checks}
+    assert found["package", "stems"].parity.snr_db < 0
+    assert all(check.parity.snr_db >= 115 for check in report.checks if check.kind == "conversion"), (
+        "it is no converter's"
+    )
+    first = report.overflows[0]
+    assert (first.segment, first.operation, first.boundary) == ("encoder", "square", "skip_freq_0")
+    inside = [one for one in report.overflows if one.segment == "transformer"]
+    assert {(one.operation, one.boundary) for one in inside} >= {
+        ("square", "freq_transformed"),
+        ("square", "time_transformed"),
+    }
+    for segment in ("encoder", "transformer"):
+        assert found["finite", segment].status is Status.FAIL
+        outputs = next(one.outputs for one in all_half.segments if one.name == segment)
+        assert all(found["precision", name].parity.finite for name in outputs), "infinities that no output shows"
+
+
+@pytest.mark.parametrize("target", ["iOS15", "iOS16", "iOS17", "iOS18"])
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_packages_for_every_system_equal_the_model(all_half, tmp_path, name, target):
+    plan = plans.changed(all_half.manifest.plan, precision="fp32", deployment_target=target)
+    record = next(segment for segment in all_half.segments if segment.name == name)
+    golden = all_half.goldens()
+    program = all_half.program(record.program)
+    for one in plan.passes:
+        program, _ = passes.apply(one, program, {key: torch.from_numpy(golden[key]) for key in record.inputs})
+    specs = {key: all_half.tensors[key] for key in record.inputs + record.outputs}
+    segment = Segment(
+        name=name,
+        stage=next(stage for stage in plan.stages if stage.name == record.stage),
+        program=program,
+        inputs=tuple(specs[key] for key in record.inputs),
+        outputs=tuple(specs[key] for key in record.outputs),
+    )
+    lowering.target("coreml").lower(segment, plan, {}, tmp_path)
+    results = mil.load(tmp_path / f"{name}.mlpackage").predict({key: golden[key] for key in record.inputs})
+    for key in record.outputs:
+        assert snr_db(golden[key], results[key]) >= 115, key
+
+
 @pytest.mark.parametrize(
-    "engines", [{}, {"transformer": "jax"}, {"transformer": "numpy"}], ids=["torch", "jax", "numpy"]
+    "engines",
+    [{}, {"transformer": "jax"}, {"transformer": "numpy"}, {"encoder": "mil", "decoder": "mil"}],
+    ids=["torch", "jax", "numpy", "mil"],
 )
 @pytest.mark.parametrize("name", ["falcon69_mix.flac", "slow-motion-dream.mp3"])
 def test_stems_equal_demucs(real_path, expected, tmp_path, engines, name):
@@ -107,7 +172,7 @@ def test_stems_equal_demucs(real_path, expected, tmp_path, engines, name):
     track = Separator(load_any(real_path), options).track(DATA / "audio" / name)
     for stem, one in zip(outcome.stems, expected(name, track), strict=True):
         result = soundfile.read(outcome.stems[stem], dtype="float32")[0].T
-        assert snr_db(one, result) >= 100, stem
+        assert snr_db(one, result) >= (110 if "encoder" in engines else 100), stem
         if name.startswith("falcon69"):
             truth = soundfile.read(DATA / "audio" / f"falcon69_{stem}.flac", dtype="float32")[0].T
             # The published figures have two decimals and another decoder; ours against demucs is exact to 0.001.
