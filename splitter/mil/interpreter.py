@@ -268,8 +268,9 @@ class Interpreter:
                 slots[slot] = value.narrow(region.axis, start, rows)
             for step in inner:
                 arguments = self._arguments(step, slots)
-                if step.operation.type == "reshape":
-                    arguments["shape"] = [rows, *self._types[step.outputs[0]].shape[1:]]
+                for parameter in ("shape", "output_shape"):
+                    if parameter in arguments:
+                        arguments[parameter] = list(_extended(self._types[step.outputs[0]].shape, region.axis, rows))
                 for slot, result in zip(
                     step.outputs, self._computed(step, arguments, (region.axis, rows)), strict=True
                 ):

@@ -35,7 +35,7 @@ _REDUCTIONS = frozenset({
     "reduce_l2_norm",
 })
 # fmt: on
-_ROWWISE_WITH_WEIGHTS = frozenset({"conv", "conv_transpose"})  # data in parameter `x`, rows are the batch
+_CONVOLUTIONS = frozenset({"conv", "conv_transpose"})  # rows are the batch, or an axis that the kernel does not mix
 _AXES = frozenset({"split", "concat", "layer_norm", "expand_dims", "squeeze"})
 
 
@@ -124,7 +124,9 @@ def _grown(
         whole |= taken[1]
         stop += 1
     widest = max((_bytes(types[slot]) for slot in sliced), default=0)
-    if stop - first < _MIN_STEPS or widest < _MIN_BYTES:
+    # A convolution is worth it alone: torch's own takes copies of its input and output in another layout.
+    alone = axis > 0 and names[first] in _CONVOLUTIONS
+    if (stop - first < _MIN_STEPS and not alone) or widest < _MIN_BYTES:
         return None, max(stop, first + 1)
     made = [slot for step in steps[first:stop] for slot in step.outputs]
     results = tuple(slot for slot in made if needed(slot, stop - 1))
@@ -154,14 +156,21 @@ def _argument(step: Bound, parameter: str) -> int | None:
 
 
 def _cut(step: Bound, name: str, types: Mapping[int, TensorType]) -> tuple[int, int]:
-    """The axis a run that starts here would be cut along, and its extent: rows of a product, or the first axis."""
+    """The axis a run that starts here would be cut along, and its extent.
+
+    It is the rows of a product, and the first axis of anything else, but for a convolution of a single image: there it
+    is one along which the kernel is a single point.
+    """
     kinds = [types[slots[0]] for _, slots, _, _ in step.dynamic if slots[0] in types]
     if name == "matmul" and step.outputs[0] in types:
         kinds = [types[step.outputs[0]]]
     if not kinds or not kinds[0].shape:
         return 0, 0
-    axis = len(kinds[0].shape) - 2 if name == "matmul" and len(kinds[0].shape) > 2 else 0
-    return axis, kinds[0].shape[axis] or 0
+    shape = kinds[0].shape
+    axis = len(shape) - 2 if name == "matmul" and len(shape) > 2 else 0
+    if name in _CONVOLUTIONS and (shape[0] or 0) < _MIN_ROWS:
+        axis = next((one for one in range(2, len(shape)) if _is_pointwise(step, one)), 0)
+    return axis, shape[axis] or 0
 
 
 def _taken(
@@ -188,12 +197,12 @@ def _taken(
         return (data, whole) if rowwise else None
     if whole:
         return None
-    if name == "softmax":
+    if name == "softmax" or (axis and name in ("split", "concat")):
         return (data, whole) if _leaves(step, axis, rank) else None
     if axis:
-        return None
+        return (data, whole) if name in _CONVOLUTIONS and _is_pointwise(step, axis) else None
     rowwise = (
-        (name in _ROWWISE_WITH_WEIGHTS and rank >= 3)
+        (name in _CONVOLUTIONS and rank >= 3)
         or name == "reshape"
         or (name == "transpose" and step.constants.get("perm", [None])[:1] in ([0], [-rank]))
         or (name in _REDUCTIONS | _AXES and _leaves(step, axis, rank))
@@ -223,6 +232,18 @@ def _broadcasts(shape: Sequence[int | None], axis: int, rank: int) -> bool:
     return position < 0 or shape[position] == 1
 
 
+def _is_pointwise(step: Bound, axis: int) -> bool:
+    """Whether a convolution treats the elements along a spatial axis alike and apart: kernel 1, stride 1, no pad."""
+    weight = step.constants.get("weight")
+    known = {"strides", "pad_type", "pad", "output_shape"}.isdisjoint(name for name, _, _, _ in step.dynamic)
+    if axis < 2 or weight is None or not known or weight.shape[axis] != 1:
+        return False
+    spatial = axis - 2
+    strides, pad = step.constants.get("strides"), step.constants.get("pad", [])
+    padded = step.constants.get("pad_type", "valid").lower() == "custom" and any(pad[2 * spatial : 2 * spatial + 2])
+    return not padded and (strides is None or strides[spatial] == 1)
+
+
 def _leaves(step: Bound, axis: int, rank: int) -> bool:
     """Whether the axes an operation works along are known, and others."""
     axes = step.constants.get("axes", step.constants.get("axis"))
@@ -232,4 +253,6 @@ def _leaves(step: Bound, axis: int, rank: int) -> bool:
 
 
 def _bytes(kind: TensorType) -> int:
-    return math.prod(extent or 1 for extent in kind.shape) * kind.dtype.held.itemsize
+    """Size of a value; halves count as the float32 they are summed in."""
+    itemsize = max(kind.dtype.held.itemsize, 4) if kind.dtype.is_float else kind.dtype.held.itemsize
+    return math.prod(extent or 1 for extent in kind.shape) * itemsize

@@ -94,6 +94,62 @@ def test_tiles_give_the_whole(name, tmp_path):
     np.testing.assert_allclose(tiled, whole, rtol=2e-5, atol=2e-6)
 
 
+IMAGE = X[:CHANNELS].transpose(1, 0, 2).reshape(1, CHANNELS, CHANNELS * 8, WIDTH // 8)
+POINT, TALL = (
+    np.random.default_rng(5).standard_normal((2 * CHANNELS, CHANNELS, height, 1)).astype(np.float32)
+    for height in (1, 8)
+)
+
+
+def gated(x):
+    value, gate = mb.split(x=mb.conv(x=x, weight=POINT), num_splits=2, axis=1)
+    return mb.mul(x=value, y=mb.sigmoid(x=gate))
+
+
+CONVOLUTIONS = {
+    "a point": (gated, [2]),
+    "same": (lambda x: mb.conv(x=x, weight=POINT, pad_type="same"), [2]),
+    "a column": (
+        lambda x: mb.gelu(x=mb.conv(x=x, weight=TALL, strides=[4, 1], pad_type="custom", pad=[2, 2, 0, 0])),
+        [3],
+    ),
+    "padded along both": (lambda x: mb.conv(x=x, weight=TALL, pad_type="custom", pad=[2, 2, 1, 0]), []),
+    "strides along both": (lambda x: mb.conv(x=x, weight=TALL, strides=[4, 2]), []),
+    "transposed": (
+        lambda x: mb.conv_transpose(
+            x=x,
+            weight=TALL.transpose(1, 0, 2, 3),
+            strides=[4, 1],
+            output_shape=[1, 2 * CHANNELS, 4 * 8 * CHANNELS + 4, 128],
+        ),
+        [3],
+    ),
+    "softmax over the axis": (lambda x: mb.softmax(x=mb.conv(x=x, weight=POINT), axis=2), [2]),
+    "split of the axis": (lambda x: mb.split(x=mb.conv(x=x, weight=POINT), num_splits=2, axis=2)[1], [2]),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_of_one_image_is_cut_where_its_kernel_is_a_point(name, tmp_path):
+    build, axes = CONVOLUTIONS[name]
+    model = load(package(build, {"x": IMAGE}, tmp_path))
+    assert [region.axis for region in model.regions] == axes
+    (tiled,), (whole,) = model.predict({"x": IMAGE}).values(), model.predict({"x": IMAGE}, listener=Nothing()).values()
+    np.testing.assert_allclose(tiled, whole, rtol=2e-5, atol=2e-5)
+
+
+def test_a_batch_of_transposed_convolutions_keeps_its_output_shape(tmp_path):
+    def build(x):
+        x = mb.conv_transpose(x=x, weight=WEIGHTS, strides=[2], output_shape=[ROWS // 2, CHANNELS, 2 * WIDTH + 1])
+        return elementwise(x)
+
+    given = {"x": X.reshape(ROWS // 2, 2 * CHANNELS, WIDTH)}
+    model = load(package(build, given, tmp_path))
+    assert len(model.regions) == 1
+    (tiled,), (whole,) = model.predict(given).values(), model.predict(given, listener=Nothing()).values()
+    np.testing.assert_allclose(tiled, whole, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     "build",
     [
