@@ -228,7 +228,7 @@ class Interpreter:
             index += 1
             arguments = self._arguments(step, slots)
             if listener is not None:
-                listener.before(step.operation, arguments)
+                listener.before(step.operation, dict(arguments))
             if step.takes_context:
 
                 def run_block(index: int, *given: Value, step: _Step = step) -> list[Value]:
@@ -241,9 +241,11 @@ class Interpreter:
                 arguments["context"] = Context(
                     step.operation, run.generator, run_block, run.states, run.iterations, self._max_iterations
                 )
+            else:  # only now do the arguments alone hold what dies here, and it may die while it is computed with
+                for slot in step.frees:
+                    slots[slot] = None
             results = self._computed(step, arguments)
-            for slot, result in zip(step.outputs, results, strict=True):
-                slots[slot] = result
+            _place(slots, step.outputs, results)
             if listener is not None:
                 names = (output.name for output in step.operation.outputs)
                 listener.after(step.operation, dict(zip(names, results, strict=True)))
@@ -268,13 +270,12 @@ class Interpreter:
                 slots[slot] = value.narrow(region.axis, start, rows)
             for step in inner:
                 arguments = self._arguments(step, slots)
+                if region.pads and step is inner[0]:
+                    arguments |= _with_neighbours(arguments["x"], region, start, rows)
                 for parameter in ("shape", "output_shape"):
                     if parameter in arguments:
                         arguments[parameter] = list(_extended(self._types[step.outputs[0]].shape, region.axis, rows))
-                for slot, result in zip(
-                    step.outputs, self._computed(step, arguments, (region.axis, rows)), strict=True
-                ):
-                    slots[slot] = result
+                _place(slots, step.outputs, self._computed(step, arguments, (region.axis, rows)))
                 for slot in step.frees:
                     if slot in made and slot not in region.results:
                         slots[slot] = None
@@ -306,7 +307,7 @@ class Interpreter:
         return arguments
 
     def _computed(
-        self, step: _Step, arguments: Mapping[str, Value], tile: tuple[int, int] | None = None
+        self, step: _Step, arguments: dict[str, Value], tile: tuple[int, int] | None = None
     ) -> Sequence[Value]:
         """Results of an operation, in their declared types; in a tile, along an axis, of so many rows."""
         operation = step.operation
@@ -362,6 +363,22 @@ def _own(results: list[Value], taken: set[int | None]) -> Iterator[Value]:
 def _extended(shape: Sequence[int | None], axis: int, extent: int) -> tuple[int | None, ...]:
     """A shape with another extent along one axis."""
     return (*shape[:axis], extent, *shape[axis + 1 :])
+
+
+def _place(slots: list[Value], places: Sequence[int], values: Sequence[Value]) -> None:
+    """Put values into their slots; a function of its own, so that no loop variable keeps the last one alive."""
+    for place, value in zip(places, values, strict=True):
+        slots[place] = value
+
+
+def _with_neighbours(x: Tensor, region: Region, start: int, rows: int) -> dict[str, Value]:
+    """Arguments of a convolution for some rows: the rows it reaches, and padding only where there are none."""
+    place = 2 * (region.axis - 2)
+    before, after = region.pads[place : place + 2]
+    low, high = max(0, start - before), min(region.rows, start + rows + after)
+    pad = list(region.pads)
+    pad[place : place + 2] = [before - (start - low), after - (high - start - rows)]
+    return {"x": x.narrow(region.axis, low, high - low), "pad": pad}
 
 
 def _takes_many(implementation: Implementation, parameter: str) -> bool:

@@ -7,7 +7,6 @@ are accumulated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -90,8 +89,8 @@ class Numerics:
         held = self.held(dtype)
         return value if value.dtype == held else value.to(held)
 
-    def compute(self, implementation: Implementation, arguments: Mapping[str, Any]) -> Any:
-        """Call an implementation, its half-precision sums accumulated as chosen."""
+    def compute(self, implementation: Implementation, arguments: dict[str, Any]) -> Any:
+        """Call an implementation, its half-precision sums accumulated as chosen; takes the arguments it widens."""
         if not implementation.wide or not any(_holds_half(one) for one in arguments.values()):
             return implementation.function(**arguments)
         strict = accumulation.STRICT.get(implementation.name)
@@ -102,7 +101,7 @@ class Numerics:
         ):
             total = accumulation.staged if self.accumulators is Accumulators.STAGED else accumulation.sequential
             return strict(total, **arguments)
-        return implementation.function(**{key: _widened(one) for key, one in arguments.items()})
+        return implementation.function(**{key: _widened(arguments.pop(key)) for key in list(arguments)})
 
 
 def _holds_half(value: Any) -> bool:

@@ -64,6 +64,8 @@ class Region:
         tile: Rows at a time.
         sliced: Slots that are taken a tile at a time.
         results: Slots that are needed after it, to be put together.
+        pads: Padding of the first operation where it is a convolution that mixes neighbouring rows: its input is
+            taken with as many rows more before and after as it pads along the axis. Empty otherwise.
         attention: Slots of queries, keys and values, if the region is their attention and nothing else.
     """
 
@@ -74,6 +76,7 @@ class Region:
     tile: int
     sliced: frozenset[int]
     results: tuple[int, ...]
+    pads: tuple[int, ...]
     attention: tuple[int, ...]
 
 
@@ -114,6 +117,9 @@ def _grown(
     sliced: set[int] = set()
     whole: set[int] = set()
     stop = first
+    pads = _pads(steps[first], names[first], axis)
+    if pads:
+        sliced, whole, stop = set(steps[first].outputs), {steps[first].dynamic[0][1][0]}, first + 1
     while stop < len(steps):
         taken = _taken(steps[stop], names[stop], types, axis, rows)
         if taken is None or (stop > first and not taken[0] & sliced):
@@ -124,15 +130,15 @@ def _grown(
         whole |= taken[1]
         stop += 1
     widest = max((_bytes(types[slot]) for slot in sliced), default=0)
-    # A convolution is worth it alone: torch's own takes copies of its input and output in another layout.
+    # A convolution is worth it alone, in smaller tiles: torch takes copies of its input and output in other layouts.
     alone = axis > 0 and names[first] in _CONVOLUTIONS
     if (stop - first < _MIN_STEPS and not alone) or widest < _MIN_BYTES:
         return None, max(stop, first + 1)
     made = [slot for step in steps[first:stop] for slot in step.outputs]
     results = tuple(slot for slot in made if needed(slot, stop - 1))
-    tile = max(1, min(rows, rows * _TILE_BYTES // widest))
+    tile = max(1, min(rows, rows * (_TILE_BYTES // (2 if alone else 1)) // widest))
     attention = _attention(steps[first:stop], names[first:stop]) if results == steps[stop - 1].outputs else ()
-    return Region(first, stop, axis, rows, tile, frozenset(sliced), results, attention), stop
+    return Region(first, stop, axis, rows, tile, frozenset(sliced), results, pads, attention), stop
 
 
 def _attention(steps: Sequence[Bound], names: Sequence[str]) -> tuple[int, ...]:
@@ -159,7 +165,7 @@ def _cut(step: Bound, name: str, types: Mapping[int, TensorType]) -> tuple[int, 
     """The axis a run that starts here would be cut along, and its extent.
 
     It is the rows of a product, and the first axis of anything else, but for a convolution of a single image: there it
-    is one along which the kernel is a single point.
+    is one along which the kernel is a single point, or along which padding keeps the extent.
     """
     kinds = [types[slots[0]] for _, slots, _, _ in step.dynamic if slots[0] in types]
     if name == "matmul" and step.outputs[0] in types:
@@ -169,7 +175,9 @@ def _cut(step: Bound, name: str, types: Mapping[int, TensorType]) -> tuple[int, 
     shape = kinds[0].shape
     axis = len(shape) - 2 if name == "matmul" and len(shape) > 2 else 0
     if name in _CONVOLUTIONS and (shape[0] or 0) < _MIN_ROWS:
-        axis = next((one for one in range(2, len(shape)) if _is_pointwise(step, one)), 0)
+        spatial = range(2, len(shape))
+        axis = next((one for one in spatial if _is_pointwise(step, one)), 0)
+        axis = axis or next((one for one in spatial if _pads(step, name, one)), 0)
     return axis, shape[axis] or 0
 
 
@@ -242,6 +250,22 @@ def _is_pointwise(step: Bound, axis: int) -> bool:
     strides, pad = step.constants.get("strides"), step.constants.get("pad", [])
     padded = step.constants.get("pad_type", "valid").lower() == "custom" and any(pad[2 * spatial : 2 * spatial + 2])
     return not padded and (strides is None or strides[spatial] == 1)
+
+
+def _pads(step: Bound, name: str, axis: int) -> tuple[int, ...]:
+    """Padding of a convolution whose kernel reaches along a spatial axis and keeps its extent; empty otherwise."""
+    weight = step.constants.get("weight")
+    if name != "conv" or axis < 2 or weight is None or weight.shape[axis] == 1:
+        return ()
+    if [parameter for parameter, _, _, _ in step.dynamic] != ["x"] or step.constants.get("pad_type") != "custom":
+        return ()
+    count, spatial = weight.ndim - 2, axis - 2
+    pads = tuple(step.constants.get("pad") or ())
+    strides, dilations = (step.constants.get(one) or [1] * count for one in ("strides", "dilations"))
+    if len(pads) != 2 * count or min(pads) < 0 or strides[spatial] != 1:
+        return ()
+    reach = (weight.shape[axis] - 1) * dilations[spatial] + 1
+    return pads if pads[2 * spatial] + pads[2 * spatial + 1] == reach - 1 else ()
 
 
 def _leaves(step: Bound, axis: int, rank: int) -> bool:

@@ -99,6 +99,7 @@ POINT, TALL = (
     np.random.default_rng(5).standard_normal((2 * CHANNELS, CHANNELS, height, 1)).astype(np.float32)
     for height in (1, 8)
 )
+SQUARE = np.random.default_rng(6).standard_normal((2 * CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
 
 
 def gated(x):
@@ -112,6 +113,20 @@ CONVOLUTIONS = {
     "a column": (
         lambda x: mb.gelu(x=mb.conv(x=x, weight=TALL, strides=[4, 1], pad_type="custom", pad=[2, 2, 0, 0])),
         [3],
+    ),
+    "neighbours": (lambda x: mb.sigmoid(x=mb.conv(x=x, weight=SQUARE, pad_type="custom", pad=[1, 1, 1, 1])), [2]),
+    "neighbours on one side": (lambda x: mb.conv(x=x, weight=SQUARE, pad_type="custom", pad=[2, 0, 1, 1]), [2]),
+    "far neighbours": (
+        lambda x: mb.conv(x=x, weight=SQUARE, dilations=[3, 1], pad_type="custom", pad=[3, 3, 0, 0]),
+        [2],
+    ),
+    "neighbours along the other": (
+        lambda x: mb.conv(x=x, weight=SQUARE, strides=[2, 1], pad_type="custom", pad=[1, 1, 1, 1]),
+        [3],
+    ),
+    "a residual around neighbours": (
+        lambda x: mb.add(x=x, y=mb.conv(x=x, weight=SQUARE[:CHANNELS], pad_type="custom", pad=[1, 1, 1, 1])),
+        [2],
     ),
     "padded along both": (lambda x: mb.conv(x=x, weight=TALL, pad_type="custom", pad=[2, 2, 1, 0]), []),
     "strides along both": (lambda x: mb.conv(x=x, weight=TALL, strides=[4, 2]), []),
