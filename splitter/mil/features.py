@@ -14,12 +14,11 @@ from torch import Tensor
 from ..errors import OperationError, UsageError
 from .ops import affordable
 from .program import Function
-from .types import DTYPES, StateType, TensorType
+from .types import BY_NAME, StateType, TensorType
 
 Array: TypeAlias = NDArray[Any]
 # ArrayFeatureType's numbers for what MIL.proto numbers in its own way.
 _ARRAY_DTYPES = {65568: "fp32", 65552: "fp16", 65600: "fp64", 131104: "int32", 131080: "int8"}
-_NUMPY = {dtype.name: dtype for dtype in DTYPES.values()}
 _COLOURS = {10: "grayscale", 20: "RGB", 30: "BGR", 40: "grayscale16"}
 
 
@@ -182,7 +181,7 @@ def as_array(tensor: Tensor, kind: TensorType) -> Array:
     return np.ascontiguousarray(tensor.numpy()).astype(kind.dtype.numpy, copy=False)
 
 
-def given(features: tuple[Feature, ...], function: Function, results: Mapping[str, Any], proto: Any) -> dict[str, Any]:
+def given(features: tuple[Feature, ...], function: Function, results: Mapping[str, Any]) -> dict[str, Any]:
     """Results as a caller takes them, in the order of the description."""
     types = _result_types(function)
     order = [one.name for one in features if one.name in results] or list(results)
@@ -197,7 +196,7 @@ def given(features: tuple[Feature, ...], function: Function, results: Mapping[st
             outputs[name] = _to_image(value, feature)
         else:
             array = as_array(value, types[name])
-            described = None if feature is None else _NUMPY.get(feature.dtype)
+            described = None if feature is None else BY_NAME.get(feature.dtype)
             outputs[name] = array if described is None else array.astype(described.numpy, copy=False)
     return outputs
 
@@ -232,8 +231,12 @@ def _from_image(value: Any, feature: Feature, kind: TensorType) -> Tensor:
 
 def _to_image(value: Tensor, feature: Feature) -> Any:
     """Channels first in 0…255 as a PIL image: rounded, clamped."""
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise UsageError(
+            f"image output {feature.name!r} needs Pillow", received="none installed", fix="pip install pillow"
+        ) from error
     planes = 1 if feature.image.startswith("grayscale") else 3
     if value.ndim != 4 or value.shape[:2] != (1, planes) or 0 in value.shape:
         raise OperationError(f"image output {feature.name!r} has one image", received=tuple(value.shape))

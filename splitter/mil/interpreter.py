@@ -21,7 +21,7 @@ from . import ops
 from .numerics import Numerics
 from .ops import Context, Implementation
 from .program import Block, Function, Operation, Ref
-from .tiling import Region, regions
+from .tiling import Argument, Region, regions
 from .types import ListType, StateType, TensorType, ValueType
 
 Value: TypeAlias = Any  # a tensor, a string, a list, a dictionary, or a state's name
@@ -41,7 +41,7 @@ class _Step:
 
     Attributes:
         constants: Arguments known when the program was read, converted.
-        dynamic: Parameter, slots, whether it is variadic, and converter of the others.
+        dynamic: The others.
         takes_context: Whether the implementation asks for its `Context`.
         outputs: Slots of the results.
         blocks: Compiled bodies.
@@ -51,7 +51,7 @@ class _Step:
     operation: Operation
     implementation: Implementation
     constants: Mapping[str, Value]
-    dynamic: tuple[tuple[str, tuple[int, ...], bool, Callable[[Any], Any]], ...]
+    dynamic: tuple[Argument, ...]
     takes_context: bool
     outputs: tuple[int, ...]
     blocks: tuple[_Compiled, ...]
@@ -60,7 +60,7 @@ class _Step:
     @property
     def reads(self) -> set[int]:
         """Slots it reads, those its bodies read included."""
-        own = {slot for _, slots, _, _ in self.dynamic for slot in slots}
+        own = {slot for one in self.dynamic for slot in one.slots}
         return own.union(*(block.reads for block in self.blocks))
 
 
@@ -196,7 +196,7 @@ class Interpreter:
                         operation, parameter, converter, values if variadic else values[0]
                     )
                 else:
-                    dynamic.append((parameter, slots, variadic, converter))
+                    dynamic.append(Argument(parameter, slots, variadic, converter))
         if unknown := sorted(known):
             raise self._error(operation, "operations take the parameters Core ML documents", f"{', '.join(unknown)}")
         blocks = tuple(self._compile(one, scope) for one in operation.blocks)
@@ -258,7 +258,9 @@ class Interpreter:
         """Run a region tile by tile, and put its results together."""
         inner = steps[region.first : region.stop]
         if region.attention and all(slots[slot].dtype == torch.float32 for slot in region.attention):
-            with suppress(RuntimeError):  # what it does not take is the operations' own to refuse, by name
+            with suppress(
+                RuntimeError, SplitterError
+            ):  # what it does not take is the operations' own to refuse, by name
                 self._run_attention(inner, region, slots)
                 return
         made = {slot for step in inner for slot in step.outputs}
@@ -272,7 +274,7 @@ class Interpreter:
                 arguments = self._arguments(step, slots)
                 if region.pads and step is inner[0]:
                     arguments |= _with_neighbours(arguments["x"], region, start, rows)
-                for parameter in ("shape", "output_shape"):
+                for parameter in ("shape", "output_shape"):  # of `reshape` and `conv_transpose`: of a tile, now
                     if parameter in arguments:
                         arguments[parameter] = list(_extended(self._types[step.outputs[0]].shape, region.axis, rows))
                 _place(slots, step.outputs, self._computed(step, arguments, (region.axis, rows)))
@@ -301,9 +303,9 @@ class Interpreter:
 
     def _arguments(self, step: _Step, slots: list[Value]) -> dict[str, Value]:
         arguments = dict(step.constants)
-        for parameter, sources, variadic, converter in step.dynamic:
-            value = [slots[source] for source in sources] if variadic else slots[sources[0]]
-            arguments[parameter] = self._converted(step.operation, parameter, converter, value)
+        for one in step.dynamic:
+            value = [slots[slot] for slot in one.slots] if one.variadic else slots[one.slots[0]]
+            arguments[one.parameter] = self._converted(step.operation, one.parameter, one.convert, value)
         return arguments
 
     def _computed(

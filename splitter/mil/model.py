@@ -190,7 +190,7 @@ class Model:
         if state is not None:
             for name, tensor in states.items():
                 state[name] = features.as_array(tensor, self.spec.states[name]).copy()
-        return features.given(self._outputs, self.function, results, self._proto)
+        return features.given(self._outputs, self.function, results)
 
     def _taken_states(self, state: dict[str, Array] | None) -> dict[str, Tensor]:
         if self.spec.states and state is None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from .types import TensorType
 
@@ -35,8 +35,24 @@ _REDUCTIONS = frozenset({
     "reduce_l2_norm",
 })
 # fmt: on
-_CONVOLUTIONS = frozenset({"conv", "conv_transpose"})  # rows are the batch, or an axis that the kernel does not mix
+_CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
 _AXES = frozenset({"split", "concat", "layer_norm", "expand_dims", "squeeze"})
+
+
+class Argument(NamedTuple):
+    """An argument that is computed while the program runs.
+
+    Attributes:
+        parameter: The operation's name for it.
+        slots: Where its values lie; one, unless it is variadic.
+        variadic: It is a list of tensors.
+        convert: Makes it what the implementation takes.
+    """
+
+    parameter: str
+    slots: tuple[int, ...]
+    variadic: bool
+    convert: Callable[[Any], Any]
 
 
 class Bound(Protocol):
@@ -46,7 +62,7 @@ class Bound(Protocol):
     def constants(self) -> Mapping[str, Any]: ...
 
     @property
-    def dynamic(self) -> tuple[tuple[str, tuple[int, ...], bool, Callable[[Any], Any]], ...]: ...
+    def dynamic(self) -> tuple[Argument, ...]: ...
 
     @property
     def outputs(self) -> tuple[int, ...]: ...
@@ -117,9 +133,6 @@ def _grown(
     sliced: set[int] = set()
     whole: set[int] = set()
     stop = first
-    pads = _pads(steps[first], names[first], axis)
-    if pads:
-        sliced, whole, stop = set(steps[first].outputs), {steps[first].dynamic[0][1][0]}, first + 1
     while stop < len(steps):
         taken = _taken(steps[stop], names[stop], types, axis, rows)
         if taken is None or (stop > first and not taken[0] & sliced):
@@ -138,6 +151,7 @@ def _grown(
     results = tuple(slot for slot in made if needed(slot, stop - 1))
     tile = max(1, min(rows, rows * (_TILE_BYTES // (2 if alone else 1)) // widest))
     attention = _attention(steps[first:stop], names[first:stop]) if results == steps[stop - 1].outputs else ()
+    pads = tuple(steps[first].constants["pad"]) if _reaches_neighbours(steps[first], names[first], axis) else ()
     return Region(first, stop, axis, rows, tile, frozenset(sliced), results, pads, attention), stop
 
 
@@ -158,7 +172,7 @@ def _attention(steps: Sequence[Bound], names: Sequence[str]) -> tuple[int, ...]:
 
 
 def _argument(step: Bound, parameter: str) -> int | None:
-    return next((slots[0] for name, slots, _, _ in step.dynamic if name == parameter), None)
+    return next((one.slots[0] for one in step.dynamic if one.parameter == parameter), None)
 
 
 def _cut(step: Bound, name: str, types: Mapping[int, TensorType]) -> tuple[int, int]:
@@ -167,7 +181,7 @@ def _cut(step: Bound, name: str, types: Mapping[int, TensorType]) -> tuple[int, 
     It is the rows of a product, and the first axis of anything else, but for a convolution of a single image: there it
     is one along which the kernel is a single point, or along which padding keeps the extent.
     """
-    kinds = [types[slots[0]] for _, slots, _, _ in step.dynamic if slots[0] in types]
+    kinds = [types[one.slots[0]] for one in step.dynamic if one.slots[0] in types]
     if name == "matmul" and step.outputs[0] in types:
         kinds = [types[step.outputs[0]]]
     if not kinds or not kinds[0].shape:
@@ -177,7 +191,7 @@ def _cut(step: Bound, name: str, types: Mapping[int, TensorType]) -> tuple[int, 
     if name in _CONVOLUTIONS and (shape[0] or 0) < _MIN_ROWS:
         spatial = range(2, len(shape))
         axis = next((one for one in spatial if _is_pointwise(step, one)), 0)
-        axis = axis or next((one for one in spatial if _pads(step, name, one)), 0)
+        axis = axis or next((one for one in spatial if _reaches_neighbours(step, name, one)), 0)
     return axis, shape[axis] or 0
 
 
@@ -185,14 +199,18 @@ def _taken(
     step: Bound, name: str, types: Mapping[int, TensorType], axis: int, rows: int
 ) -> tuple[set[int], set[int]] | None:
     """The arguments of a step that are taken by rows, and those taken whole; None if it mixes rows, or might."""
-    outputs = [types.get(slot) for slot in step.outputs]
-    if any(kind is None or None in kind.shape or kind.shape[axis : axis + 1] != (rows,) for kind in outputs):
+    outputs = [types[slot] for slot in step.outputs if _is_fixed(types.get(slot))]
+    if (
+        not outputs
+        or len(outputs) < len(step.outputs)
+        or any(kind.shape[axis : axis + 1] != (rows,) for kind in outputs)
+    ):
         return None
-    arguments = {parameter: slots for parameter, slots, _, _ in step.dynamic}
+    arguments = {one.parameter: one.slots for one in step.dynamic}
     flat = {slot for slots in arguments.values() for slot in slots}
-    if any(slot not in types or None in types[slot].shape for slot in flat):
+    if not all(_is_fixed(types.get(slot)) for slot in flat):
         return None
-    rank = max(len(kind.shape) for kind in outputs if kind is not None)
+    rank = max(len(kind.shape) for kind in outputs)
     if name in _ELEMENTWISE:
         return _by_rows_or_broadcast(step, flat, types, axis, rows, rank)
     data = set(arguments.get("x", arguments.get("values", ())))
@@ -208,7 +226,9 @@ def _taken(
     if name == "softmax" or (axis and name in ("split", "concat")):
         return (data, whole) if _leaves(step, axis, rank) else None
     if axis:
-        return (data, whole) if name in _CONVOLUTIONS and _is_pointwise(step, axis) else None
+        if name in _CONVOLUTIONS and _is_pointwise(step, axis):
+            return data, whole
+        return (set(), data) if _reaches_neighbours(step, name, axis) else None
     rowwise = (
         (name in _CONVOLUTIONS and rank >= 3)
         or name == "reshape"
@@ -216,6 +236,11 @@ def _taken(
         or (name in _REDUCTIONS | _AXES and _leaves(step, axis, rank))
     )
     return (data, whole) if rowwise else None
+
+
+def _is_fixed(kind: TensorType | None) -> bool:
+    """Whether a value is a tensor of numbers whose extents are known."""
+    return kind is not None and None not in kind.shape and kind.dtype.name != "string"
 
 
 def _by_rows_or_broadcast(
@@ -241,31 +266,37 @@ def _broadcasts(shape: Sequence[int | None], axis: int, rank: int) -> bool:
 
 
 def _is_pointwise(step: Bound, axis: int) -> bool:
-    """Whether a convolution treats the elements along a spatial axis alike and apart: kernel 1, stride 1, no pad."""
-    weight = step.constants.get("weight")
-    known = {"strides", "pad_type", "pad", "output_shape"}.isdisjoint(name for name, _, _, _ in step.dynamic)
-    if axis < 2 or weight is None or not known or weight.shape[axis] != 1:
+    """Whether a convolution treats the elements along a spatial axis alike and apart."""
+    return _window(step, axis) == (1, 0, 0)
+
+
+def _reaches_neighbours(step: Bound, name: str, axis: int) -> bool:
+    """Whether a convolution's kernel reaches along a spatial axis, and padding keeps the axis's extent."""
+    window = _window(step, axis) if name == "conv" else None
+    if window is None:
         return False
-    spatial = axis - 2
-    strides, pad = step.constants.get("strides"), step.constants.get("pad", [])
-    padded = step.constants.get("pad_type", "valid").lower() == "custom" and any(pad[2 * spatial : 2 * spatial + 2])
-    return not padded and (strides is None or strides[spatial] == 1)
+    reach, before, after = window
+    return reach > 1 and min(before, after) >= 0 and before + after == reach - 1
 
 
-def _pads(step: Bound, name: str, axis: int) -> tuple[int, ...]:
-    """Padding of a convolution whose kernel reaches along a spatial axis and keeps its extent; empty otherwise."""
+def _window(step: Bound, axis: int) -> tuple[int, int, int] | None:
+    """How many elements a kernel spans along a spatial axis, and how many are added before and after.
+
+    None where it is not known, or moves by more than one element.
+    """
     weight = step.constants.get("weight")
-    if name != "conv" or axis < 2 or weight is None or weight.shape[axis] == 1:
-        return ()
-    if [parameter for parameter, _, _, _ in step.dynamic] != ["x"] or step.constants.get("pad_type") != "custom":
-        return ()
+    if weight is None or not 2 <= axis < weight.ndim or [one.parameter for one in step.dynamic] != ["x"]:
+        return None
     count, spatial = weight.ndim - 2, axis - 2
-    pads = tuple(step.constants.get("pad") or ())
     strides, dilations = (step.constants.get(one) or [1] * count for one in ("strides", "dilations"))
-    if len(pads) != 2 * count or min(pads) < 0 or strides[spatial] != 1:
-        return ()
+    pad_type = step.constants.get("pad_type", "valid").lower()
+    pads = (step.constants.get("pad") if pad_type == "custom" else None) or [0, 0] * count
+    if (len(strides), len(dilations), len(pads)) != (count, count, 2 * count) or strides[spatial] != 1:
+        return None
     reach = (weight.shape[axis] - 1) * dilations[spatial] + 1
-    return pads if pads[2 * spatial] + pads[2 * spatial + 1] == reach - 1 else ()
+    if reach > 1 and pad_type != "custom":
+        return None
+    return reach, pads[2 * spatial], pads[2 * spatial + 1]
 
 
 def _leaves(step: Bound, axis: int, rank: int) -> bool:

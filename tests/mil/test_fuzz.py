@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from splitter.errors import SplitterError
-from splitter.mil import load
+from splitter.mil import load, tiling
 from splitter.mil.coreml_tools import ct, quiet_and_quick
 from splitter.mil.ops import registered
 from splitter.mil.types import DTYPES, TensorType
@@ -50,6 +50,21 @@ def convolutional(x):
     x = mb.pad(x=mb.cast(x=x, dtype="fp16"), pad=[0, 0, 1, 1], mode="reflect")
     x = mb.reduce_mean(x=mb.cast(x=x, dtype="fp32"), axes=[2, 3], keep_dims=False)
     return mb.softmax(x=mb.linear(x=x, weight=matrix), axis=-1)
+
+
+def tiled(x):
+    """Every kind of run that is taken some rows at a time, of sizes that `main` makes worth it."""
+    square, point, tall, keys = arrays((4, 4, 3, 3), (8, 4, 1, 1), (8, 4, 4, 1), (1, 5, 6))
+    x = mb.sigmoid(x=mb.conv(x=x, weight=square, pad_type="custom", pad=[1, 1, 1, 1], dilations=[1, 1]))
+    value, gate = mb.split(x=mb.conv(x=x, weight=point, strides=[1, 1]), num_splits=2, axis=1)
+    x = mb.mul(x=value, y=mb.sigmoid(x=gate))
+    x = mb.conv_transpose(x=x, weight=tall.transpose(1, 0, 2, 3), strides=[2, 1], output_shape=[1, 8, 20, 6])
+    x = mb.reshape(x=mb.gelu(x=x), shape=[8, 20, 6])
+    x = mb.sub(x=x, y=mb.reduce_mean(x=mb.square(x=x), axes=[1, 2], keep_dims=True))
+    weights = mb.softmax(x=mb.matmul(x=x, y=mb.relu(x=keys), transpose_y=True), axis=-1)
+    x = mb.matmul(x=weights, y=mb.tile(x=mb.slice_by_index(x=x, begin=[0, 0, 0], end=[1, 5, 6]), reps=[1, 1, 1]))
+    keys = mb.slice_by_index(x=x, begin=[0, 0, 0], end=[8, 7, 6])
+    return mb.matmul(x=mb.softmax(x=mb.matmul(x=x, y=keys, transpose_y=True), axis=-1), y=keys)
 
 
 def controlled(x, n):
@@ -111,10 +126,11 @@ def stateful(directory):
 
 
 def build(directory):
-    """Four sound packages, each in a directory of its own."""
-    (image,), (vector, rows) = arrays((2, 4, 9, 10)), arrays((6,), (3, 8))
-    for name in ("convolutional", "controlled", "compressed", "stateful"):
+    """Five sound packages, each in a directory of its own."""
+    (image, single), (vector, rows) = arrays((2, 4, 9, 10), (1, 4, 9, 6)), arrays((6,), (3, 8))
+    for name in ("convolutional", "tiled", "controlled", "compressed", "stateful"):
         (directory / name).mkdir()
+    package(tiled, {"x": single}, directory / "tiled")
     package(convolutional, {"x": image}, directory / "convolutional")
     package(controlled, {"x": vector, "n": np.array([3], np.int32)}, directory / "controlled", "iOS16")
     package(compressed, {"x": rows}, directory / "compressed", "iOS18")
@@ -341,6 +357,7 @@ def too_slow(*_):
 
 def main(seed, count, directory=None):
     """Run cases; say how they end, and stop with a traceback at the first that neither works nor is refused."""
+    tiling._MIN_ROWS, tiling._MIN_BYTES, tiling._TILE_BYTES = 2, 1, 1 << 9
     with tempfile.TemporaryDirectory() as scratch:
         if directory is None:
             build(Path(scratch))
