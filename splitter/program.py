@@ -104,19 +104,35 @@ class Program:
         Raises:
             ValueError: It does depend on one.
         """
-        needed, frontier = {node}, [node]
-        while frontier:
-            for parent in frontier.pop().all_input_nodes:
-                if parent.op == "placeholder":
-                    raise ValueError(f"{node.name} depends on the input {parent.target}")
-                if parent not in needed:
-                    needed.add(parent)
-                    frontier.append(parent)
+        return self.part({}, {"value": node}).run({})["value"]
+
+    def part(self, sources: Mapping[str, fx.Node], targets: Mapping[str, fx.Node]) -> Program:
+        """The part of this program that computes some nodes from others.
+
+        Args:
+            sources: Nodes whose values will be given, by the names of the inputs that they become.
+            targets: Nodes to compute, by the names of the outputs that they become.
+
+        Raises:
+            ValueError: A target depends on an input that is not among the sources.
+        """
         graph = fx.Graph()
         mapping: dict[fx.Node, fx.Node] = {}
-        copy_nodes((one for one in self.graph.nodes if one in needed), graph, mapping)
-        graph.output((mapping[node],))
-        return Program("constant", graph, self.weights, ("value",)).run({})["value"]
+        for name, node in sources.items():
+            mapping[node] = graph.placeholder(name)
+            mapping[node].meta = dict(node.meta)
+        needed, frontier = set(mapping), [node for node in targets.values() if node not in mapping]
+        while frontier:
+            node = frontier.pop()
+            if node.op == "placeholder":
+                raise ValueError(f"{', '.join(targets)} depends on the input {node.target}")
+            needed.add(node)
+            frontier.extend(parent for parent in node.all_input_nodes if parent not in needed)
+        copy_nodes((node for node in self.graph.nodes if node in needed), graph, mapping)
+        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+            node.target = torch.ops.aten.reshape.default  # what is given may lie otherwise in memory
+        graph.output(tuple(mapping[node] for node in targets.values()))
+        return Program("part", graph, self.weights, tuple(targets))
 
     def module(self) -> fx.GraphModule:
         """The program as a `torch.nn.Module` taking the inputs in order and returning a tuple."""

@@ -1,0 +1,186 @@
+"""The taps of `kernels.taps` in a captured transformer: which node each one is, and what it computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx
+
+from .boundary import Array
+from .bundle import Bundle
+from .errors import BundleError
+from .kernels.spec import Config
+from .kernels.taps import LOGIT_ROWS, Tap, taps
+from .manifest import SegmentRecord
+from .program import Program, TensorType
+from .weights import transformer as weights
+
+_aten = torch.ops.aten
+_BOUNDARY = ("input", "input_t", "output", "output_t")
+
+
+class TappedTransformer:
+    """The captured transformer of a bundle, observable at every tap.
+
+    Attributes:
+        record: The exported weights' part of the manifest.
+        config: The transformer's configuration.
+        taps: By name, in order of computation.
+        nodes: The node of the captured segment that each tap is. ``logits`` have none: attention is one operator of
+            the graph, so they are computed from the nodes of q and k.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        """Find the taps.
+
+        Raises:
+            BundleError: The bundle has no transformer that the kernels implement.
+        """
+        self.segment = _transformer(bundle)
+        self.record = weights.TransformerRecord.model_validate(self.segment.artifact.details)
+        self.config = Config(**self.record.config)  # type: ignore[arg-type]
+        self.taps = taps(self.config)
+        self._bundle = bundle
+        self._program = bundle.program(self.segment.program)
+        (stage,) = (stage for stage in bundle.manifest.plan.stages if stage.name == self.segment.stage)
+        try:
+            self.nodes = _nodes(self._program, stage.modules[0], self.record, self.taps)
+        except (LookupError, ValueError) as error:
+            raise BundleError(
+                "every tap must be a node of the captured transformer",
+                received=str(error),
+                fix="Build the bundle again.",
+            ) from error
+        _check_shapes(self.taps, self.nodes)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Array]:
+        """The transformer's weights as they were exported, by kernel name."""
+        return weights.load(self._bundle.path / self.segment.artifact.path, self.record)[1]
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Array]:
+        """The golden input, by tap name."""
+        goldens = self._bundle.goldens()
+        return {f"input{branch}": goldens[name] for branch, name in zip(("", "_t"), self.record.inputs, strict=True)}
+
+    def run(self, observe: Callable[[str, Array], object]) -> None:
+        """Run on the golden input and show every tap's value as soon as it is known, in float32.
+
+        A value may be shown before another tap's that the list has first.
+        """
+        names: dict[fx.Node, list[str]] = {}
+        for name, node in self.nodes.items():
+            names.setdefault(node, []).append(name)
+        queries: dict[str, Tensor] = {}
+
+        def seen(node: fx.Node, value: Tensor) -> None:
+            for name in names.get(node, ()):
+                observe(name, value.numpy())
+                layer, _, last = name.rpartition(".")
+                if last == "q":
+                    queries[layer] = value
+                elif last == "k":
+                    observe(f"{layer}.logits", _logits(queries.pop(layer), value).numpy())
+
+        given = {}
+        for name, array in self.inputs.items():
+            tensor = torch.from_numpy(array).float()
+            observe(name, tensor.numpy())
+            given[str(self.nodes[name].target)] = tensor
+        self._program.run(given, observe=seen)
+
+    def step(self, name: str, reads: Mapping[str, Array]) -> Array:
+        """One tap from the taps it reads, by the captured graph, in float32.
+
+        Args:
+            name: Which tap; not an input.
+            reads: Value of each of ``taps[name].reads``, of any floating-point dtype.
+        """
+        given = {read: torch.from_numpy(reads[read]).float() for read in self.taps[name].reads}
+        if name not in self.nodes:
+            return _logits(*given.values()).numpy()
+        inputs = {read.replace(".", "_"): self.nodes[read] for read in given}
+        part = self._program.part(inputs, {"value": self.nodes[name]})
+        return part.run(dict(zip(inputs, given.values(), strict=True)))["value"].numpy()
+
+
+def _transformer(bundle: Bundle) -> SegmentRecord:
+    for segment in bundle.segments:
+        if segment.artifact.target == "kernels":
+            return segment
+    raise BundleError(
+        "the bundle must hold a transformer for the kernels",
+        received=", ".join(f"{one.name} → {one.artifact.target}" for one in bundle.segments),
+        fix='Give its stage the target "kernels" in the plan.',
+    )
+
+
+def _logits(q: Tensor, k: Tensor) -> Tensor:
+    rows = q[:, :, :LOGIT_ROWS]
+    return rows @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+
+# --------------------------------------------------------------------------------------- finding the nodes
+
+
+def _nodes(
+    program: Program, root: str, record: weights.TransformerRecord, wanted: Mapping[str, Tap]
+) -> dict[str, fx.Node]:
+    inputs = {str(node.target): node for node in program.input_nodes}
+    outputs = dict(zip(program.outputs, program.output_nodes, strict=True))
+    boundary = {
+        **{f"input{branch}": inputs[name] for branch, name in zip(("", "_t"), record.inputs, strict=True)},
+        **{f"output{branch}": outputs[name] for branch, name in zip(("", "_t"), record.outputs, strict=True)},
+    }
+    within: dict[str, list[fx.Node]] = {}
+    for node in program.operators:
+        within.setdefault(node.meta["module"].removeprefix(root).removeprefix("."), []).append(node)
+    found: dict[str, fx.Node] = {}
+    for name in wanted:
+        if not name.endswith(".logits"):
+            found[name] = boundary[name] if name in boundary else _node(name, within, found, wanted)
+    return found
+
+
+def _node(
+    name: str, within: Mapping[str, list[fx.Node]], found: Mapping[str, fx.Node], wanted: Mapping[str, Tap]
+) -> fx.Node:
+    layer, _, last = name.rpartition(".")
+    if last.startswith("embedded"):
+        return _only(name, [one for one in found[wanted[name].reads[0]].users if one.target is _aten.add.Tensor])
+    if not layer and last.startswith("norm_out"):
+        return found[wanted[name].reads[0]]
+    if last in ("q", "k", "v", "heads"):
+        nodes = [node for kind in ("self", "cross") for node in within.get(f"{layer}.{kind}_attn", ())]
+        attention = _only(name, [one for one in nodes if one.target is _aten.scaled_dot_product_attention.default])
+        return attention if last == "heads" else attention.args["qkv".index(last)]  # type: ignore[return-value]
+    if last == "gelu":
+        return _only(name, [one for one in within[layer] if one.target is _aten.gelu.default])
+    if last in ("residual_1", "residual_2"):
+        sums = [one for one in within[layer] if one.target is _aten.add.Tensor]
+        return sums[("residual_1", "residual_2").index(last)]
+    return within[name][-1]  # a module's result is the last thing it computes
+
+
+def _only(name: str, nodes: list[fx.Node]) -> fx.Node:
+    if len(nodes) != 1:
+        raise ValueError(f"{name}: {len(nodes)} nodes fit")
+    return nodes[0]
+
+
+def _check_shapes(wanted: Mapping[str, Tap], nodes: Mapping[str, fx.Node]) -> None:
+    for name, node in nodes.items():
+        kind: TensorType = node.meta["type"]
+        shape = wanted[name].shape
+        if len(kind.shape) != len(shape) or any(
+            b is not None and a != b for a, b in zip(kind.shape[1:], shape[1:], strict=True)
+        ):
+            raise BundleError(
+                f"tap {name!r} must be {wanted[name].axes!r} of shape {shape} in the captured graph",
+                received=f"{node.name} of shape {kind.shape}",
+                fix="Build the bundle again.",
+            )
