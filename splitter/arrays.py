@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,8 +77,11 @@ def _raw(directory: Path, name: str, entry: RawArray) -> Array:
     dtype = np.dtype(entry.dtype).newbyteorder("<")
     if dtype.hasobject or not dtype.itemsize:
         raise ValueError(f"{name}: {entry.dtype} values cannot be read raw")
-    array = np.fromfile(file, dtype, count=int(np.prod(entry.shape, dtype=object)), offset=entry.offset)
-    return array.reshape(entry.shape).astype(dtype.newbyteorder("="), copy=False)  # refuses a short file
+    count = math.prod(entry.shape)
+    if entry.offset + count * dtype.itemsize > file.stat().st_size:
+        raise ValueError(f"{name}: {entry.file} ends before the array does")
+    array = np.fromfile(file, dtype, count, offset=entry.offset)
+    return array.reshape(entry.shape).astype(dtype.newbyteorder("="), copy=False)
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -36,7 +36,8 @@ class Check:
             - ``compression``: the shipped package against the one before compression;
             - ``finite``: values that overflow inside a package;
             - ``package``: the run with the shipped packages against the untouched model;
-            - ``coreml``: Core ML's own prediction against the untouched model.
+            - ``coreml``: Core ML's own prediction against the untouched model;
+            - ``port``: a tap that a port dumped against the captured graph.
         subject: Tensor or segment.
         status: The answer. ``not run`` and ``n/a`` (a silent reference, or nothing to compare) are no passes.
         engine: What computed the candidate, if anything did.
@@ -113,7 +114,7 @@ class Report:
             "same_machine": self.same_machine,
             "partition": {"max_abs": self.partition_max_abs},
             "overflows": [asdict(overflow) for overflow in self.overflows],
-            "checks": [_json_check(check) for check in self.checks],
+            "checks": [json_check(check) for check in self.checks],
         }
 
 
@@ -135,10 +136,11 @@ def compared(
         negligible: A difference that passes whatever the SNR, where decibels are demanded.
     """
     parity = compare(reference, candidate)
-    return Check(kind, subject, _judged(parity, limit_db, negligible), engine, scope, parity, limit_db)
+    return Check(kind, subject, judged(parity, limit_db, negligible), engine, scope, parity, limit_db)
 
 
-def _judged(parity: Parity, limit_db: float | None, negligible: float) -> Status:
+def judged(parity: Parity, limit_db: float | None, negligible: float) -> Status:
+    """The answer that a distance gives; the arguments are those of `compared`."""
     if parity.finite and parity.snr_db is None:  # a silent reference proves nothing, but noise disproves
         return Status.NOT_APPLICABLE if parity.max_abs <= negligible else Status.FAIL
     if limit_db is None:
@@ -146,7 +148,8 @@ def _judged(parity: Parity, limit_db: float | None, negligible: float) -> Status
     return Status.PASS if parity.reaches(limit_db, negligible) else Status.FAIL
 
 
-def _json_check(check: Check) -> dict[str, Any]:
+def json_check(check: Check) -> dict[str, Any]:
+    """A check as JSON values; numbers that JSON does not know are null."""
     content = {key: value for key, value in asdict(check).items() if key != "parity"}
     if check.parity is not None:
         numbers = asdict(check.parity)

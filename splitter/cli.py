@@ -227,6 +227,53 @@ def predict(
             click.echo(f"{name} {one['shape']} {one['dtype']}")
 
 
+@_cli.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="File to write: .safetensors or .npz."
+)
+@click.option("--taps", "patterns", multiple=True, help="Only these, by name or pattern, e.g. 'layers_t.2.*'.")
+@click.option(
+    "--tiny/--full", default=False, help="Only inputs, each layer's result and outputs; or every tap.  [default: full]"
+)
+@_json_option
+def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_json: bool) -> None:
+    """Record the taps of BUNDLE's captured, untouched transformer, for a port to be held against."""
+    from . import taps
+    from .arrays import check_suffix, write
+    from .bundle import Bundle
+
+    check_suffix(out)
+    values, about = taps.goldens(Bundle.load(bundle), patterns, tiny=tiny)
+    write(out, values, about)
+    if as_json:
+        _print_json({"out": str(out), **about, "taps": {name: list(value.shape) for name, value in values.items()}})
+    else:
+        for name, value in values.items():
+            click.echo(f"{name} {list(value.shape)} {value.dtype}")
+
+
+@_cli.command(name="verify-port")
+@click.argument("dumps", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-b", "--bundle", type=click.Path(path_type=Path), required=True, help="Bundle to hold it against.")
+@_json_option
+def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
+    """Judge what a port of the transformer dumped, tap by tap; exit 0 if every tap present passes.
+
+    A dump is a .safetensors or .npz file, a folder of .npy files, or a .json index of raw values, named as
+    `splitter goldens` names them and made from BUNDLE's golden transformer input. Further DUMPS are repeated runs.
+    """
+    from . import tables
+    from .bundle import Bundle
+    from .port import read_dump
+    from .port import verify_port as run
+
+    report = run([read_dump(path) for path in dumps], Bundle.load(bundle))
+    _print(as_json, report.to_json, lambda: tables.port_table(report))
+    if not report.passed:
+        raise click.exceptions.Exit(1)
+
+
 def _engine_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
     chosen = {}
     for value in values:

@@ -29,6 +29,11 @@ class Parity:
     cosine: float | None
     finite: bool
 
+    @property
+    def relative(self) -> float | None:
+        """``√(Σ (r − x)² / Σ r²)``; None where the SNR is."""
+        return None if self.snr_db is None else 10 ** (-self.snr_db / 20)
+
     def reaches(self, snr_db: float, negligible: float = 0.0) -> bool:
         """True if both are finite, the reference is not silent, and the SNR is no less than this.
 

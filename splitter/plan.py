@@ -98,6 +98,8 @@ class Tolerances(_Strict):
         package_fp32_snr_db: A run with the shipped packages against the untouched model, at every boundary.
         package_fp16_snr_db: The same where packages or boundaries are in half precision.
         coreml_snr_db: Core ML's own prediction, per compute unit.
+        port_snr_db: A tap that a port dumped against the captured graph, per dtype of the dump; local.
+        port_accumulated_snr_db: The same where the dump lacks what the step read.
         negligible_max_abs: A difference no larger than this passes whatever the SNR. The mean of a
             spectrogram is a sum that cancels: what is left of it has few exact digits, and none matters
             beside values of unit variance.
@@ -117,6 +119,8 @@ class Tolerances(_Strict):
         "CPU_AND_NE": 60.0,
         "ALL": 60.0,
     }
+    port_snr_db: dict[Literal["float32", "float16"], float] = {"float32": 110.0, "float16": 62.0}
+    port_accumulated_snr_db: dict[Literal["float32", "float16"], float] = {"float32": 90.0, "float16": 40.0}
     negligible_max_abs: float = 1e-8
 
 

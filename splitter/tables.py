@@ -8,6 +8,7 @@ from rich.text import Text
 
 from .bundle import Bundle
 from .checks import Check, Report, Status
+from .port import PortReport
 
 _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
 
@@ -107,6 +108,40 @@ def report_tables(report: Report) -> RenderableType:
     noted = [check for check in report.checks if check.note and check.status is not Status.PASS]
     notes = [Text(f"{check.kind} {check.subject}: {check.status}: {check.note}") for check in noted]
     return Group(*(table for table in (boundaries, others) if table.row_count), *notes, verdict)
+
+
+def port_table(report: PortReport) -> RenderableType:
+    """A row per tap of a dump, what is missing or misnamed, and where the port first leaves the model."""
+    table = Table(title="port against the captured model", title_justify="left")
+    for column in ("tap", "dtype", "scope"):
+        table.add_column(column)
+    for column in ("SNR", "max |Δ|", "relative", "accumulated", "limit"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    table.add_column("likely cause", overflow="fold")
+    for one in report.taps:
+        check, parity = one.check, one.check.parity
+        table.add_row(
+            check.subject,
+            one.dtype,
+            check.scope,
+            _snr(check),
+            _deviation(check),
+            "" if parity is None or parity.relative is None else f"{parity.relative:.1e}",
+            "" if one.accumulated is None or one.accumulated.snr_db is None else f"{one.accumulated.snr_db:.1f} dB",
+            _limit(check),
+            _status(check.status),
+            check.note,
+        )
+    notes = [
+        Text(f"{name!r} is no tap" + (f"; is it {near}?" if near else ""), style=_COLOURS[Status.FAIL])
+        for name, near in report.misnamed.items()
+    ]
+    if report.missing:
+        shown = ", ".join(report.missing[:6]) + (", …" if len(report.missing) > 6 else "")
+        notes.append(Text(f"{len(report.missing)} taps are not in the dump: {shown}"))
+    verdict = Text(report.verdict, style=_COLOURS[Status.PASS if report.passed else Status.FAIL])
+    return Group(table, *notes, verdict)
 
 
 def _snr(check: Check) -> str:

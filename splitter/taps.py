@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, fx
 
 from .boundary import Array
 from .bundle import Bundle
-from .errors import BundleError
+from .errors import BundleError, UsageError
 from .kernels.spec import Config
 from .kernels.taps import LOGIT_ROWS, Tap, taps
 from .manifest import SegmentRecord
@@ -19,7 +21,8 @@ from .program import Program, TensorType
 from .weights import transformer as weights
 
 _aten = torch.ops.aten
-_BOUNDARY = ("input", "input_t", "output", "output_t")
+FORMAT = "splitter.taps/1"
+_SKELETON = re.compile(r"(input|embedded|layers(_t)?\.\d+\.norm_out|output)(_t)?")
 
 
 class TappedTransformer:
@@ -67,6 +70,12 @@ class TappedTransformer:
         goldens = self._bundle.goldens()
         return {f"input{branch}": goldens[name] for branch, name in zip(("", "_t"), self.record.inputs, strict=True)}
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tap's value in this bundle."""
+        fixed = self.taps[name].shape
+        known = self.inputs["input"].shape  # bins and frames, which the configuration leaves open
+        return tuple(known[axis] if extent is None else extent for axis, extent in enumerate(fixed))
+
     def run(self, observe: Callable[[str, Array], object]) -> None:
         """Run on the golden input and show every tap's value as soon as it is known, in float32.
 
@@ -106,6 +115,43 @@ class TappedTransformer:
         inputs = {read.replace(".", "_"): self.nodes[read] for read in given}
         part = self._program.part(inputs, {"value": self.nodes[name]})
         return part.run(dict(zip(inputs, given.values(), strict=True)))["value"].numpy()
+
+
+def goldens(
+    bundle: Bundle, patterns: Sequence[str] = (), *, tiny: bool = False
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Record taps of the captured, untouched transformer on the bundle's golden input.
+
+    Args:
+        patterns: Names or shell patterns (``layers.0.*``); every tap where there are none.
+        tiny: Only what tells which layer is wrong: inputs, embedded tokens, each layer's result, outputs.
+
+    Returns:
+        The values by tap name, in the order of the list, and what a file of them says of itself.
+
+    Raises:
+        BundleError: The bundle has no transformer that the kernels implement.
+        UsageError: A pattern fits no tap.
+    """
+    model = TappedTransformer(bundle)
+    for pattern in patterns:
+        if not fnmatch.filter(model.taps, pattern):
+            raise UsageError(
+                "--taps takes names of taps, or patterns that fit some", received=pattern, fix="e.g. 'layers_t.2.*'"
+            )
+    wanted = {name for name in model.taps if not patterns or any(fnmatch.fnmatchcase(name, one) for one in patterns)}
+    if tiny:
+        wanted = {name for name in wanted if _SKELETON.fullmatch(name)}
+    values: dict[str, Array] = {}
+    model.run(lambda name, value: values.update({name: value.copy()} if name in wanted else {}))
+    manifest = bundle.manifest
+    about = {
+        "format": FORMAT,
+        "model": manifest.model.name,
+        "audio": manifest.golden.audio,
+        "weights": manifest.model.checkpoint_sha256 or f"random, seed {manifest.model.random_init}",
+    }
+    return {name: values[name] for name in model.taps if name in values}, about
 
 
 def _transformer(bundle: Bundle) -> SegmentRecord:
