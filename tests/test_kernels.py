@@ -9,7 +9,7 @@ import pytest
 import torch
 from demucs.transformer import CrossTransformerEncoder
 
-from splitter.kernels import reference, spec, xla
+from splitter.kernels import reference, spec, taps, xla
 from splitter.kernels.spec import Config, SpecError
 
 from .conftest import ROOT, snr_db
@@ -75,6 +75,64 @@ def test_float64_is_an_oracle():
         assert snr_db(one.detach().numpy(), result) >= 200
 
 
+def observed(config, weights, freq, time):
+    """The taps of both implementations, as lists of name and value."""
+    found = []
+    reference.transformer(config, weights, freq, time, observe=lambda *pair: found.append(pair))
+    yield found
+    names = list(taps.taps(config))
+    *_, values = xla.compiled(config, names)(weights, freq, time)
+    yield [(name, np.array(values[name])) for name in names]
+    assert values.keys() == set(names)
+
+
+@pytest.mark.parametrize("cross_first", [False, True])
+def test_taps_are_those_of_the_list(cross_first):
+    """Names, order, shapes; what a module computes is what its hook sees, and attention lies between q, k and v."""
+    made = module(32, 4, cross_first)
+    config, weights = arguments(made, 3, 50, 70, np.float32)
+    listed = taps.taps(config)
+    seen = {}
+    for name, part in made.named_modules():
+        part.register_forward_hook(lambda m, args, out, name=name: seen.update({name: out}))
+    freq, time = torch.randn(1, 32, 3, 50), torch.randn(1, 32, 70)
+    made(freq, time)
+    for found in observed(config, weights, freq.numpy(), time.numpy()):
+        assert [name for name, _ in found] == list(listed)
+        for name, value in found:
+            for extent, expected in zip(value.shape, listed[name].shape, strict=True):
+                assert extent == expected or expected is None
+        values = {name: torch.from_numpy(value) for name, value in found}
+        compared = values.keys() & seen.keys()
+        assert len(compared) == 2 + 2 * sum(9 if config.kind(layer) == "cross" else 8 for layer in range(3))
+        for name in compared:
+            hooked = seen[name][0] if isinstance(seen[name], tuple) else seen[name]
+            assert snr_db(hooked.detach().numpy(), values[name].numpy()) >= 115, name
+        for path in [f"layers{branch}.{layer}" for branch in spec.BRANCHES for layer in range(3)]:
+            q, k, v, logits, heads = (values[f"{path}.{name}"] for name in ("q", "k", "v", "logits", "heads"))
+            expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            assert snr_db(expected.numpy(), heads.numpy()) >= 120
+            kept = torch.softmax(logits, -1) @ v
+            assert snr_db(heads[:, :, : taps.LOGIT_ROWS].numpy(), kept.numpy()) >= 120
+            summed = values[f"{path}.residual_1"] + values[f"{path}.gamma_2"]
+            assert snr_db(summed.numpy(), values[f"{path}.residual_2"].numpy()) >= 120
+
+
+def test_taps_on_request_leave_the_result_alone():
+    made = module(32, 4)
+    config, weights = arguments(made, 3, 5, 7, np.float32)
+    rng = np.random.default_rng(0)
+    freq, time = (rng.standard_normal(shape, np.float32) for shape in ((1, 32, 3, 5), (1, 32, 7)))
+    plain = xla.compiled(config)(weights, freq, time)
+    *tapped, values = xla.compiled(config, ["layers_t.1.k", "norm_in"])(weights, freq, time)
+    assert values.keys() == {"norm_in", "layers_t.1.k"}
+    assert values["layers_t.1.k"].shape == (1, 4, 15, 8)
+    for one, other in zip(plain, tapped, strict=True):
+        assert snr_db(np.asarray(one), np.asarray(other)) >= 120
+    with pytest.raises(SpecError, match=r"got \['layers_t.1.w'\]"):
+        xla.compiled(config, ["norm_in", "layers_t.1.w"])
+
+
 def test_attention_in_blocks_is_attention(monkeypatch):
     made = module(32, 4)
     config, weights = arguments(made, 4, 30, 40, np.float64)
@@ -96,10 +154,10 @@ def test_cross_layers_see_the_old_tokens():
     original = reference.transformer_layer
     latest = {}
 
-    def with_new_tokens(config, weights, prefix, x, source):
+    def with_new_tokens(config, weights, prefix, x, source, observe):
         if source is not None and prefix.startswith("layers_t"):
             source = latest["freq"]
-        result = original(config, weights, prefix, x, source)
+        result = original(config, weights, prefix, x, source, observe)
         if prefix.startswith("layers."):
             latest["freq"] = result
         return result
