@@ -1,31 +1,35 @@
 """The cross-domain transformer in JAX, compiled by XLA.
 
-The same sub-steps as `reference`, which holds the formulae.
+The same sub-steps as `reference`, which holds the formulae. Values between them are kept in the dtype of the
+inputs (float32, bfloat16 or float16); sums, statistics, softmax, biases and scales are float32 in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Float
 
 from . import taps as points
+from .inputs import check_inputs
 from .spec import BRANCHES, POSITIONS, Branch, Config, Kind, SpecError
 from .taps import LOGIT_ROWS, Observer
 
+DTYPES = ("float32", "bfloat16", "float16")
 Weights: TypeAlias = Mapping[str, Float[Array, "..."]]
-_Branches: TypeAlias = tuple[Float[Array, "batch channels bins frames"], Float[Array, "batch channels samples"]]
 _Tap: TypeAlias = Callable[[str, Float[Array, "..."]], Float[Array, "..."]]
+_ATTENTION_ROWS = 336  # query rows of one head at a time: their logits stay in the cache
+_HIDDEN = 512  # channels of the hidden layer at a time: sums of more terms lose digits and speed on a CPU
 
 
 def compiled(config: Config, taps: Collection[str] = ()) -> Callable[..., Any]:
-    """The transformer as one jitted function of weights, frequency and time branch.
+    """The transformer as one compiled function of weights, frequency and time branch.
 
     Args:
         config: The configuration the weights fit.
@@ -33,18 +37,44 @@ def compiled(config: Config, taps: Collection[str] = ()) -> Callable[..., Any]:
 
     Returns:
         A function that gives both branches or, if anything is observed, both branches and the observed values by
-        name, in the order of `taps.taps`.
+        name. It raises `SpecError` for inputs that do not fit the configuration or are not of `DTYPES`.
 
     Raises:
         SpecError: A tap of that name does not exist.
     """
     if unknown := sorted(set(taps) - points.taps(config).keys()):
         raise SpecError(f"taps must be among those of kernels.taps for this configuration; got {unknown}")
-    return jax.jit(partial(_tapped, config, frozenset(taps)) if taps else partial(transformer, config))
+    traced = partial(_tapped, config, frozenset(taps)) if taps else partial(transformer, config)
+    jitted = jax.jit(traced, compiler_options=_compiler_options())
+
+    def checked(weights: Weights, freq: Float[Any, "..."], time: Float[Any, "..."]) -> Any:
+        check_inputs(config, freq, time, DTYPES)
+        return jitted(weights, freq, time)
+
+    return checked
+
+
+@cache
+def _compiler_options() -> dict[str, str]:
+    """Matrix products by Eigen where this XLA has the choice, rather than by YNNPACK.
+
+    YNNPACK adds all terms of a product in one row of float32 sums: 122 dB over 2048 terms, where Eigen has 132, and
+    it is slower.
+    """
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(jnp.negative, compiler_options=options).lower(jnp.float32(0)).compile()
+    except jax.errors.JaxRuntimeError:  # an XLA that does not know it
+        return {}
+    return options
 
 
 def _tapped(
-    config: Config, taps: frozenset[str], weights: Weights, freq: Float[Array, "..."], time: Float[Array, "..."]
+    config: Config,
+    taps: frozenset[str],
+    weights: Weights,
+    freq: Float[Array, "batch channels bins frames"],
+    time: Float[Array, "batch channels samples"],
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], dict[str, Float[Array, "..."]]]:
     found: dict[str, Float[Array, "..."]] = {}
 
@@ -52,7 +82,7 @@ def _tapped(
         if name in taps:
             found[name] = value
 
-    return *transformer(config, weights, freq, time, observe), found
+    return *transformer(config, weights, freq, time, observe=observe), found
 
 
 def transformer(
@@ -60,8 +90,9 @@ def transformer(
     weights: Weights,
     freq: Float[Array, "batch channels bins frames"],
     time: Float[Array, "batch channels samples"],
+    *,
     observe: Observer | None = None,
-) -> _Branches:
+) -> tuple[Float[Array, "batch channels bins frames"], Float[Array, "batch channels samples"]]:
     """Run all layers of both branches; see `reference.transformer`."""
     tap = _recorder(observe)
     frames = freq.shape[3]
@@ -69,8 +100,9 @@ def transformer(
     tokens: dict[Branch, Float[Array, "batch tokens channels"]] = {}
     for branch in BRANCHES:
         tap(f"input{branch}", time if branch else freq)
-        normed = tap(f"norm_in{branch}", _norm(weights, f"norm_in{branch}", x[branch], config.eps))
-        tokens[branch] = tap(f"embedded{branch}", normed + weights[POSITIONS[branch]])
+        normed = tap(f"norm_in{branch}", _layer_norm(weights, f"norm_in{branch}", x[branch], config.eps))
+        embedded = _wide(normed) + _wide(weights[POSITIONS[branch]])
+        tokens[branch] = tap(f"embedded{branch}", embedded.astype(freq.dtype))
     for layer in range(config.layers):
         old = dict(tokens)
         for branch, other in zip(BRANCHES, reversed(BRANCHES), strict=True):
@@ -94,19 +126,21 @@ def _layer(
     kind: Kind = "self" if source is None else "cross"
 
     def norm(name: str, value: Float[Array, "batch n channels"]) -> Float[Array, "batch n channels"]:
-        return tap(name, _norm(weights, f"{prefix}.{name}", value, config.eps))
+        return tap(name, _layer_norm(weights, f"{prefix}.{name}", value, config.eps))
+
+    def add(
+        number: int, value: Float[Array, "batch n channels"], branch: Float[Array, "batch n channels"]
+    ) -> Float[Array, "batch n channels"]:
+        scaled = _wide(weights[f"{prefix}.gamma_{number}.scale"]) * _wide(branch)
+        scaled = tap(f"gamma_{number}", scaled.astype(x.dtype))
+        return tap(f"residual_{number}", (_wide(value) + _wide(scaled)).astype(x.dtype))
 
     queries = norm("norm1", x)
     sources = queries if source is None else norm("norm2", source)
-    attended = tap(f"{kind}_attn", _attention(config, weights, prefix, kind, queries, sources, tap))
-    y = tap("residual_1", x + tap("gamma_1", weights[f"{prefix}.gamma_1.scale"] * attended))
+    y = add(1, x, tap(f"{kind}_attn", _attention(config, weights, prefix, kind, queries, sources, tap)))
     hidden = norm("norm2" if source is None else "norm3", y)
-    hidden = tap("linear1", _linear(weights, f"{prefix}.linear1", hidden))
-    hidden = tap("gelu", jax.nn.gelu(hidden, approximate=False))
-    fed = tap("linear2", _linear(weights, f"{prefix}.linear2", hidden))
-    z = tap("residual_2", y + tap("gamma_2", weights[f"{prefix}.gamma_2.scale"] * fed))
-    # Over all tokens and channels, in two levels: see reference.group_norm.
-    return tap("norm_out", _norm(weights, f"{prefix}.norm_out", z, config.eps, axes=(-1, -2)))
+    z = add(2, y, tap("linear2", _feed_forward(weights, prefix, hidden, tap)))
+    return tap("norm_out", _group_norm(weights, f"{prefix}.norm_out", z, config.eps))
 
 
 def _attention(
@@ -118,38 +152,114 @@ def _attention(
     sources: Float[Array, "batch sources channels"],
     tap: _Tap,
 ) -> Float[Array, "batch tokens channels"]:
-    name = f"{prefix}.{kind}_attn"
-    w_q, w_k, w_v = jnp.split(weights[f"{name}.in_proj_weight"], 3)
-    b_q, b_k, b_v = jnp.split(weights[f"{name}.in_proj_bias"], 3)
-    split = "b n (h d) -> b h n d"
-    q = tap("q", rearrange(queries @ w_q.T + b_q, split, h=config.heads))
-    k = tap("k", rearrange(sources @ w_k.T + b_k, split, h=config.heads))
-    v = tap("v", rearrange(sources @ w_v.T + b_v, split, h=config.heads))
-    q = q * (config.width // config.heads) ** -0.5
-    logits = q @ jnp.swapaxes(k, -1, -2)
-    tap("logits", logits[:, :, :LOGIT_ROWS])
-    mixed = tap("heads", jax.nn.softmax(logits, axis=-1) @ v)
-    return _linear(weights, f"{name}.out_proj", rearrange(mixed, "b h n d -> b n (h d)"))
-
-
-def _linear(weights: Weights, name: str, x: Float[Array, "batch tokens in"]) -> Float[Array, "batch tokens out"]:
-    return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
-
-
-def _norm(
-    weights: Weights, name: str, x: Float[Array, "batch tokens channels"], eps: float, axes: tuple[int, ...] = (-1,)
-) -> Float[Array, "batch tokens channels"]:
-    """Normalise over the given axes, each mean taken axis by axis."""
-
-    def mean(value: Float[Array, "batch tokens channels"]) -> Float[Array, "batch rows columns"]:
-        for axis in axes:
-            value = value.mean(axis=axis, keepdims=True)
-        return value
-
-    centred = x - mean(x)
-    return (
-        centred * jax.lax.rsqrt(mean(jnp.square(centred)) + eps) * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    name, dtype = f"{prefix}.{kind}_attn", queries.dtype
+    matrices = jnp.split(weights[f"{name}.in_proj_weight"], 3)
+    biases = jnp.split(weights[f"{name}.in_proj_bias"], 3)
+    q, k, v = (
+        tap(letter, rearrange(_linear(x, w, b).astype(dtype), "b n (h d) -> b h n d", h=config.heads))
+        for letter, x, w, b in zip("qkv", (queries, sources, sources), matrices, biases, strict=True)
     )
+    q = q * (config.width // config.heads) ** -0.5
+    tap("logits", _products(q[:, :, :LOGIT_ROWS], k).astype(dtype))
+    mixed = tap("heads", lax.platform_dependent(q, k, v, cpu=_heads_in_turn, default=_heads_at_once))
+    concatenated = rearrange(mixed, "b h n d -> b n (h d)")
+    return _linear(concatenated, weights[f"{name}.out_proj.weight"], weights[f"{name}.out_proj.bias"]).astype(dtype)
+
+
+def _heads_in_turn(
+    q: Float[Array, "batch heads tokens depth"],
+    k: Float[Array, "batch heads sources depth"],
+    v: Float[Array, "batch heads sources depth"],
+) -> Float[Array, "batch heads tokens depth"]:
+    """``softmax(q kᵀ) v``, so many rows of one head at a time that the logits stay in a processor's cache."""
+
+    def head(qkv: tuple[Array, Array, Array]) -> Float[Array, "tokens depth"]:
+        rows, keys, values = qkv
+        return lax.map(lambda row: _attend(row[None], keys, values)[0], rows, batch_size=_ATTENTION_ROWS)
+
+    mixed = lax.map(head, tuple(rearrange(x, "b h n d -> (b h) n d") for x in (q, k, v)))
+    return rearrange(mixed, "(b h) n d -> b h n d", h=q.shape[1])
+
+
+def _heads_at_once(
+    q: Float[Array, "batch heads tokens depth"],
+    k: Float[Array, "batch heads sources depth"],
+    v: Float[Array, "batch heads sources depth"],
+) -> Float[Array, "batch heads tokens depth"]:
+    """``softmax(q kᵀ) v`` with some rows of all heads at a time, for devices that want wide work."""
+    rows = lax.map(
+        lambda row: _attend(row[:, :, None], k, v)[:, :, 0], rearrange(q, "b h n d -> n b h d"),
+        batch_size=_ATTENTION_ROWS,
+    )  # fmt: skip
+    return rearrange(rows, "n b h d -> b h n d")
+
+
+def _attend(
+    q: Float[Array, "*batch tokens depth"], k: Float[Array, "*batch sources depth"], v: Float[Array, "*batch sources depth"]
+) -> Float[Array, "*batch tokens depth"]:
+    """``softmax(q kᵀ) v``, divided by the softmax's sum at the end: depth divisions a row instead of sources."""
+    logits = _products(q, k)
+    powers = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    mixed = jnp.matmul(powers.astype(v.dtype), v, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return (mixed / powers.sum(axis=-1, keepdims=True)).astype(q.dtype)
+
+
+def _feed_forward(
+    weights: Weights, prefix: str, x: Float[Array, "batch tokens channels"], tap: _Tap
+) -> Float[Array, "batch tokens channels"]:
+    w_1, b_1 = weights[f"{prefix}.linear1.weight"], weights[f"{prefix}.linear1.bias"]
+    w_2, total = weights[f"{prefix}.linear2.weight"], _wide(weights[f"{prefix}.linear2.bias"])
+    hidden, active = [], []
+    for start in range(0, len(b_1), _HIDDEN):
+        part = slice(start, start + _HIDDEN)
+        hidden.append(_linear(x, w_1[part], b_1[part]).astype(x.dtype))
+        active.append(jax.nn.gelu(_wide(hidden[-1]), approximate=False).astype(x.dtype))
+        total = total + _products(active[-1], w_2[:, part])
+    tap("linear1", jnp.concatenate(hidden, axis=-1))
+    tap("gelu", jnp.concatenate(active, axis=-1))
+    return total.astype(x.dtype)
+
+
+def _linear(
+    x: Float[Array, "batch tokens in"], weight: Float[Array, "out in"], bias: Float[Array, " out"]
+) -> Float[Array, "batch tokens out"]:
+    """``x Wᵀ + b`` in float32."""
+    return _products(x, weight) + _wide(bias)
+
+
+def _products(a: Float[Array, "*batch n in"], b: Float[Array, "*shared m in"]) -> Float[Array, "*batch n m"]:
+    """``a bᵀ``: the operands in the dtype of ``a``, sums in float32."""
+    return jnp.einsum(
+        "...nk,...mk->...nm", a, b.astype(a.dtype),
+        precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
+    )  # fmt: skip
+
+
+def _layer_norm(
+    weights: Weights, name: str, x: Float[Array, "batch tokens channels"], eps: float
+) -> Float[Array, "batch tokens channels"]:
+    return _normalise(weights, name, x, eps, lambda value: value.mean(axis=-1, keepdims=True))
+
+
+def _group_norm(
+    weights: Weights, name: str, x: Float[Array, "batch tokens channels"], eps: float
+) -> Float[Array, "batch tokens channels"]:
+    """Over all tokens and channels, in two levels: see `reference.group_norm`."""
+    return _normalise(
+        weights, name, x, eps, lambda value: value.mean(axis=-1, keepdims=True).mean(axis=-2, keepdims=True)
+    )
+
+
+def _normalise(
+    weights: Weights, name: str, x: Float[Array, "batch tokens channels"], eps: float, mean: Callable[[Array], Array]
+) -> Float[Array, "batch tokens channels"]:
+    centred = _wide(x) - mean(_wide(x))
+    normed = centred * lax.rsqrt(mean(jnp.square(centred)) + eps)
+    return (normed * _wide(weights[f"{name}.weight"]) + _wide(weights[f"{name}.bias"])).astype(x.dtype)
+
+
+def _wide(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    return x.astype(jnp.float32)
 
 
 def _recorder(observe: Observer | None, prefix: str = "") -> _Tap:
