@@ -6,7 +6,7 @@ import ctypes
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, SupportsFloat, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ THREADGROUP_BYTES = 32_768  # what every Apple GPU offers one threadgroup
 THREADGROUP_THREADS = 1_024
 _FAULTS = ("", "race", "bounds", "uninitialised", "divergence")  # as in host/runtime.h
 _MANY = 0xFFFFFFFF
-_DTYPES = {
+_DTYPES: Mapping[str, np.dtype[Any]] = {
     "float": np.dtype(np.float32),
     "half": np.dtype(np.float16),
     "uint": np.dtype(np.uint32),
@@ -83,7 +83,7 @@ class Library:
             raise LaunchError(
                 f"order must be one of {', '.join(get_args(Order))}, the last in a checked library only; got {order!r}"
             )
-        self.storage = np.dtype(storage)
+        self.storage: np.dtype[Any] = np.dtype(storage)
         self.constants: dict[str, dict[str, int]] = {}
         self._checked, self._order, self._seed = checked, get_args(Order).index(order), seed
         self._signatures: dict[str, Signature] = {}
@@ -106,7 +106,8 @@ class Library:
         groups: Triple,
         threads: Triple,
         memory: Mapping[str, int] | None = None,
-        **arguments: NDArray[Any] | float,
+        /,
+        **arguments: NDArray[Any] | SupportsFloat,
     ) -> None:
         """Run a grid of ``groups`` threadgroups of ``threads`` threads each, to its end.
 
@@ -161,7 +162,7 @@ class Library:
     def _dtype(self, argument: Argument) -> np.dtype[Any]:
         return self.storage if argument.type == "storage" else _DTYPES[argument.type]
 
-    def _buffer(self, kernel: str, argument: Argument, value: NDArray[Any] | float) -> NDArray[Any]:
+    def _buffer(self, kernel: str, argument: Argument, value: NDArray[Any] | SupportsFloat) -> NDArray[Any]:
         dtype = self._dtype(argument)
         if argument.role == "constant":
             return np.array(value, dtype)

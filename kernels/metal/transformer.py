@@ -91,8 +91,8 @@ class _Run:
         expected = (self._config.width, self._config.tokens(branch))
         if (x.shape[0], x.shape[1] * x.shape[2]) != expected:
             raise SpecError(
-                f"the {'time' if branch else 'frequency'} branch must hold {expected[1]} tokens of width {expected[0]}; "
-                f"got {x.shape[1] * x.shape[2]} of {x.shape[0]}"
+                f"the {'time' if branch else 'frequency'} branch must hold {expected[1]} tokens of width "
+                f"{expected[0]}; got {x.shape[1] * x.shape[2]} of {x.shape[0]}"
             )
         self._observe(f"input{branch}", x[None, :, 0] if branch else x[None])
         normed = self._norm(f"norm_in{branch}", steps.to_tokens(self._library, x))

@@ -1,0 +1,564 @@
+"""Metal kernels, executed as they stand, against PyTorch in float64 and against every rule they must keep."""
+
+import math
+import re
+import shutil
+import subprocess
+import sys
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+from scipy import special
+from torch.nn import functional
+
+with install_import_hook("splitter.kernels.metal", "beartype.beartype"):
+    from splitter.kernels.metal import library as libraries
+    from splitter.kernels.metal import steps
+    from splitter.kernels.metal.errors import CompilerError, HazardError, LaunchError, SubsetError
+    from splitter.kernels.metal.library import SOURCES, Library
+    from splitter.kernels.metal.transformer import transformer
+
+from splitter.kernels import reference, spec
+from splitter.kernels.spec import Config, SpecError
+from splitter.kernels.taps import taps
+from splitter.weights import transformer as weight_files
+
+from .conftest import ROOT, snr_db
+
+ORDERS = ("forward", "reverse", "interleaved", "shuffled")
+BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);"
+
+
+def elementwise(kernel, x):
+    y = np.full_like(x, np.nan)
+    Library().launch(kernel, (math.ceil(x.size / 256), 1, 1), (256, 1, 1), x=x, y=y, count=x.size)
+    return y
+
+
+def ulps(exact, got):
+    return np.max(np.abs(got.astype(np.float64) - exact) / np.spacing(np.abs(exact).astype(np.float32)))
+
+
+def every_float(low, high, step):
+    """Positive float32 from low to high, each ``step``-th there is."""
+    ends = np.array([low, high], np.float32).view(np.uint32)
+    return np.arange(*ends, step, np.uint32).view(np.float32)
+
+
+# ---- elementary functions and formats
+
+
+def test_erf_is_within_its_bound_of_high_precision():
+    positive = every_float(1.2e-38, 5.0, 977)
+    assert positive.size > 1_000_000
+    x = np.concatenate([positive, -positive])
+    exact = special.erf(x.astype(np.float64))
+    some = slice(None, None, 4001)
+    with mpmath.workdps(40):
+        slow = np.array([float(mpmath.erf(mpmath.mpf(float(value)))) for value in x[some]])
+    assert np.max(np.abs(slow / exact[some] - 1)) < 1e-15
+    assert ulps(exact, elementwise("elementwise_erf", x)) <= 1.2
+
+
+def test_exp_is_within_its_bound():
+    x = -np.concatenate([every_float(1e-10, 0.01, 9973), every_float(0.01, 87.33, 89)])
+    exact = np.exp(x.astype(np.float64))
+    assert ulps(exact, elementwise("elementwise_exp", x)) <= 1
+    with mpmath.workdps(40):
+        slow = np.array([float(mpmath.exp(mpmath.mpf(float(value)))) for value in x[::9001]])
+    assert np.max(np.abs(slow / exact[::9001] - 1)) < 1e-15
+
+
+def test_elementary_functions_at_their_ends():
+    x = np.array([0.0, -0.0, 4.0, -4.0, np.inf, -np.inf, 1e-40, np.nan], np.float32)
+    erf = elementwise("elementwise_erf", x)
+    np.testing.assert_array_equal(erf[:6], [0, 0, 1, -1, 1, -1])
+    assert np.signbit(erf[1])
+    assert abs(erf[6] / 1.1283792e-40 - 1) < 1e-5
+    assert np.isnan(erf[7])
+    x = np.array([0.0, -87.4, -1e38, -np.inf], np.float32)
+    np.testing.assert_array_equal(elementwise("elementwise_exp", x), [1, 0, 0, 0])
+
+
+def test_gelu_is_the_exact_form():
+    x = np.linspace(-12, 12, 100_001).astype(np.float32)
+    exact = functional.gelu(torch.from_numpy(x).double()).numpy()
+    error = np.abs(elementwise("elementwise_gelu", x) - exact)
+    assert np.max(error / np.maximum(np.abs(x), 1)) <= 1.2e-7
+    tanh = functional.gelu(torch.from_numpy(x).double(), approximate="tanh").numpy()
+    assert np.max(np.abs(tanh - exact) / np.maximum(np.abs(x), 1)) > 1e-4  # the test can tell
+
+
+def test_half_is_rounded_as_numpy_rounds_it():
+    library = Library("float16")
+    every = np.arange(65_536, dtype=np.uint16).view(np.float16)[None]
+    kept = steps.scale(library, every, np.ones(65_536, np.float32))
+    np.testing.assert_array_equal(kept, every)
+    numbers = ~np.isnan(every)
+    np.testing.assert_array_equal(kept.view(np.uint16)[numbers], every.view(np.uint16)[numbers])
+    with np.errstate(over="ignore"):
+        between = np.nextafter(every[numbers].astype(np.float32)[:, None], np.float32([np.inf, -np.inf]))
+        ties = (every[numbers].astype(np.float32) + np.roll(every[numbers].astype(np.float32), 1)) / 2
+        bits = np.random.default_rng(0).integers(0, 2**32, 200_000, np.uint32).view(np.float32)
+        wide = np.concatenate([between.ravel(), ties, bits])
+        wide = wide[~np.isnan(wide)][None]
+        expected = wide.astype(np.float16)
+    np.testing.assert_array_equal(steps.add_positions(library, np.zeros_like(expected), wide), expected)
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (40, 37)])
+def test_palettes_are_decoded_exactly(bits, shape):
+    rng = np.random.default_rng(bits)
+    indices = rng.integers(0, 2**bits, shape)
+    stream = np.packbits((indices.ravel()[:, None] >> np.arange(bits) & 1).astype(np.uint8).ravel(), bitorder="little")
+    table = rng.standard_normal(2**bits).astype(np.float32)
+    for library in (Library(), Library(checked=True, order="lockstep")):  # the last byte, and none beyond it
+        np.testing.assert_array_equal(steps.decode_palette(library, stream, table, shape), table[indices])
+    half = steps.decode_palette(Library("float16"), stream, table, shape)
+    np.testing.assert_array_equal(half, table[indices].astype(np.float16))
+    with pytest.raises(LaunchError, match="16, 64 or 256 entries"):
+        steps.decode_palette(Library(), stream[:-1], table, shape)
+
+
+def test_int8_is_decoded_exactly():
+    rng = np.random.default_rng(0)
+    q = rng.integers(-128, 128, (33, 21), np.int8)
+    scales = rng.uniform(1e-4, 1, 33).astype(np.float32)
+    for library in (Library(), Library(checked=True)):
+        np.testing.assert_array_equal(steps.decode_int8(library, q, scales), q.astype(np.float32) * scales[:, None])
+
+
+# ---- every sub-step: order, rules, error
+
+RNG = np.random.default_rng(7)
+CHANNELS, HEADS, EPS = 50, 2, 1e-5
+X, OTHER = (RNG.standard_normal((37, CHANNELS)) * 3 + 1 for _ in range(2))
+Q, K, V = (RNG.standard_normal((n, CHANNELS)) * 2 for n in (37, 45, 45))
+W, B = RNG.standard_normal((70, CHANNELS)) / 7, RNG.standard_normal(70)
+GAIN, SHIFT = RNG.uniform(0.3, 1.5, CHANNELS), RNG.standard_normal(CHANNELS)
+PLANE = RNG.standard_normal((20, 3, 19))
+
+
+def heads_of(x):
+    return x.reshape(1, len(x), HEADS, -1).transpose(1, 2)
+
+
+def one_head(kind, q, k, v=None):
+    q, k = heads_of(q), heads_of(k)
+    if kind == "logits":
+        return (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]))[0, :, :16]
+    return functional.scaled_dot_product_attention(q, k, heads_of(v)).transpose(1, 2).reshape(q.shape[2], -1)
+
+
+# name → kernels, on the library's arrays; oracle, in torch; stored arrays; float32 arrays
+STEPS = {
+    "layer_norm": (
+        lambda lib, x, w, b: steps.layer_norm(lib, x, w, b, EPS),
+        lambda x, w, b: functional.layer_norm(x, (CHANNELS,), w, b, EPS), (X,), (GAIN, SHIFT),
+    ),
+    "group_norm": (
+        lambda lib, x, w, b: steps.group_norm(lib, x, w, b, EPS),
+        lambda x, w, b: functional.group_norm(x.T[None], 1, w, b, EPS)[0].T, (X,), (GAIN, SHIFT),
+    ),
+    "linear": (steps.linear, functional.linear, (X, W), (B,)),
+    "linear_gelu": (
+        lambda lib, x, w, b: steps.linear(lib, x, w, b, gelu=True),
+        lambda x, w, b: functional.gelu(functional.linear(x, w, b)), (X, W), (B,),
+    ),
+    "attention": (
+        lambda lib, q, k, v: steps.attention(lib, q, k, v, HEADS),
+        lambda q, k, v: one_head("mixed", q, k, v), (Q, K, V), (),
+    ),
+    "attention_logits": (
+        lambda lib, q, k: steps.attention_logits(lib, q, k, HEADS, 16),
+        lambda q, k: one_head("logits", q, k), (Q, K), (),
+    ),
+    "scale": (steps.scale, lambda x, g: x * g, (X,), (GAIN,)),
+    "scale_residual": (steps.scale_residual, lambda x, y, g: x + g * y, (X, OTHER), (GAIN,)),
+    "add_positions": (steps.add_positions, lambda x, p: x + p, (X,), (OTHER,)),
+    "to_tokens": (steps.to_tokens, lambda x: x.permute(2, 1, 0).reshape(57, 20), (PLANE,), ()),
+    "from_tokens": (
+        lambda lib, x: steps.from_tokens(lib, x, 3),
+        lambda x: x.reshape(19, 3, 20).permute(2, 1, 0), (PLANE.reshape(57, 20),), (),
+    ),
+}  # fmt: skip
+LIMITS = {"float32": 130.0, "float16": 70.0}  # of kernels/README.md
+
+
+def arrays(name, storage):
+    _, _, stored, wide = STEPS[name]
+    return [array.astype(storage) for array in stored] + [array.astype(np.float32) for array in wide]
+
+
+def executed(name, library):
+    return STEPS[name][0](library, *arrays(name, library.storage))
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("name", STEPS)
+def test_sub_step_in_every_order(name, storage):
+    result = executed(name, Library(storage))
+    exact = STEPS[name][1](*(torch.from_numpy(array.astype(np.float64)) for array in arrays(name, storage))).numpy()
+    assert snr_db(exact, result) >= LIMITS[storage]
+    for order in ORDERS:
+        for seed in (1, 2) if order == "shuffled" else (0,):
+            np.testing.assert_array_equal(executed(name, Library(storage, order=order, seed=seed)), result)
+    for order in ("forward", "lockstep"):  # watched: no race, nothing out of bounds, nothing read before it is written
+        np.testing.assert_array_equal(executed(name, Library(storage, order=order, checked=True)), result)
+
+
+def test_what_one_rounding_gives_is_what_comes_out():
+    """Layouts keep bits; a sum and a product of two floats are rounded once."""
+    for name in ("scale", "add_positions", "to_tokens", "from_tokens"):
+        exact = STEPS[name][1](*(torch.from_numpy(array) for array in arrays(name, "float32"))).numpy()
+        np.testing.assert_array_equal(executed(name, Library()), exact)
+
+
+def test_group_norm_keeps_its_digits_over_a_million_elements():
+    x = (np.random.default_rng(0).standard_normal((2688, 512)) * 30 + 100).astype(np.float32)
+    wide = x.astype(np.float64)
+    result = steps.group_norm(Library(), x, np.ones(512, np.float32), np.zeros(512, np.float32), 1e-5)
+    assert snr_db((wide - wide.mean()) / np.sqrt(wide.var() + 1e-5), result) >= 130
+    naive = (x.ravel() - np.cumsum(x.ravel())[-1] / np.float32(x.size)).reshape(x.shape)
+    assert snr_db(wide - wide.mean(), naive) < 90  # one accumulator
+
+
+def test_linear_keeps_its_digits_over_the_widest_sum():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((40, 2048)).astype(np.float32), rng.standard_normal((33, 2048)).astype(np.float32)
+    assert snr_db(x.astype(np.float64) @ w.T.astype(np.float64), steps.linear(Library(), x, w, np.zeros(33, "f"))) >= 130
+
+
+@pytest.mark.parametrize("offset", [-300.0, 300.0])
+def test_attention_survives_large_logits(offset):
+    """Far beyond where exp overflows, rising and falling along the sources."""
+    q, k, v = (array.astype(np.float32) for array in (Q, K, V))
+    k = k + np.linspace(0, offset, len(k), dtype=np.float32)[:, None]
+    exact = one_head("mixed", *(torch.from_numpy(array.astype(np.float64)) for array in (q, k, v))).numpy()
+    assert snr_db(exact, steps.attention(Library(), q, k, v, HEADS)) >= 90  # the logits themselves have 24 bits
+
+
+# ---- broken copies
+
+
+def broken(tmp_path, name, change):
+    """The sources, one of them changed."""
+    for path in (*SOURCES.glob("*.metal"), *SOURCES.glob("*.h")):
+        shutil.copy(path, tmp_path)
+    text = (SOURCES / name).read_text()
+    changed = change(text)
+    assert changed != text
+    (tmp_path / name).write_text(changed)
+    return tmp_path
+
+
+def without_barrier(number):
+    def change(text):
+        place = [match.start() for match in re.finditer(re.escape(BARRIER), text)][number]
+        return text[:place] + text[place + len(BARRIER) :]
+
+    return change
+
+
+BARRIERS = [  # file, which of its barriers, sub-steps that need it
+    ("reduction.h", 0, ("layer_norm", "group_norm")),
+    ("reduction.h", 1, ("layer_norm", "group_norm")),
+    ("reduction.h", 2, ("layer_norm", "group_norm")),
+    ("linear.metal", 0, ("linear", "linear_gelu")),
+    ("linear.metal", 1, ("linear", "linear_gelu")),
+    ("attention.metal", 0, ("attention",)),
+    ("attention.metal", 1, ("attention",)),
+    ("attention.metal", 2, ("attention",)),
+    ("attention.metal", 3, ("attention",)),
+    ("attention.metal", 4, ("attention_logits",)),
+    ("tokens.metal", 0, ("to_tokens",)),
+    ("tokens.metal", 1, ("from_tokens",)),
+]
+
+
+def test_every_barrier_is_in_the_list():
+    there = {(path.name, n) for path in SOURCES.iterdir() if path.is_file() for n in range(path.read_text().count(BARRIER))}
+    assert {(file, number) for file, number, _ in BARRIERS} == {place for place in there if not place[0].endswith(".py")}
+
+
+@pytest.mark.parametrize(("file", "number", "names"), BARRIERS)
+def test_missing_barrier_is_caught(tmp_path, file, number, names):
+    sources = broken(tmp_path, file, without_barrier(number))
+    for name in names:
+        results = [executed(name, Library(sources=sources, order=order)) for order in ORDERS]
+        assert not all(np.array_equal(results[0], other) for other in results[1:]) or not np.array_equal(
+            results[0], executed(name, Library())
+        )
+        with pytest.raises(HazardError) as caught:
+            executed(name, Library(sources=sources, checked=True))
+        assert caught.value.kind in ("race", "uninitialised")
+
+
+FAULTS = {  # what no order need show
+    "a barrier for another memory": (
+        "reduction.h", f"{BARRIER} // the sum", "threadgroup_barrier(mem_flags::mem_device); // the sum", "layer_norm", "race",
+    ),
+    "two threads of a group write": ("group_norm.metal", "if (lane == 0)", "if (lane < 2)", "group_norm", "race"),
+    "two groups write": ("residual.metal", "y[index] = storage(gamma", "y[index % 256] = storage(gamma", "scale", "race"),
+    "another group's result is read": (
+        "residual.metal", "float(x[index]) +", "float(x[index]) + 0.0f * float(y[(index + 256) % count]) +",
+        "scale_residual", "race",
+    ),
+    "a thread beyond the end writes": ("tokens.metal", "index < count", "index <= count", "add_positions", "bounds"),
+    "a row beyond the end is read": ("linear.metal", "first + row < rows &&", "first + row <= rows &&", "linear", "bounds"),
+    "memory is read before it is written": (
+        "attention.metal", "mixed[query * size + i] = 0.0f;", "", "attention", "uninitialised",
+    ),
+    "a barrier that some threads pass by": (
+        "layer_norm.metal", "float squares = 0.0f;", f"float squares = 0.0f; if (lane == 0) {{ {BARRIER} }}",
+        "layer_norm", "divergence",
+    ),
+    "threads that leave early": (
+        "layer_norm.metal", "float sum = 0.0f;", "float sum = 0.0f; if (lane == 3) { return; }", "layer_norm", "divergence",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_broken_rule_is_named(tmp_path, fault):
+    file, old, new, name, kind = FAULTS[fault]
+    sources = broken(tmp_path, file, lambda text: text.replace(old, new))
+    with pytest.raises(HazardError) as caught:
+        executed(name, Library(sources=sources, checked=True))
+    assert caught.value.kind == kind
+
+
+def test_hazard_says_where(tmp_path):
+    sources = broken(tmp_path, "tokens.metal", without_barrier(0))
+    with pytest.raises(HazardError, match=r"to_tokens: thread \d+ reads byte \d+ of 'tile', which nothing was written to"):
+        executed("to_tokens", Library(sources=sources, checked=True))
+    with pytest.raises(HazardError, match=r"thread \d+ reads byte \d+ of 'tile' with no barrier between it and thread \d+"):
+        executed("to_tokens", Library(sources=sources, checked=True, order="reverse", storage="float16")) if False else (
+            executed("linear", Library(sources=broken(tmp_path, "linear.metal", without_barrier(1)), checked=True))
+        )
+
+
+# ---- the subset, and what a launch must fit
+
+KERNEL = "#include <metal_stdlib>\nusing namespace metal;\n{before}kernel void k(device float* y [[buffer(0)]]{arguments}) {{ {body} }}\n"
+
+
+def written(tmp_path, before="", arguments="", body="y[0] = 1.0f;"):
+    (tmp_path / "k.metal").write_text(KERNEL.format(before=before, arguments=arguments, body=body))
+    return tmp_path
+
+
+def launch(sources):
+    y = np.zeros(1, np.float32)
+    Library(sources=sources).launch("k", (1, 1, 1), (1, 1, 1), y=y)
+    return y[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"body": "threadgroup float scratch[4];"}, "threadgroup memory must be an argument of the kernel"),
+        ({"body": "float* p = y;"}, "must name its address space; got 'float. p'"),
+        ({"before": "inline void f(const float* p) {}\n"}, "must name its address space"),
+        ({"arguments": ", device float* z [[buffer(2)]]"}, r"indices must count from 0; got \[0, 2\]"),
+        ({"arguments": ", constant float* z [[buffer(1)]]"}, "an argument must be"),
+        ({"arguments": ", uint lane [[thread_index_in_simdgroup]]"}, "an argument must be .* got 'uint lane"),
+        (
+            {"arguments": ", uint a [[thread_position_in_grid]], uint2 b [[threadgroup_position_in_grid]]"},
+            "positions must all be of one type",
+        ),
+    ],
+)
+def test_text_outside_of_the_subset_is_refused(tmp_path, change, message):
+    with pytest.raises(SubsetError, match=message):
+        Library(sources=written(tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("y[0] = y[0] * 1.5;", "double-promotion"),
+        ("int i = y[0]; y[0] = float(i);", "float-conversion"),
+        ("half h = half(1.0f); y[0] = float(h * h);", "no match for .operator"),
+        ("half h = 1.0f; y[0] = float(h);", "conversion"),
+        ("y[0] = simd_sum(y[0]);", "simd_sum"),
+        ("y[0] = exp(y[0]);", "double-promotion|float-conversion"),
+    ],
+)
+def test_what_the_stand_in_lacks_does_not_compile(tmp_path, body, message):
+    with pytest.raises(CompilerError, match=message):
+        launch(written(tmp_path, body=body))
+
+
+def test_missing_compiler_is_named(tmp_path, monkeypatch):
+    sources = written(tmp_path, body="y[0] = 2.0f;")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(CompilerError, match=r"'no-such-compiler' cannot be run .* name a compiler in \$CXX"):
+        launch(sources)
+    monkeypatch.delenv("CXX")
+    assert launch(sources) == 2
+
+
+def test_launch_must_fit_the_kernel():
+    library, x = Library(), np.zeros((4, 8), np.float32)
+    ones = np.ones(8, np.float32)
+    with pytest.raises(LaunchError, match="a kernel must be one of .*; got 'nothing'"):
+        library.launch("nothing", (1, 1, 1), (1, 1, 1))
+    with pytest.raises(LaunchError, match="scale takes x, gamma, y, count, channels; got x"):
+        library.launch("scale", (1, 1, 1), (1, 1, 1), x=x)
+    with pytest.raises(LaunchError, match="'x' of scale must be a contiguous array of float32; got one of float64"):
+        steps.scale(library, x.astype(np.float64), ones)
+    with pytest.raises(LaunchError, match="'x' of scale must be a contiguous array"):
+        steps.scale(library, np.zeros((8, 4), np.float32).T, ones)
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    with pytest.raises(LaunchError, match="writes 'y'; got an array that is read-only"):
+        library.launch("scale", (1, 1, 1), (32, 1, 1), x=x, gamma=ones, y=fixed, count=32, channels=8)
+    with pytest.raises(LaunchError, match=r"at most 32768 bytes of memory .* attention asks for 40960"):
+        steps.attention(library, *(np.zeros((4, 152), np.float32) for _ in range(3)), 1)
+    with pytest.raises(LaunchError, match="1024 threads"):
+        library.launch("scale", (1, 1, 1), (1025, 1, 1), x=x, gamma=ones, y=x.copy(), count=32, channels=8)
+    for order in ("backwards", "lockstep"):
+        with pytest.raises(LaunchError, match="order must be one of"):
+            Library.__init__.__wrapped__(library, order=order)
+
+
+# ---- the whole transformer
+
+
+def seeded(config):
+    """Trained models have neither unit gains nor vanishing layer scales."""
+    rng = np.random.default_rng(config.width)
+    made = {}
+    for name, shape in spec.parameters(config).items():
+        if re.search(r"norm.*weight|gamma", name):
+            made[name] = rng.uniform(0.3, 1.5, shape)
+        elif len(shape) == 2 and not name.startswith("positions"):
+            made[name] = rng.standard_normal(shape) * shape[1] ** -0.5
+        else:
+            made[name] = rng.standard_normal(shape) * 0.5
+    return {name: value.astype(np.float32) for name, value in made.items()}
+
+
+def local(config, tap, seen, weights):
+    """What a tap must be, computed from what it reads, in float64 and not with the code under test."""
+    read = [torch.from_numpy(seen[name].astype(np.float64)) for name in tap.reads]
+    w = [torch.from_numpy(weights[name].astype(np.float64)) for name in tap.weights]
+    last = tap.name.rsplit(".", 1)[-1].removesuffix("_t")
+    if tap.name.startswith("norm_in"):
+        return functional.layer_norm(read[0].flatten(2) if read[0].ndim == 3 else read[0], (config.width,), *w, config.eps)
+    if re.fullmatch("norm[123]", last):
+        return functional.layer_norm(read[0], (config.width,), *w, config.eps)
+    if last == "norm_out" and w:
+        return functional.group_norm(read[0].mT, 1, *w, config.eps).mT
+    if last in "qkv":
+        part = slice("qkv".index(last) * config.width, ("qkv".index(last) + 1) * config.width)
+        return functional.linear(read[0], w[0][part], w[1][part]).unflatten(-1, (config.heads, -1)).transpose(1, 2)
+    if last == "logits":
+        return read[0][:, :, : tap.shape[2]] @ read[1].mT / math.sqrt(read[0].shape[-1])
+    if last == "heads":
+        return functional.scaled_dot_product_attention(*read)
+    if last.endswith("_attn"):
+        return functional.linear(read[0].transpose(1, 2).flatten(2), *w)
+    if last in ("linear1", "linear2"):
+        return functional.linear(read[0], *w)
+    if last == "gelu":
+        return functional.gelu(read[0])
+    if last in ("gamma_1", "gamma_2"):
+        return read[0] * w[0]
+    if last == "embedded":
+        return read[0] + w[0]
+    return sum(read)  # residuals; and the last norm_out, which is its own source
+
+
+def check_taps(config, weights, seen, storage, floor):
+    listed = taps(config)
+    assert list(seen) == list(listed)
+    for name, tap in listed.items():
+        assert all(extent in (None, got) for extent, got in zip(tap.shape, seen[name].shape, strict=True)), name
+        if name.startswith(("input", "output")):
+            continue
+        if name == "norm_in":
+            tap = type(tap)(name, tap.axes, tap.shape, tap.formula, ("unfolded",), tap.weights)
+            seen = {**seen, "unfolded": seen["input"].transpose(0, 3, 2, 1).reshape(1, -1, config.width)}
+        if name == "norm_in_t":
+            tap = type(tap)(name, tap.axes, tap.shape, tap.formula, ("unfolded",), tap.weights)
+            seen = {**seen, "unfolded": seen["input_t"].transpose(0, 2, 1)}
+        exact = local(config, tap, seen, weights).numpy()
+        assert snr_db(exact, seen[name]) >= floor, name
+
+
+CONFIGS = [
+    Config(32, 4, 3, 64, 3 * 7, 13),
+    Config(32, 4, 2, 64, 3 * 7, 13, cross_first=True),
+    Config(80, 1, 3, 96, 2 * 19, 45, eps=1e-3),
+]
+
+
+def stored(weights, storage):
+    """Weights as the kernels hold them."""
+    return {
+        name: value.astype(storage if value.ndim == 2 and not name.startswith("positions") else np.float32)
+        for name, value in weights.items()
+    }
+
+
+def inputs(config, bins):
+    rng = np.random.default_rng(1)
+    freq = rng.standard_normal((1, config.width, bins, config.freq_tokens // bins)).astype(np.float32)
+    return freq, rng.standard_normal((1, config.width, config.time_tokens)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("storage", "floor", "end"), [("float32", 125, 125), ("float16", 65, 55)])
+@pytest.mark.parametrize("config", CONFIGS, ids=["self", "cross", "wide"])
+def test_transformer_tap_by_tap(config, storage, floor, end):
+    weights, (freq, time) = seeded(config), inputs(config, 2 if config.heads == 1 else 3)
+    seen = {}
+    result = transformer(config, weights, freq, time, observe=seen.__setitem__, library=Library(storage))
+    check_taps(config, stored(weights, storage), seen, storage, floor)
+    wide = {name: value.astype(np.float64) for name, value in stored(weights, storage).items()}
+    exact = reference.transformer(config, wide, *(x.astype(storage).astype(np.float64) for x in (freq, time)))
+    for one, other, name in zip(exact, result, ("output", "output_t"), strict=True):
+        assert other.dtype == storage
+        assert snr_db(one, other) >= end
+        np.testing.assert_array_equal(other, seen[name])
+    for library in (Library(storage), Library(storage, order="shuffled", seed=3), Library(storage, checked=True)):
+        for one, other in zip(result, transformer(config, weights, freq, time, library=library), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_transformer_refuses_what_does_not_fit():
+    config = CONFIGS[0]
+    weights, (freq, time) = seeded(config), inputs(config, 3)
+    with pytest.raises(SpecError, match="time branch must hold 13 tokens of width 32; got 12 of 32"):
+        transformer(config, weights, freq, time[..., :12])
+    with pytest.raises(SpecError, match="lack 1 tensors, the first 'norm_in.bias'"):
+        transformer(config, {name: value for name, value in weights.items() if name != "norm_in.bias"}, freq, time)
+
+
+def test_transformer_of_the_demo_model(demo_bundle):
+    """Against what the untouched model gave."""
+    (segment,) = (s for s in demo_bundle.manifest.segments if s.artifact.target == "kernels")
+    record = weight_files.TransformerRecord.model_validate(segment.artifact.details)
+    config, weights = weight_files.load(demo_bundle.path / segment.artifact.path, record)
+    goldens = demo_bundle.goldens()
+    freq, time = (goldens[name] for name in record.inputs)
+    seen = {}
+    result = transformer(config, weights, freq, time, observe=seen.__setitem__)
+    for one, name in zip(result, record.outputs, strict=True):
+        assert snr_db(goldens[name], one) >= 110
+    check_taps(config, weights, seen, "float32", 120)
+
+
+def test_metal_needs_neither_torch_nor_splitter(tmp_path):
+    (tmp_path / "kernels").symlink_to(ROOT / "kernels")
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['splitter'] = None; import numpy as np; "
+        "from kernels.metal import Library, steps; "
+        "assert steps.scale(Library(), np.ones((2, 3), 'f'), np.ones(3, 'f')).sum() == 6"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
