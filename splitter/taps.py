@@ -109,7 +109,7 @@ class TappedTransformer:
             name: Which tap; not an input.
             reads: Value of each of ``taps[name].reads``, of any floating-point dtype.
         """
-        given = {read: torch.from_numpy(reads[read]).float() for read in self.taps[name].reads}
+        given = {read: torch.tensor(reads[read], dtype=torch.float32) for read in self.taps[name].reads}
         if name not in self.nodes:
             return _logits(*given.values()).numpy()
         inputs = {read.replace(".", "_"): self.nodes[read] for read in given}

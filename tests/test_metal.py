@@ -230,7 +230,9 @@ def test_group_norm_keeps_its_digits_over_a_million_elements():
 def test_linear_keeps_its_digits_over_the_widest_sum():
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((40, 2048)).astype(np.float32), rng.standard_normal((33, 2048)).astype(np.float32)
-    assert snr_db(x.astype(np.float64) @ w.T.astype(np.float64), steps.linear(Library(), x, w, np.zeros(33, "f"))) >= 130
+    assert (
+        snr_db(x.astype(np.float64) @ w.T.astype(np.float64), steps.linear(Library(), x, w, np.zeros(33, "f"))) >= 130
+    )
 
 
 @pytest.mark.parametrize("offset", [-300.0, 300.0])
@@ -281,8 +283,12 @@ BARRIERS = [  # file, which of its barriers, sub-steps that need it
 
 
 def test_every_barrier_is_in_the_list():
-    there = {(path.name, n) for path in SOURCES.iterdir() if path.is_file() for n in range(path.read_text().count(BARRIER))}
-    assert {(file, number) for file, number, _ in BARRIERS} == {place for place in there if not place[0].endswith(".py")}
+    there = {
+        (path.name, n) for path in SOURCES.iterdir() if path.is_file() for n in range(path.read_text().count(BARRIER))
+    }
+    assert {(file, number) for file, number, _ in BARRIERS} == {
+        place for place in there if not place[0].endswith(".py")
+    }
 
 
 @pytest.mark.parametrize(("file", "number", "names"), BARRIERS)
@@ -334,10 +340,16 @@ def test_broken_rule_is_named(tmp_path, fault):
 
 def test_hazard_says_where(tmp_path):
     sources = broken(tmp_path, "tokens.metal", without_barrier(0))
-    with pytest.raises(HazardError, match=r"to_tokens: thread \d+ reads byte \d+ of 'tile', which nothing was written to"):
+    with pytest.raises(
+        HazardError, match=r"to_tokens: thread \d+ reads byte \d+ of 'tile', which nothing was written to"
+    ):
         executed("to_tokens", Library(sources=sources, checked=True))
-    with pytest.raises(HazardError, match=r"thread \d+ reads byte \d+ of 'tile' with no barrier between it and thread \d+"):
-        executed("to_tokens", Library(sources=sources, checked=True, order="reverse", storage="float16")) if False else (
+    with pytest.raises(
+        HazardError, match=r"thread \d+ reads byte \d+ of 'tile' with no barrier between it and thread \d+"
+    ):
+        executed(
+            "to_tokens", Library(sources=sources, checked=True, order="reverse", storage="float16")
+        ) if False else (
             executed("linear", Library(sources=broken(tmp_path, "linear.metal", without_barrier(1)), checked=True))
         )
 
@@ -450,7 +462,9 @@ def local(config, tap, seen, weights):
     w = [torch.from_numpy(weights[name].astype(np.float64)) for name in tap.weights]
     last = tap.name.rsplit(".", 1)[-1].removesuffix("_t")
     if tap.name.startswith("norm_in"):
-        return functional.layer_norm(read[0].flatten(2) if read[0].ndim == 3 else read[0], (config.width,), *w, config.eps)
+        return functional.layer_norm(
+            read[0].flatten(2) if read[0].ndim == 3 else read[0], (config.width,), *w, config.eps
+        )
     if re.fullmatch("norm[123]", last):
         return functional.layer_norm(read[0], (config.width,), *w, config.eps)
     if last == "norm_out" and w:

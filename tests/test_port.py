@@ -3,12 +3,14 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from splitter import arrays
 from splitter.bundle import Bundle
 from splitter.errors import UsageError
+from splitter.kernels import metal, reference, xla
 from splitter.port import read_dump, verify_port
 from splitter.taps import TappedTransformer
 
@@ -46,6 +48,33 @@ def test_a_sound_port_passes(model, demo_bundle, dtype):
     worst = min(one.check.parity.snr_db for one in report.taps if one.check.scope == "local")
     assert worst >= (120 if dtype is np.float32 else 65)
     assert report.taps[-1].accumulated.snr_db >= (110 if dtype is np.float32 else 55)
+
+
+def by_numpy(model, observe):
+    reference.transformer(model.config, model.tensors, *model.inputs.values(), observe=observe)
+
+
+def by_jax(model, observe):
+    compiled = xla.compiled(model.config, list(model.taps))
+    for name, value in compiled(jax.device_put(dict(model.tensors)), *model.inputs.values())[2].items():
+        observe(name, value)
+
+
+def by_metal(model, observe):
+    metal.transformer(model.config, model.tensors, *model.inputs.values(), observe=observe)
+
+
+@pytest.mark.parametrize("run", [by_numpy, by_jax, by_metal])
+def test_the_kernels_agree_with_the_captured_model_at_every_tap(model, demo_bundle, run):
+    kept = {}
+    run(model, lambda name, value: kept.update({name: np.array(value)}))
+    report = verify_port([kept], demo_bundle)
+    assert report.passed
+    assert len(report.taps) == len(model.taps)
+    scopes = [one.check.scope for one in report.taps]
+    assert scopes.count("accumulated") == 2  # the inputs, which are equal
+    assert min(one.check.parity.snr_db for one in report.taps) >= 120
+    assert all(one.accumulated.snr_db >= 110 for one in report.taps if one.check.subject.startswith("output"))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
