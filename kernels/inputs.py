@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .spec import BRANCHES, Config, SpecError
 
 
+@runtime_checkable
 class Tensor(Protocol):
     """What is asked of an array of NumPy or JAX."""
 

@@ -18,11 +18,14 @@ from splitter.audio import Encoding, statistics
 from splitter.bundle import load_any
 from splitter.checks import Status
 from splitter.partition import Segment
+from splitter.port import verify_port
 from splitter.separation import Options, Separator, separate
+from splitter.taps import TappedTransformer
 from splitter.verification import verify_bundle
 from splitter.weights import checkpoints
 
 from .conftest import DATA, snr_db
+from .test_port import by_jax, by_numpy
 
 pytestmark = pytest.mark.real
 CHECKPOINT = DATA / "models" / "htdemucs" / "955717e8.safetensors"
@@ -33,7 +36,8 @@ REFERENCE_SDR = {"drums": 10.36, "bass": 3.40, "other": 0.82, "vocals": 5.08}
 @pytest.fixture(scope="module")
 def real_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("real") / "real.bundle"
-    command = [Path(sys.executable).with_name("splitter"), "build", CHECKPOINT, "-o", path]
+    music = DATA / "audio" / "falcon69_mix.flac"
+    command = [Path(sys.executable).with_name("splitter"), "build", CHECKPOINT, "-o", path, "--golden-audio", music]
     subprocess.run(command, check=True, capture_output=True)
     return path
 
@@ -103,6 +107,27 @@ def test_inspect_shows_the_four_stem_boundaries(real_path):
     stored = {name: record["bytes"] for name, record in manifest["files"].items() if name.endswith("weight.bin")}
     encoder = next(size for name, size in stored.items() if name.startswith("encoder"))
     assert encoder < 14e6, "the frequency embedding was folded at its broadcast size"
+
+
+@pytest.fixture(scope="module")
+def six_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("six") / "six.bundle"
+    splitter.build("htdemucs_6s", path, random_init=0, reference=False)
+    return path
+
+
+@pytest.mark.parametrize("bundle", ["real_path", "six_path"])
+def test_the_kernels_agree_with_the_captured_model_at_every_tap(request, bundle):
+    loaded = splitter.Bundle.load(request.getfixturevalue(bundle))
+    model = TappedTransformer(loaded)
+    for run in (by_numpy, by_jax):
+        kept = {}
+        run(model, lambda name, value, kept=kept: kept.update({name: np.array(value)}))
+        report = verify_port([kept], loaded)
+        assert report.passed
+        assert len(report.taps) == len(model.taps)
+        assert min(one.check.parity.snr_db for one in report.taps) >= 120
+        assert min(one.accumulated.snr_db for one in report.taps if one.check.subject.startswith("output")) >= 110
 
 
 @pytest.fixture(scope="module")
