@@ -77,7 +77,7 @@ def test_elementary_functions_at_their_ends():
     erf = elementwise("elementwise_erf", x)
     np.testing.assert_array_equal(erf[:6], [0, 0, 1, -1, 1, -1])
     assert np.signbit(erf[1])
-    assert abs(erf[6] / 1.1283792e-40 - 1) < 1e-5
+    assert ulps(np.float64(1.1283792e-40), erf[6]) <= 1
     assert np.isnan(erf[7])
     x = np.array([0.0, -87.4, -1e38, -np.inf], np.float32)
     np.testing.assert_array_equal(elementwise("elementwise_exp", x), [1, 0, 0, 0])
@@ -137,7 +137,7 @@ def test_int8_is_decoded_exactly():
 RNG = np.random.default_rng(7)
 CHANNELS, HEADS, EPS = 50, 2, 1e-5
 X, OTHER = (RNG.standard_normal((37, CHANNELS)) * 3 + 1 for _ in range(2))
-Q, K, V = (RNG.standard_normal((n, CHANNELS)) * 2 for n in (37, 45, 45))
+Q, K, V = (RNG.standard_normal((n, CHANNELS)) for n in (37, 45, 45))
 W, B = RNG.standard_normal((70, CHANNELS)) / 7, RNG.standard_normal(70)
 GAIN, SHIFT = RNG.uniform(0.3, 1.5, CHANNELS), RNG.standard_normal(CHANNELS)
 PLANE = RNG.standard_normal((20, 3, 19))
@@ -224,7 +224,7 @@ def test_group_norm_keeps_its_digits_over_a_million_elements():
     result = steps.group_norm(Library(), x, np.ones(512, np.float32), np.zeros(512, np.float32), 1e-5)
     assert snr_db((wide - wide.mean()) / np.sqrt(wide.var() + 1e-5), result) >= 130
     naive = (x.ravel() - np.cumsum(x.ravel())[-1] / np.float32(x.size)).reshape(x.shape)
-    assert snr_db(wide - wide.mean(), naive) < 90  # one accumulator
+    assert snr_db(wide - wide.mean(), naive) < 100  # one accumulator
 
 
 def test_linear_keeps_its_digits_over_the_widest_sum():
@@ -344,14 +344,9 @@ def test_hazard_says_where(tmp_path):
         HazardError, match=r"to_tokens: thread \d+ reads byte \d+ of 'tile', which nothing was written to"
     ):
         executed("to_tokens", Library(sources=sources, checked=True))
-    with pytest.raises(
-        HazardError, match=r"thread \d+ reads byte \d+ of 'tile' with no barrier between it and thread \d+"
-    ):
-        executed(
-            "to_tokens", Library(sources=sources, checked=True, order="reverse", storage="float16")
-        ) if False else (
-            executed("linear", Library(sources=broken(tmp_path, "linear.metal", without_barrier(1)), checked=True))
-        )
+    sources = broken(tmp_path, "linear.metal", without_barrier(1))
+    with pytest.raises(HazardError, match=r"thread 1 reads byte 0 of 'x_tile' with no barrier between it and thread 0"):
+        executed("linear", Library(sources=sources, checked=True))
 
 
 # ---- the subset, and what a launch must fit
@@ -434,9 +429,8 @@ def test_launch_must_fit_the_kernel():
         steps.attention(library, *(np.zeros((4, 152), np.float32) for _ in range(3)), 1)
     with pytest.raises(LaunchError, match="1024 threads"):
         library.launch("scale", (1, 1, 1), (1025, 1, 1), x=x, gamma=ones, y=x.copy(), count=32, channels=8)
-    for order in ("backwards", "lockstep"):
-        with pytest.raises(LaunchError, match="order must be one of"):
-            Library.__init__.__wrapped__(library, order=order)
+    with pytest.raises(LaunchError, match="the last in a checked library only; got 'lockstep'"):
+        Library(order="lockstep")
 
 
 # ---- the whole transformer

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int8, UInt8
 from numpy import ndarray
+from numpy.typing import NDArray
 
 from .errors import LaunchError
 from .library import Library
@@ -204,15 +205,15 @@ def empty(library: Library, shape: tuple[int, ...]) -> Float[ndarray, "..."]:
     return np.full(shape, np.nan, library.storage)
 
 
-def _each(library: Library, kernel: str, x: ndarray[Any, Any], **arguments: Any) -> ndarray[Any, Any]:
+def _each(library: Library, kernel: str, x: NDArray[Any], **arguments: Any) -> NDArray[Any]:
     y = empty(library, x.shape)
     library.launch(kernel, (_ceil(x.size, _EACH), 1, 1), (_EACH, 1, 1), x=x, y=y, count=x.size, **arguments)
     return y
 
 
 def _transposed(
-    library: Library, kernel: str, x: ndarray[Any, Any], shape: tuple[int, ...], extents: tuple[int, int, int]
-) -> ndarray[Any, Any]:
+    library: Library, kernel: str, x: NDArray[Any], shape: tuple[int, ...], extents: tuple[int, int, int]
+) -> NDArray[Any]:
     """``extents``: innermost axis of the source, innermost axis of the result, bins."""
     size = library.constants["tokens"]
     side, (inner, outer, bins) = size["SIDE"], extents

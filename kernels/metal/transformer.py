@@ -9,6 +9,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 from numpy import ndarray
+from numpy.typing import NDArray
 
 from ..spec import BRANCHES, POSITIONS, Branch, Config, SpecError, check_parameters
 from ..taps import LOGIT_ROWS, Observer
@@ -50,7 +51,7 @@ def transformer(
     return run(freq, time)
 
 
-def _placed(weights: Weights, library: Library) -> dict[str, ndarray[Any, Any]]:
+def _placed(weights: Weights, library: Library) -> dict[str, NDArray[Any]]:
     return {
         name: np.ascontiguousarray(
             value, library.storage if value.ndim == 2 and name not in POSITIONS.values() else np.float32
@@ -99,7 +100,7 @@ class _Run:
         positions = self._weights[POSITIONS[branch]]
         return self._tap(f"embedded{branch}", steps.add_positions(self._library, normed, positions))
 
-    def _layer(self, path: str, x: Tokens, source: Tokens | None) -> Tokens:
+    def _layer(self, path: str, x: Tokens, source: Float[ndarray, "sources channels"] | None) -> Tokens:
         queries = self._norm(f"{path}.norm1", x)
         kind = "self" if source is None else "cross"
         sources = queries if source is None else self._norm(f"{path}.norm2", source)
@@ -114,7 +115,7 @@ class _Run:
         weight, bias = self._weights[f"{path}.norm_out.weight"], self._weights[f"{path}.norm_out.bias"]
         return self._tap(f"{path}.norm_out", steps.group_norm(self._library, z, weight, bias, self._config.eps))
 
-    def _attention(self, path: str, kind: str, queries: Tokens, sources: Tokens) -> Tokens:
+    def _attention(self, path: str, kind: str, queries: Tokens, sources: Float[ndarray, "sources channels"]) -> Tokens:
         name, heads, width = f"{path}.{kind}_attn", self._config.heads, self._config.width
         weight, bias = self._weights[f"{name}.in_proj_weight"], self._weights[f"{name}.in_proj_bias"]
         q, k, v = (
@@ -141,7 +142,9 @@ class _Run:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         return self._tap(name, steps.layer_norm(self._library, x, weight, bias, self._config.eps))
 
-    def _linear(self, name: str, x: Tokens, tap: str | None = None) -> Tokens:
+    def _linear(
+        self, name: str, x: Float[ndarray, "tokens inputs"], tap: str | None = None
+    ) -> Float[ndarray, "tokens outputs"]:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         return self._tap(tap or name, steps.linear(self._library, x, weight, bias))
 
@@ -149,6 +152,6 @@ class _Run:
         self._observe(name, rearrange(x[None], "b n (h d) -> b h n d", h=self._config.heads))
         return x
 
-    def _tap(self, name: str, value: ndarray[Any, Any]) -> ndarray[Any, Any]:
+    def _tap(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
         self._observe(name, value[None])
         return value
