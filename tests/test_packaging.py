@@ -24,6 +24,10 @@ def test_wheel_squats_no_generic_names(wheel):
     assert {name.split("/")[0] for name in names} == {"splitter", "splitter-0.1.0.dist-info"}
     for needed in (
         "splitter/kernels/reference.py",
+        "splitter/kernels/metal/linear.metal",
+        "splitter/kernels/metal/storage.h",
+        "splitter/kernels/metal/host/metal_stdlib",
+        "splitter/kernels/metal/host/runtime.cpp",
         "splitter/weights/demo/demo.safetensors",
         "splitter/plans/htdemucs.toml",
     ):
