@@ -24,10 +24,13 @@ _FLAGS = (
 )  # fmt: skip
 _UNCHECKED = ("-O2",)
 _CHECKED = ("-O1", "-fsanitize=thread")  # of which only the hooks are used; host/runtime.cpp defines them
+_MATHS = {"safe": "-fno-fast-math", "relaxed": "-ffast-math"}
 _TYPES = {"float32": "float", "float16": "half"}
 
 
-def compiled(source: Path, signatures: tuple[Signature, ...], storage: str, *, checked: bool) -> ctypes.CDLL:
+def compiled(
+    source: Path, signatures: tuple[Signature, ...], storage: str, maths: str, *, checked: bool
+) -> ctypes.CDLL:
     """Compile one file, with the headers beside it, and load it. What was compiled before is loaded again.
 
     Raises:
@@ -35,12 +38,12 @@ def compiled(source: Path, signatures: tuple[Signature, ...], storage: str, *, c
     """
     launchers = _launchers(source, signatures)
     texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
-    key = hashlib.sha256("\0".join([launchers, storage, str(checked), *texts]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join([launchers, storage, maths, str(checked), *texts]).encode()).hexdigest()[:24]
     library = _scratch() / f"{source.stem}-{key}.so"
     if not library.exists():
         translation, built = library.with_suffix(".cpp"), library.with_suffix(".o")
         translation.write_text(launchers)
-        mode = _CHECKED if checked else _UNCHECKED
+        mode = (*(_CHECKED if checked else _UNCHECKED), _MATHS[maths])
         include = (f"-I{HOST}", f"-I{source.parent}", f"-DSTORAGE={_TYPES[storage]}")
         _run(*_FLAGS, *mode, *include, "-c", str(translation), "-o", str(built), what=source.name)
         _run("-shared", str(built), str(_runtime()), "-o", str(library), what=source.name)

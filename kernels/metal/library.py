@@ -18,6 +18,7 @@ from .signatures import Argument, Signature
 
 Storage: TypeAlias = Literal["float32", "float16"]
 Order: TypeAlias = Literal["forward", "reverse", "interleaved", "shuffled", "lockstep"]  # as in host/runtime.h
+Maths: TypeAlias = Literal["safe", "relaxed"]
 Triple: TypeAlias = tuple[int, int, int]
 
 SOURCES = Path(__file__).parent
@@ -60,6 +61,8 @@ class Library:
     Args:
         storage: What ``storage`` stands for in the kernels' text: float32, or float16 for activations and matrices.
         checked: Hold every load and store against the memory model; about a hundred times slower.
+        maths: Let the compiler break IEEE rules (``relaxed``), as Metal's does unless it is told otherwise. What one
+            compiler makes of it says little of what another does: it shows what the kernels do not lean on.
         sources: Where the `.metal` files and their headers lie.
         order: In which order threadgroups, and between barriers the threads of one, run: ascending; descending;
             even ones before odd ones; drawn anew from ``seed`` each time; or, in a checked library, all threads of a
@@ -75,6 +78,7 @@ class Library:
         storage: Storage = "float32",
         *,
         checked: bool = False,
+        maths: Maths = "safe",
         sources: Path = SOURCES,
         order: Order = "forward",
         seed: int = 0,
@@ -85,7 +89,7 @@ class Library:
             )
         self.storage: np.dtype[Any] = np.dtype(storage)
         self.constants: dict[str, dict[str, int]] = {}
-        self._checked, self._order, self._seed = checked, get_args(Order).index(order), seed
+        self._checked, self._maths, self._order, self._seed = checked, maths, get_args(Order).index(order), seed
         self._signatures: dict[str, Signature] = {}
         self._files: dict[str, Path] = {}
         self._loaded: dict[Path, ctypes.CDLL] = {}
@@ -156,7 +160,7 @@ class Library:
     def _load(self, path: Path) -> ctypes.CDLL:
         if path not in self._loaded:
             here = tuple(self._signatures[name] for name, file in self._files.items() if file == path)
-            self._loaded[path] = compiled(path, here, self.storage.name, checked=self._checked)
+            self._loaded[path] = compiled(path, here, self.storage.name, self._maths, checked=self._checked)
         return self._loaded[path]
 
     def _dtype(self, argument: Argument) -> np.dtype[Any]:
