@@ -195,7 +195,9 @@ def _heads_at_once(
 
 
 def _attend(
-    q: Float[Array, "*batch tokens depth"], k: Float[Array, "*batch sources depth"], v: Float[Array, "*batch sources depth"]
+    q: Float[Array, "*batch tokens depth"],
+    k: Float[Array, "*batch sources depth"],
+    v: Float[Array, "*batch sources depth"],
 ) -> Float[Array, "*batch tokens depth"]:
     """``softmax(q kᵀ) v``, divided by the softmax's sum at the end: depth divisions a row instead of sources."""
     logits = _products(q, k)

@@ -546,8 +546,10 @@ def test_transformer_leans_on_no_strict_maths():
 def test_transformer_refuses_what_does_not_fit():
     config = CONFIGS[0]
     weights, (freq, time) = seeded(config), inputs(config, 3)
-    with pytest.raises(SpecError, match="time branch must hold 13 tokens of width 32; got 12 of 32"):
+    with pytest.raises(SpecError, match="time branch must hold 13 tokens, as many as its position table; got 12"):
         transformer(config, weights, freq, time[..., :12])
+    with pytest.raises(SpecError, match="a batch of one; got 2 and 2"):
+        transformer(config, weights, np.repeat(freq, 2, 0), np.repeat(time, 2, 0))
     with pytest.raises(SpecError, match="lack 1 tensors, the first 'norm_in.bias'"):
         transformer(config, {name: value for name, value in weights.items() if name != "norm_in.bias"}, freq, time)
 

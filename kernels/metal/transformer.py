@@ -11,6 +11,7 @@ from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import NDArray
 
+from ..inputs import check_inputs
 from ..spec import BRANCHES, POSITIONS, Branch, Config, SpecError, check_parameters
 from ..taps import LOGIT_ROWS, Observer
 from . import steps
@@ -23,8 +24,8 @@ Tokens: TypeAlias = Float[ndarray, "tokens channels"]
 def transformer(
     config: Config,
     weights: Weights,
-    freq: Float[ndarray, "1 channels bins frames"],
-    time: Float[ndarray, "1 channels samples"],
+    freq: Float[ndarray, "batch channels bins frames"],
+    time: Float[ndarray, "batch channels samples"],
     *,
     observe: Observer | None = None,
     library: Library | None = None,
@@ -46,6 +47,11 @@ def transformer(
         MetalError: See `Library.launch`.
     """
     library = library or Library()
+    check_inputs(config, freq, time, ("float16", "float32", "float64"))
+    if freq.shape[0] != 1 or time.shape[0] != 1:
+        raise SpecError(
+            f"the Metal kernels take a batch of one; got {freq.shape[0]} and {time.shape[0]}. Run one segment at a time"
+        )
     check_parameters(config, {name: value.shape for name, value in weights.items()})
     run = _Run(config, _placed(weights, library), library, observe or (lambda name, value: None), observe is not None)
     return run(freq, time)
@@ -89,12 +95,6 @@ class _Run:
 
     def _embedded(self, branch: Branch, boundary: Float[ndarray, "channels bins frames"]) -> Tokens:
         x = boundary.astype(self._library.storage)
-        expected = (self._config.width, self._config.tokens(branch))
-        if (x.shape[0], x.shape[1] * x.shape[2]) != expected:
-            raise SpecError(
-                f"the {'time' if branch else 'frequency'} branch must hold {expected[1]} tokens of width "
-                f"{expected[0]}; got {x.shape[1] * x.shape[2]} of {x.shape[0]}"
-            )
         self._observe(f"input{branch}", x[None, :, 0] if branch else x[None])
         normed = self._norm(f"norm_in{branch}", steps.to_tokens(self._library, x))
         positions = self._weights[POSITIONS[branch]]
