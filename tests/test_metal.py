@@ -23,7 +23,8 @@ with install_import_hook("splitter.kernels.metal", "beartype.beartype"):
 from splitter.kernels import reference, spec
 from splitter.kernels.spec import Config, SpecError
 from splitter.kernels.taps import taps
-from splitter.weights import transformer as weight_files
+from splitter.port import verify_port
+from splitter.taps import TappedTransformer
 
 from .conftest import ROOT, snr_db
 
@@ -554,18 +555,17 @@ def test_transformer_refuses_what_does_not_fit():
         transformer(config, {name: value for name, value in weights.items() if name != "norm_in.bias"}, freq, time)
 
 
-def test_transformer_of_the_demo_model(demo_bundle):
-    """Against what the untouched model gave."""
-    (segment,) = (s for s in demo_bundle.manifest.segments if s.artifact.target == "kernels")
-    record = weight_files.TransformerRecord.model_validate(segment.artifact.details)
-    config, weights = weight_files.load(demo_bundle.path / segment.artifact.path, record)
-    goldens = demo_bundle.goldens()
-    freq, time = (goldens[name] for name in record.inputs)
-    seen = {}
-    result = transformer(config, weights, freq, time, observe=seen.__setitem__)
-    for one, name in zip(result, record.outputs, strict=True):
-        assert snr_db(goldens[name], one) >= 110
-    check_taps(config, weights, seen, "float32", 120)
+def test_half_storage_passes_as_a_port(demo_bundle):
+    """The demo model's taps against the captured, untouched model, within the plan's limits for half precision."""
+    model = TappedTransformer(demo_bundle)
+    dump = {}
+    transformer(
+        model.config, model.tensors, *model.inputs.values(), observe=dump.__setitem__, library=Library("float16")
+    )
+    report = verify_port([dump], demo_bundle)
+    assert report.passed, report.verdict
+    assert len(report.taps) == len(model.taps)
+    assert min(one.check.parity.snr_db for one in report.taps if one.check.scope == "local") >= 65
 
 
 def test_metal_needs_neither_torch_nor_splitter(tmp_path):
