@@ -213,6 +213,11 @@ def test_sub_step_in_every_order(name, storage):
     np.testing.assert_array_equal(executed(name, Library(storage, order="lockstep", checked=True)), result)
 
 
+def test_every_kernel_is_documented():
+    text = (ROOT / "kernels" / "README.md").read_text()
+    assert all(f"`{name}`" in text for name in Library().kernels)
+
+
 def test_what_one_rounding_gives_is_what_comes_out():
     """Layouts keep bits; a sum and a product of two floats are rounded once."""
     for name in ("scale", "add_positions", "to_tokens", "from_tokens"):
@@ -427,6 +432,10 @@ def test_launch_must_fit_the_kernel():
         library.launch("scale", (1, 1, 1), (32, 1, 1), x=x, gamma=ones, y=fixed, count=32, channels=8)
     with pytest.raises(LaunchError, match=r"at most 32768 bytes of memory .* attention asks for 40960"):
         steps.attention(library, *(np.zeros((4, 152), np.float32) for _ in range(3)), 1)
+    with pytest.raises(LaunchError, match=r"multiples of 16 bytes; layer_norm asks for \[132\]"):
+        library.launch(
+            "layer_norm", (1, 1, 1), (33, 1, 1), {"scratch": 33}, x=x, weight=ones, bias=ones, y=x, channels=8, eps=EPS
+        )
     with pytest.raises(LaunchError, match="1024 threads"):
         library.launch("scale", (1, 1, 1), (1025, 1, 1), x=x, gamma=ones, y=x.copy(), count=32, channels=8)
     with pytest.raises(LaunchError, match="the last in a checked library only; got 'lockstep'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -81,13 +82,11 @@ def _runtime() -> Path:
 
 
 @cache
-def _directory() -> tempfile.TemporaryDirectory[str]:
-    """Kept by the cache until the process ends."""
-    return tempfile.TemporaryDirectory(prefix="metal-kernels-")
-
-
 def _scratch() -> Path:
-    return Path(_directory().name)
+    """Lasts as long as the process."""
+    directory = tempfile.TemporaryDirectory(prefix="metal-kernels-")
+    atexit.register(directory.cleanup)
+    return Path(directory.name)
 
 
 def _run(*arguments: str, what: str) -> None:

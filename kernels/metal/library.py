@@ -23,6 +23,7 @@ Triple: TypeAlias = tuple[int, int, int]
 
 SOURCES = Path(__file__).parent
 THREADGROUP_BYTES = 32_768  # what every Apple GPU offers one threadgroup
+THREADGROUP_ALIGNMENT = 16
 THREADGROUP_THREADS = 1_024
 _FAULTS = ("", "race", "bounds", "uninitialised", "divergence")  # as in host/runtime.h
 _MANY = 0xFFFFFFFF
@@ -140,6 +141,10 @@ class Library:
             raise LaunchError(
                 f"a threadgroup has at most {THREADGROUP_BYTES} bytes of memory and {THREADGROUP_THREADS} threads; "
                 f"{kernel} asks for {sum(sizes)} and {math.prod(threads)}"
+            )
+        if any(size % THREADGROUP_ALIGNMENT for size in sizes):
+            raise LaunchError(
+                f"threadgroup memory comes in multiples of {THREADGROUP_ALIGNMENT} bytes; {kernel} asks for {sizes}"
             )
         request = _Launch(
             buffers=(ctypes.c_void_p * len(buffers))(*(buffer.ctypes.data for buffer in buffers)),

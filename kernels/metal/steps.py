@@ -51,7 +51,7 @@ def layer_norm(
     eps: float,
 ) -> Float[ndarray, "tokens channels"]:
     """See `kernels.reference.layer_norm`."""
-    y = empty(library, x.shape)
+    y = _empty(library, x.shape)
     library.launch(
         "layer_norm", (x.shape[0], 1, 1), (LANES, 1, 1), {"scratch": LANES},
         x=x, weight=weight, bias=bias, y=y, channels=x.shape[1], eps=eps,
@@ -77,9 +77,7 @@ def group_norm(
         "group_norm_moments", (1, 1, 1), (_MOMENT_LANES, 1, 1), {"scratch": _MOMENT_LANES},
         means=means, variances=variances, moments=moments, tokens=tokens,
     )  # fmt: skip
-    return _each(
-        library, "group_norm_apply", x, moments=moments, weight=weight, bias=bias, channels=channels, eps=eps
-    )  # fmt: skip
+    return _each(library, "group_norm_apply", x, moments=moments, weight=weight, bias=bias, channels=channels, eps=eps)
 
 
 def linear(
@@ -93,7 +91,7 @@ def linear(
     """``x Wᵀ + b``, or GELU of it."""
     size = library.constants["linear"]
     rows, outputs = x.shape[0], weight.shape[0]
-    y = empty(library, (rows, outputs))
+    y = _empty(library, (rows, outputs))
     library.launch(
         "linear_gelu" if gelu else "linear",
         (_ceil(outputs, size["COLUMNS"]), _ceil(rows, size["ROWS"]), 1),
@@ -114,7 +112,7 @@ def attention(
     """``softmax(q kᵀ / √d) v`` of every head."""
     count = library.constants["attention"]
     size = q.shape[1] // heads
-    y = empty(library, q.shape)
+    y = _empty(library, q.shape)
     square = count["QUERIES"] * count["SOURCES"]
     library.launch(
         "attention", (_ceil(q.shape[0], count["QUERIES"]), heads, 1), (count["THREADS"], 1, 1),
@@ -170,7 +168,7 @@ def decode_int8(
     library: Library, q: Int8[ndarray, "outputs inputs"], scales: Float[ndarray, " outputs"]
 ) -> Float[ndarray, "outputs inputs"]:
     """``w[o, i] = q[o, i] · scales[o]``"""
-    w = empty(library, q.shape)
+    w = _empty(library, q.shape)
     library.launch(
         "decode_int8", (_ceil(q.size, _EACH), 1, 1), (_EACH, 1, 1),
         q=q, scales=scales, w=w, count=q.size, columns=q.shape[1],
@@ -192,7 +190,7 @@ def decode_palette(
             f"a palette has 16, 64 or 256 entries and {shape} needs ⌈{count} n / 8⌉ bytes of n-bit indices; "
             f"got {table.size} entries and {indices.size} bytes"
         )
-    w = empty(library, shape)
+    w = _empty(library, shape)
     library.launch(
         "decode_palette", (_ceil(count, _EACH), 1, 1), (_EACH, 1, 1),
         indices=indices, table=table, w=w, count=count, bits=bits,
@@ -200,13 +198,13 @@ def decode_palette(
     return w
 
 
-def empty(library: Library, shape: tuple[int, ...]) -> Float[ndarray, "..."]:
+def _empty(library: Library, shape: tuple[int, ...]) -> Float[ndarray, "..."]:
     """NaNs, so that what no thread writes is seen."""
     return np.full(shape, np.nan, library.storage)
 
 
 def _each(library: Library, kernel: str, x: NDArray[Any], **arguments: Any) -> NDArray[Any]:
-    y = empty(library, x.shape)
+    y = _empty(library, x.shape)
     library.launch(kernel, (_ceil(x.size, _EACH), 1, 1), (_EACH, 1, 1), x=x, y=y, count=x.size, **arguments)
     return y
 
@@ -218,7 +216,7 @@ def _transposed(
     size = library.constants["tokens"]
     side, (inner, outer, bins) = size["SIDE"], extents
     channels, frames = (outer, inner) if kernel == "to_tokens" else (inner, outer)
-    y = empty(library, shape)
+    y = _empty(library, shape)
     library.launch(
         kernel, (_ceil(inner, side), _ceil(outer, side), bins), (side, side, 1), {"tile": side * size["STRIDE"]},
         x=np.ascontiguousarray(x), y=y, channels=channels, bins=bins, frames=frames,
