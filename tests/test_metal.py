@@ -397,6 +397,12 @@ def test_text_outside_of_the_subset_is_refused(tmp_path, change, message):
         Library(sources=written(tmp_path, **change))
 
 
+def test_two_kernels_of_one_name_are_refused(tmp_path):
+    shutil.copy(written(tmp_path) / "k.metal", tmp_path / "other.metal")
+    with pytest.raises(SubsetError, match=r"other.metal has a second 'k'"):
+        Library(sources=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from . import signatures
 from .compiler import compiled
-from .errors import HazardError, LaunchError
+from .errors import HazardError, LaunchError, SubsetError
 from .signatures import Argument, Signature
 
 Storage: TypeAlias = Literal["float32", "float16"]
@@ -61,7 +61,7 @@ class Library:
 
     Args:
         storage: What ``storage`` stands for in the kernels' text: float32, or float16 for activations and matrices.
-        checked: Hold every load and store against the memory model; about a hundred times slower.
+        checked: Hold every load and store against the memory model, which takes time.
         maths: Let the compiler break IEEE rules (``relaxed``), as Metal's does unless it is told otherwise. What one
             compiler makes of it says little of what another does: it shows what the kernels do not lean on.
         sources: Where the `.metal` files and their headers lie.
@@ -98,6 +98,8 @@ class Library:
             text = path.read_text()
             self.constants[path.stem] = signatures.constants(text)
             for signature in signatures.parse(text, path.name):
+                if signature.name in self._signatures:
+                    raise SubsetError(f"a kernel has one name; {path.name} has a second {signature.name!r}")
                 self._signatures[signature.name] = signature
                 self._files[signature.name] = path
 
