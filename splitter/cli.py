@@ -20,6 +20,9 @@ from .errors import BundleError, SplitterError, UsageError
 P = ParamSpec("P")
 _TARGETS = click.Choice([target.value for target in plans.DeploymentTarget])
 _PRECISIONS = click.Choice([precision.value for precision in plans.Precision])
+_LAYOUTS = click.Choice(["torch", "mlx"])
+_QKV = click.Choice(["fused", "split"])
+_COMPRESSIONS = click.Choice(["none", "int8", "pal8", "pal6", "pal4"])
 _UNITS = click.Choice(["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"])
 _INTERRUPTED = 130  # what shells report for SIGINT
 
@@ -100,6 +103,12 @@ def _cli() -> None:
 @click.option("--target", type=_TARGETS, help="Oldest system the packages must run on.  [default: iOS17]")
 @click.option("--precision", type=_PRECISIONS, help="Arithmetic inside the packages.  [default: fp32]")
 @click.option("--boundary-dtype", type=_PRECISIONS, help="Element type of package inputs and outputs.  [default: fp32]")
+@click.option("--layout", type=_LAYOUTS, help="Whose names the transformer's weights have.  [default: torch]")
+@click.option(
+    "--qkv", type=_QKV, help="Its input projections in one matrix or three.  [default: as the layout has them]"
+)
+@click.option("--weights-dtype", type=_PRECISIONS, help="Element type of its matrices.  [default: fp32]")
+@click.option("--compress", type=_COMPRESSIONS, help="Compression of its matrices.  [default: none]")
 @click.option("--segment", type=float, metavar="SECONDS", help="Length of one run.  [default: as trained]")
 @click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
 @click.option(
@@ -117,6 +126,10 @@ def build(
     target: str | None,
     precision: str | None,
     boundary_dtype: str | None,
+    layout: str | None,
+    qkv: str | None,
+    weights_dtype: str | None,
+    compress: str | None,
     segment: float | None,
     random_init: int | None,
     golden_audio: Path | None,
@@ -128,6 +141,7 @@ def build(
     from . import tables
     from .compiler import build as run
 
+    weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype, "compress": compress}
     with _steps() as progress:
         bag = run(
             model,
@@ -136,6 +150,7 @@ def build(
             deployment_target=target,
             precision=precision,
             boundary_dtype=boundary_dtype,
+            weights={key: value for key, value in weights.items() if value is not None},
             segment=segment,
             random_init=random_init,
             golden_audio=golden_audio,

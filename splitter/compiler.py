@@ -48,6 +48,7 @@ def build(
     deployment_target: str | None = None,
     precision: str | None = None,
     boundary_dtype: str | None = None,
+    weights: Mapping[str, str] | None = None,
     segment: float | None = None,
     random_init: int | None = None,
     golden_audio: str | Path | None = None,
@@ -62,9 +63,11 @@ def build(
             demucs's, with ``sources``, ``samplerate``, ``audio_channels`` and ``segment``.
         out: Directory to create.
         plan: The plan to obey; the preset for the model's class by default.
-        deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next three do.
+        deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next four do.
         precision: Arithmetic inside the packages, ``fp32`` or ``fp16``.
         boundary_dtype: Element type of the packages' inputs and outputs, ``fp32`` or ``fp16``.
+        weights: How the transformer's weights are stored: fields of `splitter.plan.WeightsForm`, e.g.
+            ``{"layout": "mlx", "compress": "int8"}``.
         segment: Seconds in one run of the model, no more than it was trained for.
         random_init: Seed of random weights for a named configuration.
         golden_audio: File whose beginning becomes the golden input; a synthesised song by default.
@@ -80,12 +83,16 @@ def build(
         SplitterError: Of the kind that names what went wrong. Nothing is left behind.
     """
     out = Path(out)
-    settings = {"deployment_target": deployment_target, "precision": precision, "boundary_dtype": boundary_dtype}
+    settings = {
+        "deployment_target": deployment_target,
+        "precision": precision,
+        "boundary_dtype": boundary_dtype,
+        "weights": dict(weights) if weights else None,
+    }
     if plan is not None:
         plan = plans.changed(plan, **settings)
-    elif boundary_dtype is not None or deployment_target is not None:
-        # What contradicts itself under any preset should not wait for the download of a model.
-        plans.changed(next(iter(plans.presets().values())), **settings)
+    else:  # what contradicts itself under any preset should not wait for the download of a model
+        plans.changed(plans.presets()["htdemucs"], **settings)
     with staged(out, force=force) as directory:
         if isinstance(model, nn.Module):
             bag = checkpoints.of_module(model)

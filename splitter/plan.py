@@ -84,6 +84,44 @@ class TensorRule(_Strict):
     about: str = ""
 
 
+class WeightsForm(_Strict):
+    """How the weights of a stage lowered to ``kernels`` are stored. Norms, biases, layer scales and position tables
+    are float32 in every form; what follows is about the weights of linear maps, ``[out, in]`` throughout.
+
+    Attributes:
+        layout: Whose names: PyTorch's, or those of MLX's modules (``query_proj``, ``key_proj``, ``value_proj``).
+        qkv: The input projections of an attention stacked in one matrix, or one each. By default as the layout
+            has them: stacked for ``torch``, and for ``mlx``, which knows nothing else, split.
+        matrices: Element type.
+        compress: ``int8`` with a scale per row, or a palette of 256, 64 or 16 values per matrix; see
+            `kernels.compression`.
+    """
+
+    layout: Literal["torch", "mlx"] = "torch"
+    qkv: Literal["fused", "split"] | None = None
+    matrices: Precision = Precision.FP32
+    compress: Literal["none", "int8", "pal8", "pal6", "pal4"] = "none"
+
+    @property
+    def is_split(self) -> bool:
+        return self.qkv == "split" or self.layout == "mlx"
+
+    @property
+    def loss(self) -> Literal["fp16", "int8", "pal8", "pal6", "pal4"] | None:
+        """What may change the matrices; None if they are kept bit for bit."""
+        if self.compress != "none":
+            return self.compress
+        return "fp16" if self.matrices is Precision.FP16 else None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> WeightsForm:
+        if self.layout == "mlx" and self.qkv == "fused":
+            raise ValueError("MLX's attention has its projections split: leave qkv out, or choose the torch layout")
+        if self.compress != "none" and self.matrices is Precision.FP16:
+            raise ValueError("compressed matrices have no element type of their own: leave one of the two out")
+        return self
+
+
 class Tolerances(_Strict):
     """What `verify` demands. Decibels are SNR, ``10 log10(Σ r² / Σ (r − x)²)``.
 
@@ -97,6 +135,10 @@ class Tolerances(_Strict):
         precision_snr_db: Packages with half precision against the fp32 ones, local.
         package_fp32_snr_db: A run with the shipped packages against the untouched model, at every boundary.
         package_fp16_snr_db: The same where packages or boundaries are in half precision.
+        compression_snr_db: The captured transformer with its weights as they are stored against itself with its own,
+            local, by what was lost. Each limit is 5 to 10 dB below the least that an honest build of the released model
+            was measured to give, so that a palette does not fail for being a small one. Weights that are
+            decoded wrongly give less than 0 dB.
         coreml_snr_db: Core ML's own prediction, per compute unit.
         port_snr_db: A tap that a port dumped against the captured graph, per dtype of the dump; local.
         port_accumulated_snr_db: The same where the dump lacks what the step read.
@@ -113,6 +155,13 @@ class Tolerances(_Strict):
     precision_snr_db: float = 40.0
     package_fp32_snr_db: float = 100.0
     package_fp16_snr_db: float = 40.0
+    compression_snr_db: dict[Literal["fp16", "int8", "pal8", "pal6", "pal4"], float] = {
+        "fp16": 50.0,
+        "int8": 28.0,
+        "pal8": 27.0,
+        "pal6": 17.0,
+        "pal4": 0.0,
+    }
     coreml_snr_db: dict[Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"], float] = {
         "CPU_ONLY": 90.0,
         "CPU_AND_GPU": 70.0,
@@ -137,6 +186,7 @@ class Plan(_Strict):
         deployment_target: Oldest system the packages must run on.
         precision: Arithmetic inside the packages.
         boundary_dtype: Element type of the packages' inputs and outputs.
+        weights: How the weights of a stage lowered to ``kernels`` are stored.
         segment_samples: Samples in one run of the model; the training segment where None.
         tolerances: What `verify` demands.
     """
@@ -150,6 +200,7 @@ class Plan(_Strict):
     deployment_target: DeploymentTarget = DeploymentTarget.IOS17
     precision: Precision = Precision.FP32
     boundary_dtype: Precision = Precision.FP32
+    weights: WeightsForm = WeightsForm()
     segment_samples: int | None = Field(default=None, gt=0)
     tolerances: Tolerances = Tolerances()
 
@@ -164,6 +215,8 @@ class Plan(_Strict):
         for rule in self.tensors:
             if rule.producer not in names:
                 raise ValueError(f"tensor {rule.name!r} names the producer {rule.producer!r}, which is no stage")
+        if self.weights != WeightsForm() and not any(stage.target == "kernels" for stage in self.stages):
+            raise ValueError("a form of weights needs a stage with the target 'kernels': no other one reads it")
         if self.boundary_dtype is Precision.FP16 and self.deployment_target is DeploymentTarget.IOS15:
             raise ValueError("fp16 boundaries need iOS16 or later: iOS15 packages take and give float32 only")
         return self
@@ -200,10 +253,15 @@ def preset_for(model_class: str) -> Plan:
 
 
 def changed(plan: Plan, **settings: object) -> Plan:
-    """The plan with some settings replaced, validated again; settings that are None stay as they are."""
+    """The plan with some settings replaced, validated again; settings that are None stay as they are.
+
+    A mapping replaces the settings it names within its part of the plan.
+    """
+    current = plan.model_dump()
     given = {key: value for key, value in settings.items() if value is not None}
+    parts = {key: {**current[key], **value} for key, value in given.items() if isinstance(value, dict)}
     try:
-        return Plan.model_validate({**plan.model_dump(), **given})
+        return Plan.model_validate({**current, **given, **parts})
     except ValidationError as error:
         raise PlanError("the settings must agree with each other", received=readable(error)) from error
 

@@ -15,6 +15,7 @@ from .causes import package_checks
 from .checks import Check, Overflow, Report, Status, compared
 from .engines import engine
 from .errors import BundleError, SplitterError
+from .kernel_causes import kernel_checks
 from .manifest import SegmentRecord
 from .orchestrator import Orchestrator
 from .partition import INPUT
@@ -147,24 +148,22 @@ def _run_checks(bundle: Bundle, golden: Mapping[str, Array], kind: str, packages
 
 def _port_checks(bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array]) -> list[Check]:
     """What is written by hand against the graph it stands for, from the golden input of the segment."""
-    tolerances = bundle.manifest.plan.tolerances
     target = segment.artifact.target
-    if target not in ("host", "kernels"):
-        return []
-    limit = tolerances.host_snr_db if target == "host" else tolerances.kernels_snr_db
     unrounded = _unrounded(bundle)
-    checks = []
-    for name in ("numpy",) if target == "host" else ("numpy", "jax"):
-        try:
-            given = {one: golden[one] for one in segment.inputs}
-            reference = engine("torch")(unrounded, segment, compute_units="ALL").run(given)
-            results = engine(name)(unrounded, segment, compute_units="ALL").run(given)
-        except SplitterError as error:
-            checks.append(Check(target, segment.name, Status.FAIL, name, "local", note=str(error)))
-            continue
-        for one in segment.outputs:
-            checks.append(_compared(target, one, name, "local", reference[one], results[one], limit, bundle))
-    return checks
+    if target == "kernels":
+        return kernel_checks(unrounded, segment, golden)
+    if target != "host":
+        return []
+    try:
+        given = {one: golden[one] for one in segment.inputs}
+        reference = engine("torch")(unrounded, segment, compute_units="ALL").run(given)
+        results = engine("numpy")(unrounded, segment, compute_units="ALL").run(given)
+    except SplitterError as error:
+        return [Check("host", segment.name, Status.FAIL, "numpy", "local", note=str(error))]
+    limit = bundle.manifest.plan.tolerances.host_snr_db
+    return [
+        _compared("host", one, "numpy", "local", reference[one], results[one], limit, bundle) for one in segment.outputs
+    ]
 
 
 def _unrounded(bundle: Bundle) -> Bundle:

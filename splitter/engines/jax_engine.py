@@ -25,7 +25,7 @@ class JaxEngine(Engine):
         return None if target == "kernels" else f"JAX runs the transformer, not {target!r}"
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
-        self._record = weights.TransformerRecord.model_validate(segment.artifact.details)
+        self._record = weights.record_of(segment.artifact.details)
         config, tensors = weights.load(bundle.path / segment.artifact.path, self._record)
         self._weights = jax.device_put(tensors)
         self._transformer = xla.compiled(config)

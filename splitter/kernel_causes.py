@@ -1,0 +1,107 @@
+"""Says what a difference of the shipped transformer comes from: the port, or the form of its weights.
+
+The chain is: captured segment → the same with the weights as the file holds them (compression) → NumPy and JAX on
+these weights (kernels). Each link is judged by itself, from the golden input of the segment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import torch
+
+from .boundary import Array
+from .bundle import Bundle
+from .checks import Check, Status, compared
+from .engines import engine
+from .errors import CheckpointError, SplitterError
+from .kernels.spec import POSITIONS
+from .manifest import SegmentRecord
+from .weights import transformer as weights
+
+
+def kernel_checks(bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array]) -> list[Check]:
+    """Both links, in decibels against the plan's limits.
+
+    Weights stored without loss are not put into the graph: there the port is held against the graph's own, so that
+    a file of other weights is a difference of the port.
+
+    Args:
+        bundle: With the graph's own precision at its boundaries.
+        segment: One with the target ``kernels``.
+        golden: The recorded run.
+    """
+    try:
+        loss = weights.record_of(segment.artifact.details).form.loss
+        own = _run(bundle, segment, "torch", golden)
+        if loss is None:
+            why = "the weights are stored without loss"
+            checks = [Check("compression", segment.name, Status.NOT_APPLICABLE, "torch", "local", note=why)]
+            expected = own
+        else:
+            decoded = _with_stored_weights(bundle, segment)
+            expected = _run(decoded, segment, "torch", golden)
+            limit = bundle.manifest.plan.tolerances.compression_snr_db[loss]
+            checks = [_kept(bundle, decoded, segment)]
+            checks += _compared(bundle, segment, "compression", "torch", limit, own, expected)
+    except SplitterError as error:
+        return [Check("kernels", segment.name, Status.FAIL, "torch", "local", note=str(error))]
+    limit = bundle.manifest.plan.tolerances.kernels_snr_db
+    for name in ("numpy", "jax"):
+        try:
+            results = _run(bundle, segment, name, golden)
+        except SplitterError as error:
+            checks.append(Check("kernels", segment.name, Status.FAIL, name, "local", note=str(error)))
+        else:
+            checks += _compared(bundle, segment, "kernels", name, limit, expected, results)
+    return checks
+
+
+def _run(bundle: Bundle, segment: SegmentRecord, name: str, golden: Mapping[str, Array]) -> dict[str, Array]:
+    given = {one: golden[one] for one in segment.inputs}
+    return engine(name)(bundle, segment, compute_units="ALL").run(given)
+
+
+def _compared(
+    bundle: Bundle,
+    segment: SegmentRecord,
+    kind: str,
+    engine_name: str,
+    limit: float,
+    before: Mapping[str, Array],
+    after: Mapping[str, Array],
+) -> Iterator[Check]:
+    limits = {"limit_db": limit, "negligible": bundle.manifest.plan.tolerances.negligible_max_abs}
+    for name in segment.outputs:
+        yield compared(kind, name, before[name], after[name], **limits, engine=engine_name, scope="local")
+
+
+def _with_stored_weights(bundle: Bundle, segment: SegmentRecord) -> Bundle:
+    """The bundle whose captured segment has the weights that the transformer's file holds."""
+    record = weights.record_of(segment.artifact.details)
+    _, stored = weights.load(bundle.path / segment.artifact.path, record)
+    program = bundle.program(segment.program)
+    replaced = dict(program.weights)
+    for name, source in record.sources.items():
+        if name in POSITIONS.values():  # the graph computes its own, and the port's are never compressed
+            continue
+        if source not in replaced or tuple(replaced[source].shape) != stored[name].shape:
+            raise CheckpointError(
+                f"{name!r} must come from a weight of the captured segment",
+                received=f"{source!r}, which is none of its shape",
+                fix="Build the bundle again.",
+            )
+        replaced[source] = torch.nn.Parameter(torch.from_numpy(stored[name]), replaced[source].requires_grad)
+    changed = replace(program.copy(), weights=replaced)
+    return replace(bundle, _programs={segment.program: changed})
+
+
+def _kept(bundle: Bundle, decoded: Bundle, segment: SegmentRecord) -> Check:
+    """Whatever is not the weight of a linear map is stored as it is: it equals the graph's bit for bit."""
+    own, stored = (one.program(segment.program).weights for one in (bundle, decoded))
+    vectors = [key for key, weight in own.items() if weight.dim() == 1]
+    different = [key for key in vectors if not torch.equal(own[key], stored[key])]
+    note = f"{len(different)} of {len(vectors)} differ, the first {different[0]!r}" if different else ""
+    status = Status.FAIL if different else Status.PASS
+    return Check("compression", f"{segment.name}: norms, biases, scales", status, "torch", "local", note=note)
