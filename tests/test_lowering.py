@@ -243,14 +243,21 @@ def test_exported_transformer_is_described_byte_by_byte(demo_bundle):
 
 
 def test_transformer_file_with_an_edit_is_a_finding(demo_bundle, tmp_path):
-    tensors = load_file(demo_bundle.path / "transformer.safetensors")
     bundle = Bundle(tmp_path, demo_bundle.manifest)
-    tensors["norm_in.bias"] = tensors["norm_in.bias"] + 1
-    save_file(tensors, tmp_path / "transformer.safetensors")
+    path = tmp_path / "transformer.safetensors"
+    shutil.copy(demo_bundle.path / path.name, path)
+    assert audit(bundle, "transformer") == []
+    raw = bytearray(path.read_bytes())
+    raw[bundle.segment("transformer").artifact.details["tensors"]["norm_in.bias"]["offset"]] ^= 1
+    path.write_bytes(raw)
     assert "'norm_in.bias'" in audit(bundle, "transformer")[0]
-    del tensors["norm_in.bias"]
-    save_file(tensors, tmp_path / "transformer.safetensors")
-    assert "lack 1 tensors" in audit(bundle, "transformer")[0]
+    save_file({"norm_in.bias": np.zeros(80, np.float32)}, path)
+    assert "format" in audit(bundle, "transformer")[0]
+
+
+def test_transformer_in_another_form_than_the_plan_asks_is_a_finding(demo_bundle):
+    plan = plans.changed(demo_bundle.manifest.plan, weights={"layout": "mlx"})
+    assert "the plan asks for" in audit(demo_bundle, "transformer", plan)[0]
 
 
 def test_transformer_that_is_another_is_refused(tmp_path):

@@ -82,6 +82,33 @@ def test_changed_keeps_what_is_not_given():
     assert plans.changed(HYBRID_PLAN, precision=None, boundary_dtype=None) == HYBRID_PLAN
 
 
+def test_form_of_weights_changes_by_its_parts():
+    plan = plans.presets()["htdemucs"]
+    assert plan.weights.loss is None
+    half = plans.changed(plan, weights={"matrices": "fp16"})
+    mlx = plans.changed(half, weights={"layout": "mlx"})
+    assert (mlx.weights.layout, mlx.weights.loss, mlx.weights.is_split) == ("mlx", "fp16", True)
+    assert not half.weights.is_split
+    assert plans.changed(plan, weights={"qkv": "split"}).weights.is_split
+    assert plans.changed(plan, weights={"compress": "pal6"}).weights.loss == "pal6"
+    assert mlx.tolerances == plan.tolerances
+
+
+@pytest.mark.parametrize(
+    ("family", "weights", "message"),
+    [
+        ("htdemucs", {"layout": "mlx", "qkv": "fused"}, "MLX's attention has its projections split"),
+        ("htdemucs", {"matrices": "fp16", "compress": "int8"}, "no element type of their own"),
+        ("htdemucs", {"compress": "pal3"}, "weights.compress"),
+        ("hdemucs", {"layout": "mlx"}, "needs a stage with the target 'kernels'"),
+    ],
+)
+def test_forms_of_weights_that_contradict_are_named(family, weights, message):
+    with pytest.raises(PlanError, match=message):
+        plans.changed(plans.presets()[family], weights=weights)
+    assert plans.changed(plans.presets()[family], weights={}) == plans.presets()[family]
+
+
 @pytest.mark.parametrize(("layout", "axes"), [("b c f t", 4), ("b (t f) c", 3), ("b (s c) f t", 4), ("", 0)])
 def test_rank_counts_axes(layout, axes):
     assert plans.rank(layout) == axes
