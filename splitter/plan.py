@@ -135,10 +135,10 @@ class Tolerances(_Strict):
         precision_snr_db: Packages with half precision against the fp32 ones, local.
         package_fp32_snr_db: A run with the shipped packages against the untouched model, at every boundary.
         package_fp16_snr_db: The same where packages or boundaries are in half precision.
-        compression_snr_db: The captured transformer with its weights as they are stored against itself with its own,
-            local, by what was lost. Each limit is 5 to 10 dB below the least that an honest build of the released model
-            was measured to give, so that a palette does not fail for being a small one. Weights that are
-            decoded wrongly give less than 0 dB.
+        compression_snr_db: By what was lost: each matrix as it is stored against the graph's, and the captured
+            transformer with the stored matrices against itself with its own, local. Each limit is 5 to 10 dB below
+            the least that the outputs of an honest build of the released model were measured to have, so that a
+            palette does not fail for being a small one. Matrices decoded wrongly have less than 0 dB.
         coreml_snr_db: Core ML's own prediction, per compute unit.
         port_snr_db: A tap that a port dumped against the captured graph, per dtype of the dump; local.
         port_accumulated_snr_db: The same where the dump lacks what the step read.

@@ -76,11 +76,9 @@ def scrambled(tensors):
 
 
 @pytest.mark.parametrize("form", LOSSY, ids=str)
-def test_wrong_matrices_are_the_compressions_fault(form, demo_bundle, tmp_path, monkeypatch):
-    loud = {"compression_snr_db": dict.fromkeys(("fp16", "int8", "pal8", "pal6", "pal4"), 35.0)}
+def test_wrong_matrices_are_the_compressions_fault(form, demo_bundle, tmp_path):
+    """The demo's layer scales are so small that its outputs do not show it; the matrices do."""
     bundle = reformed(demo_bundle, tmp_path, WeightsForm(**form), scrambled)
-    plan = plans.changed(bundle.manifest.plan, tolerances=loud)
-    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"plan": plan}))
     statuses, _, _ = judged(bundle)
     assert Status.FAIL in statuses["compression"]
     assert statuses["kernels"] == PASS
