@@ -39,8 +39,9 @@ format: .venv/.installed ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-schema: .venv/.installed ## Write docs/manifest.schema.json from the code.
+schema: .venv/.installed ## Write the JSON Schemas under docs/ from the code.
 	$(BIN)/python -m splitter.manifest > docs/manifest.schema.json
+	$(BIN)/python -m splitter.weights.transformer > docs/transformer.schema.json
 
 mil-ops: .venv/.installed ## Write docs/mil-ops.md from the code.
 	$(BIN)/python -m splitter.mil.ops > docs/mil-ops.md
