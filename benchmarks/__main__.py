@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import click
 
-from . import memory, packages, separate
+from . import memory, packages, separate, transformer
 
-_BENCHMARKS = {"separate": separate.main, "memory": memory.main, "packages": packages.main}
+_BENCHMARKS = {
+    "separate": separate.main,
+    "memory": memory.main,
+    "packages": packages.main,
+    "transformer": transformer.main,
+}
 
 
 @click.command()

@@ -1,8 +1,9 @@
 """The cross-domain transformer in NumPy, one function per sub-step.
 
 Every function computes in the dtype of its arguments, so the same text is the float32 reference and, fed
-float64, the oracle. Source of the architecture: Rouard, Massa, Défossez, "Hybrid Transformers for Music
-Source Separation", ICASSP 2023, section 2.2, and the trained model's graph.
+float64, the oracle; statistics of the normalisations are float64 in either. Source of the architecture:
+Rouard, Massa, Défossez, "Hybrid Transformers for Music Source Separation", ICASSP 2023, section 2.2, and the
+trained model's graph.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy.special import erf
 
+from .inputs import check_inputs
 from .spec import BRANCHES, POSITIONS, Branch, Config, Kind, SpecError
 from .taps import LOGIT_ROWS, Observer
 
 Weights: TypeAlias = Mapping[str, Float[ndarray, "..."]]
 _Tap: TypeAlias = Callable[[str, Float[ndarray, "..."]], Float[ndarray, "..."]]
-_ATTENTION_ROWS = 512  # query rows per block: bounds the logits held in memory
+DTYPES = ("float32", "float64")
+_ATTENTION_ROWS = 256  # query rows of one head at a time: their logits stay in the cache
 
 
 def transformer(
@@ -44,21 +47,23 @@ def transformer(
         observe: Receives name and value of each of `taps.taps`, in its order; the values are its own to keep.
 
     Raises:
-        SpecError: The inputs do not have the width and token counts of the configuration.
+        SpecError: The inputs do not have the width and token counts of the configuration, or inputs and weights
+            are not of one dtype of `DTYPES`.
     """
+    check_inputs(config, freq, time, DTYPES)
+    if other := sorted(name for name, value in weights.items() if value.dtype != freq.dtype):
+        raise SpecError(
+            f"weights must have the dtype of the inputs, {freq.dtype}; got {weights[other[0]].dtype} for "
+            f"{len(other)} tensors, the first {other[0]!r}. Convert the inputs or the weights"
+        )
     tap = _recorder(observe)
     frames = freq.shape[3]
     x = {"": rearrange(freq, "b c f t -> b (t f) c"), "_t": rearrange(time, "b c t -> b t c")}
     tokens: dict[Branch, Any] = {}
     for branch in BRANCHES:
         tap(f"input{branch}", time if branch else freq)
-        if x[branch].shape[1:] != (config.tokens(branch), config.width):
-            raise SpecError(
-                f"the {'time' if branch else 'frequency'} branch must hold {config.tokens(branch)} tokens of width "
-                f"{config.width}; got {x[branch].shape[1:]}"
-            )
         normed = tap(f"norm_in{branch}", layer_norm(x[branch], *_affine(weights, f"norm_in{branch}"), config.eps))
-        tokens[branch] = tap(f"embedded{branch}", normed + weights[POSITIONS[branch]])
+        tokens[branch] = tap(f"embedded{branch}", np.add(normed, weights[POSITIONS[branch]], out=normed))
     for layer in range(config.layers):
         old = dict(tokens)
         for branch, other in zip(BRANCHES, reversed(BRANCHES), strict=True):
@@ -115,24 +120,27 @@ def attention(
         head = softmax(q kᵀ / √d) v
         attention = W_o concat(heads) + b_o
 
-    Query rows are taken in blocks, so memory grows with the sources, not with tokens × sources.
+    Rows of one head are taken some at a time, so memory grows with the sources, not with tokens × sources.
     """
     tap, name = _recorder(observe, f"{prefix}."), f"{prefix}.{kind}_attn"
-    w_q, w_k, w_v = np.split(weights[f"{name}.in_proj_weight"], 3)
-    b_q, b_k, b_v = np.split(weights[f"{name}.in_proj_bias"], 3)
-    split = "b n (h d) -> b h n d"
-    q = tap("q", rearrange(linear(queries, w_q, b_q), split, h=config.heads))
-    k = tap("k", rearrange(linear(sources, w_k, b_k), split, h=config.heads))
-    v = tap("v", rearrange(linear(sources, w_v, b_v), split, h=config.heads))
-    q = q / np.sqrt(np.asarray(q.shape[-1], q.dtype))
+    matrices = np.split(weights[f"{name}.in_proj_weight"], 3)
+    biases = np.split(weights[f"{name}.in_proj_bias"], 3)
+    q, k, v = (
+        tap(letter, rearrange(linear(x, w, b), "b n (h d) -> b h n d", h=config.heads))
+        for letter, x, w, b in zip("qkv", (queries, sources, sources), matrices, biases, strict=True)
+    )
+    q /= np.sqrt(np.asarray(q.shape[-1], q.dtype))
     if observe is not None:
         tap("logits", q[:, :, :LOGIT_ROWS] @ np.swapaxes(k, -1, -2))
-    mixed = np.empty_like(q)
-    for start in range(0, q.shape[2], _ATTENTION_ROWS):
-        rows = slice(start, start + _ATTENTION_ROWS)
-        mixed[:, :, rows] = softmax(q[:, :, rows] @ np.swapaxes(k, -1, -2)) @ v
-    concatenated = rearrange(tap("heads", mixed), "b h n d -> b n (h d)")
-    return linear(concatenated, *_affine(weights, f"{name}.out_proj"))
+    heads = np.empty_like(q)
+    logits = np.empty((_ATTENTION_ROWS, k.shape[2]), q.dtype)
+    for head in np.ndindex(q.shape[:2]):
+        for start in range(0, q.shape[2], _ATTENTION_ROWS):
+            rows = q[head][start : start + _ATTENTION_ROWS]
+            np.matmul(rows, k[head].T, out=logits[: len(rows)])
+            np.matmul(softmax(logits[: len(rows)]), v[head], out=heads[head][start : start + len(rows)])
+    tap("heads", heads)
+    return linear(rearrange(heads, "b h n d -> b n (h d)"), *_affine(weights, f"{name}.out_proj"))
 
 
 def feed_forward(
@@ -156,15 +164,20 @@ def linear(
 def gelu(x: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
     """Exact form: ``x · (1 + erf(x / √2)) / 2``"""
     half = np.asarray(0.5, x.dtype)
-    return x * (half + half * erf(x * np.sqrt(half)))
+    y: Float[ndarray, "*shape"] = x * np.sqrt(half)
+    erf(y, out=y)
+    y += 1
+    y *= half
+    y *= x
+    return y
 
 
 def softmax(x: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
-    """``exp(x − max x) / Σ exp(x − max x)`` over the last axis."""
-    y = x - x.max(axis=-1, keepdims=True)
-    np.exp(y, out=y)
-    y /= y.sum(axis=-1, keepdims=True)
-    return y
+    """``exp(x − max x) / Σ exp(x − max x)`` over the last axis, in the place of its argument."""
+    x -= x.max(axis=-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
 
 
 def layer_norm(
@@ -174,10 +187,12 @@ def layer_norm(
     eps: float,
 ) -> Float[ndarray, "batch tokens channels"]:
     """``(x − mean) / √(var + eps) · weight + bias``, statistics of each token over its channels."""
-    mean = x.mean(axis=-1, keepdims=True)
-    centred = x - mean
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    return centred / np.sqrt(variance + np.asarray(eps, x.dtype)) * weight + bias
+    centred = x - x.mean(axis=-1, keepdims=True, dtype=np.float64).astype(x.dtype)
+    variance = np.square(centred).mean(axis=-1, keepdims=True, dtype=np.float64)
+    centred *= (1 / np.sqrt(variance + eps)).astype(x.dtype)
+    centred *= weight
+    centred += bias
+    return centred
 
 
 def group_norm(
@@ -188,13 +203,15 @@ def group_norm(
 ) -> Float[ndarray, "batch tokens channels"]:
     """`torch.nn.GroupNorm(1, C)` with channels last: statistics over **all** tokens and channels.
 
-    Means are taken in two levels, over channels and then over tokens: up to 1.4 M terms in one
-    float32 accumulator would cost 60 dB.
+    Computed in float64 in any dtype. A port in float32 must take means in two levels as here, over channels and
+    then over tokens: up to 1.4 M terms in one float32 accumulator would cost 60 dB.
     """
-    mean = x.mean(axis=-1, keepdims=True).mean(axis=-2, keepdims=True)
-    centred = x - mean
+    centred = x - x.mean(axis=-1, keepdims=True, dtype=np.float64).mean(axis=-2, keepdims=True)
     variance = np.square(centred).mean(axis=-1, keepdims=True).mean(axis=-2, keepdims=True)
-    return centred / np.sqrt(variance + np.asarray(eps, x.dtype)) * weight + bias
+    centred /= np.sqrt(variance + eps)
+    centred *= weight
+    centred += bias
+    return centred.astype(x.dtype)
 
 
 def _affine(weights: Weights, name: str) -> tuple[Float[ndarray, "..."], Float[ndarray, " out"]]:

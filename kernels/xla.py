@@ -47,7 +47,7 @@ def compiled(config: Config, taps: Collection[str] = ()) -> Callable[..., Any]:
     traced = partial(_tapped, config, frozenset(taps)) if taps else partial(transformer, config)
     jitted = jax.jit(traced, compiler_options=_compiler_options())
 
-    def checked(weights: Weights, freq: Float[Any, "..."], time: Float[Any, "..."]) -> Any:
+    def checked(weights: Mapping[str, Any], freq: Any, time: Any) -> Any:
         check_inputs(config, freq, time, DTYPES)
         return jitted(weights, freq, time)
 
