@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import BoundaryError
 
 Array: TypeAlias = NDArray[Any]
+
+
+class Fold(BaseModel):
+    """How a long last axis crosses a package's boundary: row after row, zeros behind the end.
+
+    Attributes:
+        length: Samples in all.
+        rows: How many rows they make.
+        columns: Samples in a row; ``rows × columns`` is no less than the length.
+        halo: Samples of its neighbours that a row repeats at each end: none, the package reaches over by itself.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: int = Field(gt=0)
+    rows: int = Field(gt=0)
+    columns: int = Field(gt=0)
+    halo: Literal[0] = 0
+
+    @model_validator(mode="after")
+    def _holds(self) -> Fold:
+        if self.rows * self.columns < self.length:
+            raise ValueError(f"{self.rows} rows of {self.columns} do not hold {self.length} samples")
+        return self
+
+    def fold(self, array: Array) -> Array:
+        """(…, length) → (…, rows, columns)."""
+        missing = self.rows * self.columns - self.length
+        filled = np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)])
+        return filled.reshape(*array.shape[:-1], self.rows, self.columns)
+
+    def unfold(self, array: Array) -> Array:
+        """(…, rows, columns) → (…, length)."""
+        return array.reshape(*array.shape[:-2], self.rows * self.columns)[..., : self.length]
 
 
 class TensorSpec(BaseModel):
@@ -25,6 +59,8 @@ class TensorSpec(BaseModel):
         producer: Segment that computes it; ``"input"`` for the model's own inputs.
         consumers: Segments that read it, in order; ``"output"`` for the model's own outputs.
         about: One phrase for people, from the plan.
+        fold: How packages take and give it where its last axis is long; None where they do as it is. Between
+            segments, and in goldens, it has its `shape` in any case: whoever runs a package folds and unfolds.
         bytes: Size, from shape and dtype.
     """
 
@@ -37,6 +73,7 @@ class TensorSpec(BaseModel):
     producer: str
     consumers: tuple[str, ...]
     about: str = ""
+    fold: Fold | None = None
     bytes: int = -1
 
     @model_validator(mode="after")
@@ -44,11 +81,29 @@ class TensorSpec(BaseModel):
         size = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         if self.bytes not in (-1, size):
             raise ValueError(f"{self.name} holds {size} bytes, not {self.bytes}")
+        if self.fold is not None and self.fold.length != self.shape[-1]:
+            raise ValueError(f"{self.name} is {self.shape[-1]} long, and folded as if {self.fold.length}")
         object.__setattr__(self, "bytes", size)
         return self
 
+    @property
+    def packaged_shape(self) -> tuple[int, ...]:
+        """Extents inside a package."""
+        return self.shape if self.fold is None else (*self.shape[:-1], self.fold.rows, self.fold.columns)
+
+    def packaged(self, array: Array) -> Array:
+        """The tensor as packages take and give it."""
+        return array if self.fold is None else self.fold.fold(array)
+
+    def unpackaged(self, array: Array) -> Array:
+        """The inverse."""
+        return array if self.fold is None else self.fold.unfold(array)
+
     def with_dtype(self, dtype: str) -> TensorSpec:
         return TensorSpec(**{**self.model_dump(exclude={"bytes"}), "dtype": dtype})
+
+    def with_fold(self, fold: Fold) -> TensorSpec:
+        return TensorSpec(**{**self.model_dump(), "fold": fold})
 
 
 def check(spec: TensorSpec, array: Array, *, at: str) -> None:

@@ -60,8 +60,9 @@ def package_checks(
     try:
         shipped = mil.load(bundle.path / segment.artifact.path)
         watch = OverflowWatch()
-        given = {name: golden[name].astype(bundle.tensors[name].dtype) for name in segment.inputs}
-        results = shipped.predict(given, listener=watch)
+        results = _predicted(
+            shipped, bundle, {name: golden[name].astype(bundle.tensors[name].dtype) for name in segment.inputs}, watch
+        )
     except SplitterError as error:
         return [Check("finite", segment.name, Status.FAIL, "mil", "local", note=str(error))], []
     checks = [*_chain_checks(bundle, segment, golden, results)]
@@ -70,6 +71,15 @@ def package_checks(
     note = str(overflows[0]) if overflows else ""
     checks.append(Check("finite", segment.name, Status.FAIL if overflows else Status.PASS, "mil", "local", note=note))
     return checks, overflows
+
+
+def _predicted(
+    model: mil.Model, bundle: Bundle, given: Mapping[str, Array], listener: OverflowWatch | None = None
+) -> dict[str, Array]:
+    """A package's outputs, both sides as they are outside of packages."""
+    specs = bundle.tensors
+    folded = {name: specs[name].packaged(array) for name, array in given.items()}
+    return {name: specs[name].unpackaged(one) for name, one in model.predict(folded, listener=listener).items()}
 
 
 def _chain_checks(
@@ -96,7 +106,7 @@ def _chain_checks(
     else:
         try:
             given = {name: golden[name] for name in segment.inputs}
-            reference = mil.load(bundle.path / segment.reference).predict(given)
+            reference = _predicted(mil.load(bundle.path / segment.reference), bundle, given)
         except SplitterError as error:
             yield Check("conversion", segment.name, Status.FAIL, "mil", "local", note=str(error))
         else:

@@ -96,6 +96,10 @@ def _cli() -> None:
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
+def _names_option(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
 @_cli.command()
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to create.")
@@ -109,6 +113,15 @@ def _cli() -> None:
 )
 @click.option("--weights-dtype", type=_PRECISIONS, help="Element type of its matrices.  [default: fp32]")
 @click.option("--compress", type=_COMPRESSIONS, help="Compression of its matrices.  [default: none]")
+@click.option(
+    "--passes",
+    metavar="NAME,NAME",
+    callback=_names_option,
+    help="Graph passes to apply, in order; '' for none.  [default: by precision]",
+)
+@click.option(
+    "--for", "optimise_for", type=click.Choice(["ane"]), help="A preset of passes; precision fp16 by default."
+)
 @click.option("--segment", type=float, metavar="SECONDS", help="Length of one run.  [default: as trained]")
 @click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
 @click.option(
@@ -130,6 +143,8 @@ def build(
     qkv: str | None,
     weights_dtype: str | None,
     compress: str | None,
+    passes: tuple[str, ...] | None,
+    optimise_for: str | None,
     segment: float | None,
     random_init: int | None,
     golden_audio: Path | None,
@@ -151,6 +166,8 @@ def build(
             precision=precision,
             boundary_dtype=boundary_dtype,
             weights={key: value for key, value in weights.items() if value is not None},
+            passes=passes,
+            optimise_for=optimise_for,
             segment=segment,
             random_init=random_init,
             golden_audio=golden_audio,

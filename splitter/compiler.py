@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
@@ -18,13 +18,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import audio, goldens, lowering, passes
+from . import audio, goldens, lowering
+from . import passes as graph_passes
 from . import plan as plans
 from . import program as programs
 from .boundary import Array, TensorSpec
 from .bundle import Bag, file_records, load_any, staged, write_manifest
 from .capture import capture
-from .errors import AudioError, PartitionError, UsageError
+from .errors import AudioError, PartitionError, PassError, UsageError
 from .manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
 from .partition import Partition, Segment, partition, run
 from .plan import Plan
@@ -49,6 +50,8 @@ def build(
     precision: str | None = None,
     boundary_dtype: str | None = None,
     weights: Mapping[str, str] | None = None,
+    passes: Sequence[str] | None = None,
+    optimise_for: str | None = None,
     segment: float | None = None,
     random_init: int | None = None,
     golden_audio: str | Path | None = None,
@@ -63,11 +66,14 @@ def build(
             demucs's, with ``sources``, ``samplerate``, ``audio_channels`` and ``segment``.
         out: Directory to create.
         plan: The plan to obey; the preset for the model's class by default.
-        deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next four do.
+        deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next three do.
         precision: Arithmetic inside the packages, ``fp32`` or ``fp16``.
         boundary_dtype: Element type of the packages' inputs and outputs, ``fp32`` or ``fp16``.
         weights: How the transformer's weights are stored: fields of `splitter.plan.WeightsForm`, e.g.
             ``{"layout": "mlx", "compress": "int8"}``.
+        passes: Names of graph passes, see `splitter.passes`; overrides the plan.
+        optimise_for: ``ane``, Apple's Neural Engine: the passes with which packages fit it, where ``passes`` does not
+            name others, and half precision, where neither ``precision`` nor the plan says which.
         segment: Seconds in one run of the model, no more than it was trained for.
         random_init: Seed of random weights for a named configuration.
         golden_audio: File whose beginning becomes the golden input; a synthesised song by default.
@@ -83,12 +89,19 @@ def build(
         SplitterError: Of the kind that names what went wrong. Nothing is left behind.
     """
     out = Path(out)
+    if optimise_for is not None:
+        passes = graph_passes.preset(optimise_for) if passes is None else passes
+        if precision is None and (plan is None or "precision" not in plan.model_fields_set):
+            precision = "fp16"
     settings = {
         "deployment_target": deployment_target,
         "precision": precision,
         "boundary_dtype": boundary_dtype,
         "weights": dict(weights) if weights else None,
+        "passes": passes,
     }
+    for name in passes or (plan.passes if plan and plan.passes else ()):
+        graph_passes.known(name)
     if plan is not None:
         plan = plans.changed(plan, **settings)
     else:  # what contradicts itself under any preset should not wait for the download of a model
@@ -145,12 +158,15 @@ def _build_one(
     _save_tensors(whole.weights, directory / _WEIGHTS)
     programs.save(whole, directory / _WHOLE)
     _save_tensors(golden, directory / _GOLDENS)
+    progress("applying graph passes")
+    passed = {segment.name: _passed(segment, plan, golden) for segment in parts.segments}
+    parts = _folded(parts, {name: program for name, (program, _) in passed.items()})
     specs = {spec.name: spec for spec in _at_boundary_dtype(parts, plan)}
     segments = []
     for segment in parts.segments:
         programs.save(segment.program, directory / "graph" / f"{segment.name}.json")
         progress(f"lowering {segment.name} to {segment.stage.target}")
-        segments.append(_lowered(segment, specs, plan, golden, directory, reference=reference))
+        segments.append(_lowered(segment, *passed[segment.name], specs, plan, golden, directory, reference=reference))
 
     write_manifest(
         directory,
@@ -179,8 +195,45 @@ def _build_one(
     )
 
 
+def _passed(segment: Segment, plan: Plan, golden: Mapping[str, Tensor]) -> tuple[programs.Program, dict[str, int]]:
+    """A Core ML segment's program after the plan's passes, and what each of them changed."""
+    program: programs.Program = segment.program
+    applied = {}
+    if segment.stage.target == "coreml":
+        example = {spec.name: golden[spec.name] for spec in segment.inputs}
+        for name in plan.graph_passes:
+            program, applied[name] = graph_passes.apply(name, program, example)
+    return program, applied
+
+
+def _folded(parts: Partition, passed: Mapping[str, programs.Program]) -> Partition:
+    """The partition with specs that say how tensors cross the packages' boundaries."""
+    folds = {name: fold for program in passed.values() for name, fold in program.folds.items()}
+    for segment in parts.segments:
+        for spec in segment.inputs + segment.outputs:
+            fold = passed[segment.name].folds.get(spec.name)
+            if segment.stage.target == "coreml" and fold != folds.get(spec.name):
+                raise PassError(
+                    f"{spec.name!r} crosses the boundaries of all packages alike",
+                    received=f"{fold} at {segment.name!r}, {folds[spec.name]} at another",
+                    fix="Leave 'fold-long-axes' out of the plan, and report this.",
+                )
+    specs = {spec.name: spec.with_fold(folds[spec.name]) if spec.name in folds else spec for spec in parts.tensors}
+    segments = tuple(
+        replace(
+            segment,
+            inputs=tuple(specs[spec.name] for spec in segment.inputs),
+            outputs=tuple(specs[spec.name] for spec in segment.outputs),
+        )
+        for segment in parts.segments
+    )
+    return replace(parts, segments=segments, tensors=tuple(specs.values()))
+
+
 def _lowered(
     segment: Segment,
+    program: programs.Program,
+    applied: dict[str, int],
     specs: Mapping[str, TensorSpec],
     plan: Plan,
     golden: Mapping[str, Tensor],
@@ -188,12 +241,7 @@ def _lowered(
     *,
     reference: bool,
 ) -> SegmentRecord:
-    """Apply the plan's passes to a Core ML segment, lower it, and describe both."""
-    program, applied = segment.program, {}
-    if segment.stage.target == "coreml":
-        example = {spec.name: golden[spec.name] for spec in segment.inputs}
-        for name in plan.passes:
-            program, applied[name] = passes.apply(name, program, example)
+    """Lower a segment, its program after the passes, and describe both."""
     ready = replace(
         segment,
         program=program,

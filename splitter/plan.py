@@ -182,7 +182,8 @@ class Plan(_Strict):
         outputs: Names for what the model's forward returns.
         stages: In order of execution.
         tensors: Names for boundary tensors.
-        passes: Graph passes for the Core ML segments, in order: names in `splitter.passes`.
+        passes: Graph passes for the Core ML segments, in order: names in `splitter.passes`. Left out, those that
+            the precision needs, see `graph_passes`.
         deployment_target: Oldest system the packages must run on.
         precision: Arithmetic inside the packages.
         boundary_dtype: Element type of the packages' inputs and outputs.
@@ -196,13 +197,21 @@ class Plan(_Strict):
     outputs: tuple[Name, ...]
     stages: tuple[Stage, ...] = Field(min_length=1)
     tensors: tuple[TensorRule, ...] = ()
-    passes: tuple[str, ...] = ("keep-broadcasts-small",)
+    passes: tuple[str, ...] | None = None
     deployment_target: DeploymentTarget = DeploymentTarget.IOS17
     precision: Precision = Precision.FP32
     boundary_dtype: Precision = Precision.FP32
     weights: WeightsForm = WeightsForm()
     segment_samples: int | None = Field(default=None, gt=0)
     tolerances: Tolerances = Tolerances()
+
+    @property
+    def graph_passes(self) -> tuple[str, ...]:
+        """The passes as given, or those without which packages of the precision are too large or wrong."""
+        if self.passes is not None:
+            return self.passes
+        half = ("norms-safe-in-half", "means-in-stages") if self.precision is Precision.FP16 else ()
+        return ("keep-broadcasts-small", *half)
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 
+from .boundary import Fold
 from .errors import BundleError, CaptureError
 
 FORMAT = "splitter.program/1"
@@ -61,12 +62,14 @@ class Program:
         weights: Tensors by their path in the model, e.g. ``"encoder.0.conv.weight"``. Those
             that require a gradient in the model do so here: PyTorch's choice of kernel depends on it.
         outputs: Names of the outputs, in the order of the graph's output.
+        folds: Inputs and outputs that a pass has folded; captured programs, and so all on disk, have none.
     """
 
     name: str
     graph: fx.Graph
     weights: dict[str, Tensor]
     outputs: tuple[str, ...]
+    folds: dict[str, Fold] = field(default_factory=dict)
     _module: fx.GraphModule | None = field(default=None, repr=False)
 
     @property
@@ -96,7 +99,7 @@ class Program:
         mapping: dict[fx.Node, fx.Node] = {}
         copy_nodes((node for node in self.graph.nodes if node.op != "output"), graph, mapping)
         graph.output(tuple(mapping[node] for node in self.output_nodes))
-        return Program(self.name, graph, self.weights, self.outputs)
+        return Program(self.name, graph, self.weights, self.outputs, self.folds)
 
     def constant(self, node: fx.Node) -> Tensor:
         """Value of a node that depends on no input.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from splitter import boundary
-from splitter.boundary import TensorSpec
+from splitter.boundary import Fold, TensorSpec
 from splitter.errors import BoundaryError
 
 SPEC = TensorSpec(name="freq", shape=(2, 3), dtype="float32", producer="a", consumers=("b",))
@@ -44,3 +44,26 @@ def test_opposite_infinities_are_seen():
     assert not boundary.is_finite(np.array([np.inf, -np.inf], np.float32))
     assert not boundary.is_finite(np.array([1 + 1j * np.nan], np.complex64))
     assert boundary.is_finite(np.array([1, 2]))
+
+
+def test_long_axis_is_folded_row_after_row():
+    spec = TensorSpec(name="wave", shape=(1, 2, 7), dtype="float32", producer="a", consumers=("b",))
+    folded = spec.with_fold(Fold(length=7, rows=3, columns=3))
+    array = np.arange(14, dtype=np.float32).reshape(1, 2, 7)
+    assert folded.packaged_shape == (1, 2, 3, 3)
+    assert folded.packaged(array)[0].tolist() == [
+        [[0, 1, 2], [3, 4, 5], [6, 0, 0]],
+        [[7, 8, 9], [10, 11, 12], [13, 0, 0]],
+    ]
+    assert np.array_equal(folded.unpackaged(folded.packaged(array)), array)
+    assert spec.packaged(array) is array
+    assert spec.unpackaged(array) is array
+    assert (folded.bytes, folded.with_dtype("float16").fold) == (56, folded.fold)
+    assert TensorSpec.model_validate_json(folded.model_dump_json()) == folded
+
+
+def test_fold_that_does_not_hold_the_axis_is_refused():
+    with pytest.raises(ValueError, match="2 rows of 3 do not hold 7"):
+        Fold(length=7, rows=2, columns=3)
+    with pytest.raises(ValueError, match="freq is 3 long, and folded as if 4"):
+        SPEC.with_fold(Fold(length=4, rows=2, columns=2))

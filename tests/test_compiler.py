@@ -11,11 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import splitter
+from splitter import mil
 from splitter import plan as plans
 from splitter.bundle import load_any
+from splitter.engines import engine
 from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
 from splitter.separation import Options, separate
 
+from .conftest import snr_db
 from .toys import HYBRID_PLAN, Hybrid
 
 DEMO = resources.files("splitter.weights.demo") / "demo.safetensors"
@@ -100,3 +103,65 @@ def test_cut_that_changes_a_bit_is_caught(monkeypatch, tmp_path):
     with pytest.raises(PartitionError, match=r"'stems' bit for bit; got max \|Δ\|"):
         splitter.build("demo", tmp_path / "b")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def for_ane(tmp_path_factory):
+    """The demo model folded; in float32, so that folding alone makes the difference."""
+    path = tmp_path_factory.mktemp("ane") / "ane.bundle"
+    return splitter.build("demo", path, optimise_for="ane", precision="fp32", reference=False).members[0]
+
+
+def test_packages_for_the_engine_have_no_long_axis(for_ane, demo_bundle):
+    for name in ("encoder", "decoder"):
+        model = mil.load(for_ane.path / f"{name}.mlpackage")
+        shapes = [feature.shape for feature in model.spec.inputs + model.spec.outputs]
+        shapes += [output.type.shape for one in model.function.block.operations for output in one.outputs]
+        assert max(extent for shape in shapes for extent in shape) <= 16_384
+    assert max(demo_bundle.tensors["waveform"].shape) > 16_384, "else this shows nothing"
+    assert for_ane.tensors["waveform"].fold is not None
+    assert for_ane.tensors["waveform"].shape == demo_bundle.tensors["waveform"].shape
+    assert for_ane.tensors["spectrogram"].fold is None
+
+
+def test_folded_packages_equal_unfolded_ones(for_ane, demo_bundle):
+    golden = demo_bundle.goldens()
+    for name in ("encoder", "decoder"):
+        segment = demo_bundle.segment(name)
+        given = {one: golden[one] for one in segment.inputs}
+        plain, folded = (
+            engine("mil")(one, one.segment(name), compute_units="ALL").run(given) for one in (demo_bundle, for_ane)
+        )
+        for one in segment.outputs:
+            assert snr_db(plain[one], folded[one]) >= 115, one
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"optimise_for": "ane"}, ("fp16", 4)),
+        ({"optimise_for": "ane", "precision": "fp32"}, ("fp32", 4)),
+        ({"optimise_for": "ane", "passes": ["means-in-stages"]}, ("fp16", 1)),
+        ({"precision": "fp16"}, ("fp16", 3)),
+        ({}, ("fp32", 1)),
+        ({"passes": []}, ("fp32", 0)),
+    ],
+    ids=str,
+)
+def test_passes_follow_from_purpose_and_precision(monkeypatch, tmp_path, settings, expected):
+    obeyed = []
+
+    def stop(checkpoint, directory, plan, *rest):
+        obeyed.append((plan.precision, len(plan.graph_passes)))
+        raise PlanError("seen")
+
+    monkeypatch.setattr("splitter.compiler._build_one", stop)
+    with pytest.raises(PlanError, match="seen"):
+        splitter.build("demo", tmp_path / "out", **settings)
+    assert obeyed == [expected]
+
+
+@pytest.mark.parametrize("settings", [{"passes": ["no-such-pass"]}, {"optimise_for": "gpu"}], ids=str)
+def test_unknown_passes_are_refused_before_anything_is_loaded(tmp_path, settings):
+    with pytest.raises(PlanError, match="There are: "):
+        splitter.build("no-such-model", tmp_path / "out", **settings)

@@ -168,7 +168,7 @@ def test_packages_for_every_system_equal_the_model(all_half, tmp_path, name, tar
     record = next(segment for segment in all_half.segments if segment.name == name)
     golden = all_half.goldens()
     program = all_half.program(record.program)
-    for one in plan.passes:
+    for one in plan.graph_passes:
         program, _ = passes.apply(one, program, {key: torch.from_numpy(golden[key]) for key in record.inputs})
     specs = {key: all_half.tensors[key] for key in record.inputs + record.outputs}
     segment = Segment(

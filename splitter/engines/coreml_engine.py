@@ -32,8 +32,11 @@ class CoreMLEngine(Engine):
             self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[compute_units])
         except Exception as error:  # Core ML raises every kind
             raise EngineError(f"Core ML must load {path.name}", received=str(error)) from error
-        self._specs = [bundle.tensors[name] for name in segment.outputs]
+        self._specs = bundle.tensors
+        self._outputs = segment.outputs
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        results = self._model.predict({name: np.ascontiguousarray(array) for name, array in inputs.items()})
-        return {spec.name: np.asarray(results[spec.name], dtype=spec.dtype) for spec in self._specs}
+        given = {name: np.ascontiguousarray(self._specs[name].packaged(array)) for name, array in inputs.items()}
+        results = self._model.predict(given)
+        specs = (self._specs[name] for name in self._outputs)
+        return {spec.name: spec.unpackaged(np.asarray(results[spec.name], dtype=spec.dtype)) for spec in specs}

@@ -22,7 +22,8 @@ class MilEngine(Engine):
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         self._model = mil.load(bundle.path / segment.artifact.path)
+        self._specs = bundle.tensors
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        results: dict[str, Array] = self._model.predict(inputs)
-        return results
+        results = self._model.predict({name: self._specs[name].packaged(array) for name, array in inputs.items()})
+        return {name: self._specs[name].unpackaged(array) for name, array in results.items()}

@@ -63,7 +63,7 @@ def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
             model = ct.convert(
                 exported(segment.program),
                 convert_to="mlprogram",
-                inputs=[ct.TensorType(spec.name, spec.shape, _element(spec)) for spec in segment.inputs],
+                inputs=[ct.TensorType(spec.name, spec.packaged_shape, _element(spec)) for spec in segment.inputs],
                 outputs=[ct.TensorType(spec.name, dtype=_element(spec)) for spec in segment.outputs],
                 minimum_deployment_target=getattr(ct.target, plan.deployment_target),
                 compute_precision=ct.precision.FLOAT16 if plan.precision is Precision.FP16 else ct.precision.FLOAT32,
@@ -108,6 +108,8 @@ def _metadata(segment: str, plan: Plan) -> dict[str, str]:
 
 def _description(spec: TensorSpec) -> str:
     layout = f" [{spec.layout}]" if spec.layout else ""
+    if spec.fold:
+        layout += f", {spec.fold.length} samples in {spec.fold.rows} rows, zeros behind the end"
     return f"{spec.about or spec.name}{layout}, from {spec.producer} to {' and '.join(spec.consumers)}"
 
 
@@ -133,8 +135,10 @@ def _differences(
         for spec in specs:
             feature = got[spec.name]
             asked = next(one for one in Precision if one.dtype == spec.dtype)
-            if (feature.shape, feature.dtype) != (spec.shape, asked):
-                findings.append(f"{kind} {spec.name} is {feature.shape} {feature.dtype}, asked {spec.shape} {asked}")
+            if (feature.shape, feature.dtype) != (spec.packaged_shape, asked):
+                findings.append(
+                    f"{kind} {spec.name} is {feature.shape} {feature.dtype}, asked {spec.packaged_shape} {asked}"
+                )
             if not feature.description:
                 findings.append(f"{kind} {spec.name} has no description")
     for (operation, dtype), count in sorted(facts.float_values.items()):

@@ -221,7 +221,7 @@ class Interpreter:
         while index < len(block.steps):
             region = block.regions.get(index)
             if region is not None and listener is None:
-                self._run_region(block.steps, region, slots)
+                self._run_region(block.steps, region, slots, run)
                 index = region.stop
                 continue
             step = block.steps[index]
@@ -230,17 +230,7 @@ class Interpreter:
             if listener is not None:
                 listener.before(step.operation, dict(arguments))
             if step.takes_context:
-
-                def run_block(index: int, *given: Value, step: _Step = step) -> list[Value]:
-                    block = step.blocks[index]
-                    for slot, value in zip(block.inputs, given, strict=True):
-                        kind = self._types.get(slot)
-                        slots[slot] = value if kind is None else self._declared(value, kind, None)
-                    return self._run(block, slots, run)
-
-                arguments["context"] = Context(
-                    step.operation, run.generator, run_block, run.states, run.iterations, self._max_iterations
-                )
+                arguments["context"] = self._context(step, slots, run)
             else:  # only now do the arguments alone hold what dies here, and it may die while it is computed with
                 for slot in step.frees:
                     slots[slot] = None
@@ -254,7 +244,17 @@ class Interpreter:
                 slots[slot] = None
         return [slots[slot] for slot in block.outputs]
 
-    def _run_region(self, steps: Sequence[_Step], region: Region, slots: list[Value]) -> None:
+    def _context(self, step: _Step, slots: list[Value], run: _Run) -> Context:
+        def run_block(index: int, *given: Value) -> list[Value]:
+            block = step.blocks[index]
+            for slot, value in zip(block.inputs, given, strict=True):
+                kind = self._types.get(slot)
+                slots[slot] = value if kind is None else self._declared(value, kind, None)
+            return self._run(block, slots, run)
+
+        return Context(step.operation, run.generator, run_block, run.states, run.iterations, self._max_iterations)
+
+    def _run_region(self, steps: Sequence[_Step], region: Region, slots: list[Value], run: _Run) -> None:
         """Run a region tile by tile, and put its results together."""
         inner = steps[region.first : region.stop]
         if region.attention and all(slots[slot].dtype == torch.float32 for slot in region.attention):
@@ -277,6 +277,8 @@ class Interpreter:
                 for parameter in ("shape", "output_shape"):  # of `reshape` and `conv_transpose`: of a tile, now
                     if parameter in arguments:
                         arguments[parameter] = list(_extended(self._types[step.outputs[0]].shape, region.axis, rows))
+                if step.takes_context:
+                    arguments["context"] = self._context(step, slots, run)
                 _place(slots, step.outputs, self._computed(step, arguments, (region.axis, rows)))
                 for slot in step.frees:
                     if slot in made and slot not in region.results:

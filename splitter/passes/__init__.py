@@ -14,7 +14,10 @@ from torch import Tensor
 
 from ..errors import PassError, PlanError
 from ..program import Program
+from .fold_long_axes import FoldLongAxes
 from .keep_broadcasts_small import KeepBroadcastsSmall
+from .means_in_stages import MeansInStages
+from .norms_safe_in_half import NormsSafeInHalf
 
 
 class Pass(Protocol):
@@ -33,7 +36,27 @@ class Pass(Protocol):
         ...
 
 
-PASSES: Mapping[str, Pass] = {one.name: one for one in (KeepBroadcastsSmall(),)}
+PASSES: Mapping[str, Pass] = {
+    one.name: one for one in (KeepBroadcastsSmall(), NormsSafeInHalf(), FoldLongAxes(), MeansInStages())
+}
+
+PRESETS: Mapping[str, tuple[str, ...]] = {
+    "ane": ("keep-broadcasts-small", "norms-safe-in-half", "fold-long-axes", "means-in-stages"),
+}
+
+
+def preset(purpose: str) -> tuple[str, ...]:
+    """The passes for a purpose, in order. Raises `PlanError` if there are none."""
+    if purpose not in PRESETS:
+        raise PlanError("there is a preset of passes", received=purpose, fix=f"There are: {', '.join(PRESETS)}.")
+    return PRESETS[purpose]
+
+
+def known(name: str) -> Pass:
+    """The pass of a name. Raises `PlanError` if there is none."""
+    if name not in PASSES:
+        raise PlanError("a plan lists passes that exist", received=name, fix=f"There are: {', '.join(PASSES)}.")
+    return PASSES[name]
 
 
 def apply(name: str, program: Program, example: Mapping[str, Tensor]) -> tuple[Program, int]:
@@ -48,13 +71,11 @@ def apply(name: str, program: Program, example: Mapping[str, Tensor]) -> tuple[P
         PlanError: There is no such pass.
         PassError: An output moved further than the pass promises.
     """
-    if name not in PASSES:
-        raise PlanError("a plan lists passes that exist", received=name, fix=f"There are: {', '.join(PASSES)}.")
-    chosen = PASSES[name]
+    chosen = known(name)
     rewritten, changes = chosen.apply(program)
     if not changes:
         return program, 0
-    before, after = program.run(example), rewritten.run(example)
+    before, after = _run(program, example), _run(rewritten, example)
     for output, expected in before.items():
         moved = float((after[output].to(torch.float64) - expected.to(torch.float64)).abs().max())
         if not moved <= chosen.max_abs:
@@ -64,3 +85,15 @@ def apply(name: str, program: Program, example: Mapping[str, Tensor]) -> tuple[P
                 fix="Leave the pass out of the plan, and report this.",
             )
     return rewritten, changes
+
+
+def _run(program: Program, example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs from inputs as they are outside, whatever a pass has folded."""
+    given = {
+        name: torch.from_numpy(program.folds[name].fold(tensor.numpy())) if name in program.folds else tensor
+        for name, tensor in example.items()
+    }
+    return {
+        name: torch.from_numpy(program.folds[name].unfold(tensor.numpy())) if name in program.folds else tensor
+        for name, tensor in program.run(given).items()
+    }

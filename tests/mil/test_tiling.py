@@ -72,6 +72,7 @@ PROGRAMS = {
         0,
     ),
     "columns of a product": (lambda x: elementwise(mb.matmul(x=x, y=KEYS[0, :CHANNELS], transpose_x=True)), 0),
+    "operations with an epsilon of their own": (lambda x: mb.log(x=mb.rsqrt(x=mb.exp(x=elementwise(x)))), 1),
     "residual": (residual, 1),
     "later use": (lambda x: (y := mb.relu(x=x), mb.mul(x=elementwise(y), y=y))[1], 1),
     "transposed within rows": (lambda x: mb.softmax(x=mb.transpose(x=elementwise(x), perm=[0, 2, 1]), axis=-1), 1),

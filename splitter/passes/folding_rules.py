@@ -1,0 +1,193 @@
+"""Folded forms of operators, each exact or refused: see `fold_long_axes`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from .folding import Folded, Folding, Rule, UnfoldableError, is_trimmed, length_of, only_trim, trimmed_to
+
+_aten = torch.ops.aten
+_OF_BOTH = frozenset({_aten.add.Tensor, _aten.sub.Tensor})  # 0 where all operands are
+_OF_EITHER = frozenset({_aten.mul.Tensor})  # 0 where one operand is
+_OF_ONE = frozenset(
+    {_aten.gelu.default, _aten.glu.default, _aten.abs.default, _aten.div.Tensor}
+)  # 0 where the first is
+_OF_COLLAPSED = frozenset(
+    {_aten.sqrt.default, _aten.maximum.default, _aten.clamp.default, _aten.log2.default, _aten.ceil.default,
+     _aten.exp2.default}
+)  # fmt: skip
+_ELEMENTWISE = _OF_BOTH | _OF_EITHER | _OF_ONE | _OF_COLLAPSED
+
+
+# ------------------------------------------------------------------------------------------- rules
+
+
+def _elementwise(folding: Folding, node: fx.Node) -> Folded:
+    operands = [arg for arg in _given(node) if isinstance(arg, fx.Node)]
+    wide = [folding.folded[one] for one in operands if folding.is_wide(one)]
+    if node.target is _aten.glu.default and _axis(node, 1, -1) == _rank(node) - 1:
+        raise UnfoldableError
+    if wide and (node.target in _OF_COLLAPSED or len({(one.length, one.columns) for one in wide}) > 1):
+        raise UnfoldableError
+    if node.target is _aten.div.Tensor and folding.is_wide(_given(node)[1]):  # 0 / 0 behind the length
+        raise UnfoldableError
+    args = [_operand(folding, arg, node) if isinstance(arg, fx.Node) else arg for arg in _given(node)]
+    result = folding.call(node.target, *args, **node.kwargs)
+    if not wide:
+        return Folded(result, 1, 1, 1, clean=True)
+    if node.target in _OF_BOTH:
+        clean = len(wide) == len(node.args) and all(one.clean for one in wide)
+    else:
+        clean = any(one.clean for one in wide)
+    return Folded(result, wide[0].length, wide[0].rows, wide[0].columns, clean)
+
+
+def _operand(folding: Folding, arg: fx.Node, node: fx.Node) -> fx.Node:
+    """An operand with one axis more, to broadcast against a folded one."""
+    if arg in folding.folded:
+        return folding.folded[arg].node
+    shape = arg.meta["type"].shape
+    if not shape:
+        return folding.plain_value(arg)
+    if shape[-1] == 1:
+        return folding.call(_aten.view.default, folding.plain_value(arg), [*shape, 1])
+    raise UnfoldableError
+
+
+def _convolution(folding: Folding, node: fx.Node) -> Folded:
+    x, weight, bias, (stride,), (padding,), (dilation,), groups = _arguments(node, None, [1], [0], [1], 1)
+    kernel = weight.meta["type"].shape[-1]
+    value, length = folding.value(x), length_of(node)
+    right = (kernel - 1) * dilation - padding - stride + 1
+    if value.columns % stride or right <= -stride or length > value.rows * value.columns // stride:
+        raise UnfoldableError
+    if kernel > 1:
+        value = folding.clean(x)
+    rows = folding.beside(value, padding, max(right, 0))
+    arguments = [rows, _as_image(folding, weight), bias and folding.plain_value(bias)]
+    result = folding.call(_aten.conv2d.default, *arguments, [1, stride], [0, 0], [1, dilation], groups)
+    made = Folded(result, length, value.rows, value.columns // stride, clean=False)
+    return folding.masked(made) if folding.is_long(node) else made
+
+
+def _transposed_convolution(folding: Folding, node: fx.Node) -> Folded:
+    """Output u of the whole is Σ x[i] w[u − stride · i]; output t of the trimmed one is u = t + start."""
+    x, weight, bias, (stride,), (padding,), (extra,), groups, (dilation,) = _arguments(
+        node, None, [1], [0], [0], 1, [1]
+    )
+    kernel = weight.meta["type"].shape[-1]
+    trim = only_trim(node)
+    start, length = trimmed_to(trim) if trim is not None else (0, length_of(node))
+    start += padding
+    value = folding.value(x)
+    if dilation != 1 or extra or length > value.rows * value.columns * stride:
+        raise UnfoldableError
+    value = folding.clean(x)
+    left, right = max(0, (kernel - 1 - start) // stride), max(0, (start - 1) // stride + 1)
+    rows = folding.beside(value, left, right)
+    columns = value.columns * stride
+    before = stride * left + start
+    behind = (value.columns + left + right - 1) * stride + kernel - before - columns
+    if behind < 0:
+        raise UnfoldableError
+    shared = min(before, behind)
+    arguments = [rows, _as_image(folding, weight), bias and folding.plain_value(bias)]
+    result = folding.call(_aten.conv_transpose2d.input, *arguments, [1, stride], [0, shared], [0, 0], groups)
+    if before != behind:
+        first = before - shared
+        result = folding.call(_aten.slice.Tensor, result, 3, first, first + columns)
+    made = Folded(result, length, value.rows, columns, clean=False)
+    return folding.masked(made) if length > 1 else made
+
+
+def _padded(folding: Folding, node: fx.Node) -> Folded:
+    """Zeros behind the end are there already."""
+    x, amounts, *how = _given(node)
+    value = folding.clean(x)
+    if list(amounts[:1]) != [0] or len(amounts) != 2 or how not in ([], ["constant"], ["constant", None], [0], [0.0]):
+        raise UnfoldableError
+    length = value.length + amounts[1]
+    if not value.length <= length <= value.rows * value.columns:
+        raise UnfoldableError
+    return Folded(value.node, length, value.rows, value.columns, clean=True)
+
+
+def _sliced(folding: Folding, node: fx.Node) -> Folded:
+    """Only a shorter end: another beginning would move every sample, but for a transposed convolution's."""
+    x = _given(node)[0]
+    if is_trimmed(x):
+        return _transposed_convolution(folding, x)
+    start, length = trimmed_to(node)
+    if start != 0 or length_of(x) == length:
+        raise UnfoldableError
+    value = folding.value(x)
+    return Folded(value.node, length, value.rows, value.columns, clean=False)
+
+
+def _viewed(folding: Folding, node: fx.Node) -> Folded:
+    x, shape = _given(node)[0], node.meta["type"].shape
+    value = folding.value(x)
+    if shape[-1] != value.length:
+        raise UnfoldableError
+    viewed = folding.call(_aten.view.default, value.node, [*shape[:-1], value.rows, value.columns])
+    return Folded(viewed, value.length, value.rows, value.columns, value.clean)
+
+
+def _reduced(folding: Folding, node: fx.Node) -> Folded:
+    """Over the long axis and perhaps others, their extents kept as 1."""
+    x, axes, keepdim = (*_given(node), *[False] * 2)[:3]
+    rank = len(x.meta["type"].shape)
+    chosen = sorted(axis % rank for axis in axes)
+    largest = node.target is _aten.amax.default
+    if not keepdim or chosen[-1:] != [rank - 1] or len(node.args) > 3 or node.kwargs:
+        raise UnfoldableError
+    if largest and x.target is not _aten.abs.default:  # a zero behind the end could be the largest
+        raise UnfoldableError
+    value = folding.clean(x)
+    result = folding.call(node.target, value.node, [*chosen, rank], True)
+    if not largest and value.rows * value.columns != value.length:
+        result = folding.call(_aten.mul.Tensor, result, value.rows * value.columns / value.length)
+    return Folded(result, 1, 1, 1, clean=True)
+
+
+RULES: Mapping[Any, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    _aten.conv1d.default: _convolution,
+    _aten.conv_transpose1d.default: _transposed_convolution,
+    _aten.pad.default: _padded,
+    _aten.constant_pad_nd.default: _padded,
+    _aten.slice.Tensor: _sliced,
+    _aten.view.default: _viewed,
+    _aten.mean.dim: _reduced,
+    _aten.amax.default: _reduced,
+}
+
+
+def _given(node: fx.Node) -> tuple[Any, ...]:
+    return node.args
+
+
+def _rank(node: fx.Node) -> int:
+    return len(node.meta["type"].shape)
+
+
+def _axis(node: fx.Node, position: int, default: int) -> int:
+    given = _given(node)
+    return int(given[position] if len(given) > position else default) % _rank(node)
+
+
+def _arguments(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
+    """Arguments of a convolution, those left out filled in; the first two are always there."""
+    if node.kwargs:
+        raise UnfoldableError
+    return (*_given(node), *defaults[len(node.args) - 2 :])
+
+
+def _as_image(folding: Folding, weight: fx.Node) -> fx.Node:
+    """A kernel (o, i, k) as (o, i, 1, k)."""
+    out, into, kernel = weight.meta["type"].shape
+    return folding.call(_aten.view.default, folding.plain_value(weight), [out, into, 1, kernel])

@@ -1,0 +1,98 @@
+"""Take a mean of many values as a mean of means, each of at most 128.
+
+A half-precision accumulator stops growing when its next term is below half its last digit: 2,048 ones, and nothing is
+added any more. HT Demucs averages 16.5 million values in its time branch.
+
+Before::
+
+    m: (b, g, 1, 1) = mean(x: (b, g, 96, 85995), [2, 3], keepdim)
+
+After::
+
+    p: (b, g, 96, 672, 128) = view(pad(x, 21)) ; q: (b, g, 96, 672) = mean(p, [4]) ; … ; m = mean(…) · 1.0002
+
+Where an axis does not divide, zeros fill it up, and one factor at the end makes up for them. In exact arithmetic it
+is the same mean; what moves is the order of summation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from ..program import Program
+from .insertion import Call, inserter
+
+_aten = torch.ops.aten
+_MOST = 128
+_MOST_AXES = 5  # that Core ML takes
+
+
+@dataclass(frozen=True)
+class MeansInStages:
+    name: ClassVar[str] = "means-in-stages"
+    max_abs: ClassVar[float] = 1e-3
+
+    def apply(self, program: Program) -> tuple[Program, int]:
+        rewritten = program.copy()
+        changes = 0
+        for node in list(rewritten.graph.nodes):
+            if node.target is _aten.mean.dim and (axes := _long(*node.args, **node.kwargs)) is not None:
+                with rewritten.graph.inserting_before(node):
+                    result = _staged(inserter(rewritten.graph, node.meta["module"]), node, axes)
+                node.replace_all_uses_with(result)
+                rewritten.graph.erase_node(node)
+                changes += 1
+        return rewritten, changes
+
+
+def _long(
+    x: fx.Node, axes: list[int] | None, keepdim: bool = False, dtype: torch.dtype | None = None
+) -> list[int] | None:
+    """The axes of a mean over more values than one stage takes; None for one that is left as it is."""
+    shape = x.meta["type"].shape
+    chosen = sorted(axis % len(shape) for axis in (axes or range(len(shape))))
+    if dtype is not None or x.meta["type"].dtype != "float32" or math.prod(shape[axis] for axis in chosen) <= _MOST:
+        return None
+    full = len(shape) == _MOST_AXES and any(shape[a] > _MOST and a - 1 not in chosen for a in chosen)
+    return None if full else chosen
+
+
+def _staged(call: Call, mean: fx.Node, axes: list[int]) -> fx.Node:
+    """Axis by axis from the last, each in chunks until one chunk is left."""
+    result: fx.Node = mean.args[0]  # type: ignore[assignment]
+    filled = 1.0
+    for axis in reversed(axes):
+        while (extent := result.meta["type"].shape[axis]) > _MOST:
+            chunks = math.ceil(extent / _MOST)
+            length = math.ceil(extent / chunks)
+            filled *= chunks * length / extent
+            result = _chunked(call, _filled(call, result, axis, chunks * length), axis, chunks, length)
+        result = call(_aten.mean.dim, result, [axis], True)
+    if filled != 1.0:
+        result = call(_aten.mul.Tensor, result, filled)
+    wanted = mean.meta["type"].shape
+    return result if result.meta["type"].shape == wanted else call(_aten.view.default, result, list(wanted))
+
+
+def _filled(call: Call, x: fx.Node, axis: int, extent: int) -> fx.Node:
+    """Zeros behind an axis's end."""
+    shape = x.meta["type"].shape
+    if shape[axis] == extent:
+        return x
+    after = [0, 0] * (len(shape) - 1 - axis) + [0, extent - shape[axis]]
+    return call(_aten.constant_pad_nd.default, x, after, 0.0)
+
+
+def _chunked(call: Call, x: fx.Node, axis: int, chunks: int, length: int) -> fx.Node:
+    """Means of an axis's chunks, in its place; in the axis before it where the tensor has no room for another."""
+    shape = x.meta["type"].shape
+    if len(shape) < _MOST_AXES:
+        parts = call(_aten.view.default, x, [*shape[:axis], chunks, length, *shape[axis + 1 :]])
+        return call(_aten.mean.dim, parts, [axis + 1])
+    parts = call(_aten.view.default, x, [*shape[: axis - 1], shape[axis - 1] * chunks, length, *shape[axis + 1 :]])
+    return call(_aten.mean.dim, parts, [axis], True)

@@ -1,0 +1,60 @@
+"""Small programs with one input, and packages of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from splitter import lowering, mil
+from splitter import plan as plans
+from splitter.boundary import TensorSpec
+from splitter.capture import capture
+from splitter.partition import Segment
+from splitter.plan import Plan, Stage
+from splitter.program import TensorType
+
+_STAGE = Stage(name="piece", target="coreml")
+_PLAN = Plan(family="piece", outputs=("y",), stages=(_STAGE,))
+
+
+def captured(forward, x, **members):
+    """Program of a module with these buffers, parameters and submodules, and the example it was captured with."""
+
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, value in members.items():
+                if isinstance(value, nn.Module):
+                    self.add_module(name, value)
+                else:
+                    self.register_buffer(name, value)
+
+    Module.forward = forward
+    return capture(Module().eval(), {"x": x}, ("y",)), {"x": x}
+
+
+def targets(program):
+    return [str(node.target).removeprefix("aten.") for node in program.operators]
+
+
+def types_hold(program, example):
+    """Every operator's value is of the type its node declares."""
+    seen = []
+    program.run(example, lambda node, value: seen.append(node.meta["type"] == TensorType.of(value)))
+    return bool(seen) and all(seen)
+
+
+def predicted(program, x, directory, precision="fp16", accumulators="fp32", listener=None):
+    """What the program's package gives for an input."""
+    plan = plans.changed(_PLAN, precision=precision, deployment_target="iOS17")
+    shape = program.output_nodes[0].meta["type"].shape
+    segment = Segment(
+        name="piece",
+        stage=_STAGE,
+        program=program,
+        inputs=(TensorSpec(name="x", shape=tuple(x.shape), dtype="float32", producer="input", consumers=("piece",)),),
+        outputs=(TensorSpec(name="y", shape=shape, dtype="float32", producer="piece", consumers=("output",)),),
+    )
+    lowering.target("coreml").lower(segment, plan, {}, directory)
+    model = mil.load(directory / "piece.mlpackage", numerics=mil.Numerics(accumulators=mil.Accumulators(accumulators)))
+    return torch.from_numpy(model.predict({"x": x.numpy()}, listener=listener)["y"])
