@@ -51,10 +51,10 @@ def transformer(
             are not of one dtype of `DTYPES`.
     """
     check_inputs(config, freq, time, DTYPES)
-    if other := sorted(name for name, value in weights.items() if value.dtype != freq.dtype):
+    if unlike := sorted(name for name, value in weights.items() if value.dtype != freq.dtype):
         raise SpecError(
-            f"weights must have the dtype of the inputs, {freq.dtype}; got {weights[other[0]].dtype} for "
-            f"{len(other)} tensors, the first {other[0]!r}. Convert the inputs or the weights"
+            f"weights must have the dtype of the inputs, {freq.dtype}; got {weights[unlike[0]].dtype} for "
+            f"{len(unlike)} tensors, the first {unlike[0]!r}. Convert the inputs or the weights"
         )
     tap = _recorder(observe)
     frames = freq.shape[3]
