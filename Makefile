@@ -4,7 +4,7 @@ BIN := .venv/bin
 BUNDLE ?= demo.bundle
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test real lint types check format schema mil-ops bench clean
+.PHONY: help demo test real lint types check format schema mil-ops doctor-rules bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,9 @@ schema: .venv/.installed ## Write the JSON Schemas under docs/ from the code.
 
 mil-ops: .venv/.installed ## Write docs/mil-ops.md from the code.
 	$(BIN)/python -m splitter.mil.ops > docs/mil-ops.md
+
+doctor-rules: .venv/.installed ## Write docs/doctor-rules.md from the code.
+	$(BIN)/python -m splitter.doctor > docs/doctor-rules.md
 
 bench: .venv/.installed ## Measure against demucs (see benchmarks/README.md).
 	$(BIN)/python -m benchmarks

@@ -306,6 +306,32 @@ def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+@_cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--chip", type=click.Choice(["m1", "m2", "m3", "m4", "m5"]), default="m1", show_default=True,
+              help="Family whose Neural Engine's limits count.")  # fmt: skip
+@click.option("--inputs", type=click.Path(path_type=Path), help="Run the packages on these (.npz or .safetensors, by "
+              "name).  [default: the bundle's golden inputs]")  # fmt: skip
+@click.option("--static", is_flag=True, help="Look at the programs alone; run nothing.")
+@click.option("--fail-on", type=click.Choice(["error", "warning", "info", "never"]), default="error",
+              show_default=True, help="Exit with 1 if something at least as bad is found.")  # fmt: skip
+@_json_option
+def doctor(path: Path, chip: str, inputs: Path | None, static: bool, fail_on: str, as_json: bool) -> None:
+    """Examine PATH, a bundle or any .mlpackage: Neural Engine, half precision, what was asked for, compile time."""
+    from . import tables
+    from .arrays import read
+    from .doctor import Severity, examine
+
+    if static and inputs is not None:
+        raise UsageError("a package is run on inputs, or not at all", received="--inputs and --static")
+    given = read(inputs) if inputs is not None else None
+    with _steps() as progress:
+        report = examine(path, chip=chip, inputs=given, run=not static, progress=progress)
+    _print(as_json, report.to_json, lambda: tables.doctor_tables(report))
+    if report.fails(None if fail_on == "never" else Severity(fail_on)):
+        raise click.exceptions.Exit(1)
+
+
 def _engine_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
     chosen = {}
     for value in values:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -10,7 +12,14 @@ from .bundle import Bundle
 from .checks import Check, Report, Status
 from .port import PortReport
 
+if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do without
+    from .doctor import Diagnosis, Finding
+    from .doctor import Report as DoctorReport
+
 _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
+
+_SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+_PLACES = 3  # of a rule's findings; the JSON document has all
 
 
 def size(count: int) -> str:
@@ -173,3 +182,69 @@ def _status(*statuses: Status) -> Text:
     order = (Status.FAIL, Status.NOT_RUN, Status.NOT_APPLICABLE, Status.PASS)
     worst = min(statuses, key=order.index)
     return Text(str(worst), style=_COLOURS[worst])
+
+
+def doctor_tables(report: DoctorReport) -> RenderableType:
+    """What the doctor found: for each package a row per rule, and its placement on the engine."""
+    parts: list[RenderableType] = []
+    for one in report.diagnoses:
+        parts += [_findings_table(one), _engine_table(one, report.chip)]
+    counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items())
+    worst = next((severity for severity, count in report.counts.items() if count), None)
+    shares = " and ".join(
+        f"{_share(report.flop_share(in_half=half))} {how}"
+        for half, how in ((False, "as it is"), (True, "in half precision"))
+    )
+    verdict = Text(
+        f"{report.path}: {counts}; FLOPs on the engine {shares}", style=_SEVERITIES[worst] if worst else "green"
+    )
+    note = Text("Limits of the engine are published by people who measured it, not by Apple; the estimate is rough.")
+    return Group(*parts, note, verdict)
+
+
+def _findings_table(diagnosis: Diagnosis) -> RenderableType:
+    ran = "run on its inputs" if diagnosis.measured else "not run"
+    table = Table(title=f"{diagnosis.package} ({diagnosis.function}), {ran}", title_justify="left")
+    for column in ("severity", "rule", "where", "what", "likely fix"):
+        table.add_column(column, overflow="fold")
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in diagnosis.findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    for rule, found in by_rule.items():
+        names = [f"{one.operation} {one.output}".strip() for one in found[:_PLACES]]
+        more = f"\n… {len(found)} in all" if len(found) > _PLACES else ""
+        said = "\n".join(dict.fromkeys(one.what for one in found[:_PLACES]))
+        severity = found[0].severity
+        table.add_row(
+            Text(str(severity), style=_SEVERITIES[severity]), rule, "\n".join(names) + more, said, found[0].fix
+        )
+    return table
+
+
+def _engine_table(diagnosis: Diagnosis, chip: str) -> RenderableType:
+    table = Table(title=f"Neural Engine, {chip.upper()}", title_justify="left")
+    table.add_column("")
+    table.add_column("as it is", justify="right")
+    table.add_column("in half precision", justify="right")
+    placements = (diagnosis.placement, diagnosis.placement_in_half)
+    times = (diagnosis.compile_time, diagnosis.compile_time_in_half)
+    table.add_row("operations that can run there", *(_share(p.operation_share) for p in placements))
+    table.add_row("FLOPs of convolutions and products", *(_share(p.flop_share) for p in placements))
+    table.add_row("changes of device", *(f"{p.changes}" for p in placements))
+    table.add_row(
+        "values that cross",
+        *(f"{len(p.crossing)} ({size(p.crossing_bytes)})" if p.crossing else "0" for p in placements),
+    )
+    table.add_row("compile time, estimated", *(_duration(t.bounds) for t in times))
+    return table
+
+
+def _share(share: float | None) -> str:
+    return "n/a" if share is None else f"{100 * share:.1f} %"
+
+
+def _duration(bounds: tuple[float, float] | None) -> str:
+    if bounds is None:
+        return "none"
+    least, most = (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" for seconds in bounds)
+    return f"{least} … {most}"

@@ -332,3 +332,29 @@ def test_help_is_there_and_quick():
     for option in ("--two-stems", "--other-method", "--shifts", "--overlap", "--segment", "--mp3", "--flac", "--float32",
                    "--int24", "--clip-mode", "--filename", "--bundle", "--name", "--out", "--json"):  # fmt: skip
         assert option in result.stdout
+
+
+def test_doctor_says_what_it_found_and_exits_by_it(splitter, demo_path):
+    package = demo_path / "encoder.mlpackage"
+    code, out, _ = splitter("doctor", package, "--static")
+    assert code == 0
+    assert "engine-extent" in out
+    assert "1×2×66150, the limit is 16384" in out
+    assert splitter("doctor", package, "--static", "--fail-on", "warning")[0] == 1
+    assert splitter("doctor", package, "--static", "--fail-on", "never")[0] == 0
+    assert "the limit is 65536" in splitter("doctor", package, "--static", "--chip", "m4")[1]
+
+
+def test_doctor_json_is_one_document(splitter, demo_path, demo_bundle, tmp_path):
+    arrays.write(tmp_path / "in.npz", demo_bundle.goldens())
+    code, out, _ = splitter("doctor", demo_path, "--inputs", tmp_path / "in.npz", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert [one["measured"] for one in document["packages"]] == [True, True]
+    assert document["summary"]["error"] == 0
+    code, out, _ = splitter("doctor", tmp_path, "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["kind"] == "PackageError"
+    code, _, err = splitter("doctor", demo_path, "--static", "--inputs", tmp_path / "in.npz")
+    assert code == 1
+    assert "--inputs and --static" in err

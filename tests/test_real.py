@@ -17,6 +17,7 @@ from splitter import plan as plans
 from splitter.audio import Encoding, statistics
 from splitter.bundle import load_any
 from splitter.checks import Status
+from splitter.doctor import examine
 from splitter.partition import Segment
 from splitter.port import verify_port
 from splitter.separation import Options, Separator, separate
@@ -159,6 +160,27 @@ def test_the_collapse_of_half_precision_is_found_and_explained(all_half):
         assert found["finite", segment].status is Status.FAIL
         outputs = next(one.outputs for one in all_half.segments if one.name == segment)
         assert all(found["precision", name].parity.finite for name in outputs), "infinities that no output shows"
+
+
+def test_the_doctor_names_what_overflows_and_counts_what_fits(all_half):
+    """The squares that verification finds one after the other, and shares of FLOPs before any axis is folded."""
+    report = examine(all_half.path)
+    found = {
+        (Path(one.package).stem, finding.output): finding.what
+        for one in report.diagnoses
+        for finding in one.findings
+        if finding.rule == "range-overflow"
+    }
+    assert found.keys() == {
+        ("encoder", "square_4_cast_fp16"),
+        ("transformer", "square_8_cast_fp16"),
+        ("transformer", "square_9_cast_fp16"),
+    }
+    assert "reaches 8.852e+04" in found["encoder", "square_4_cast_fp16"]
+    shares = {Path(one.package).stem: one.placement_in_half.flop_share for one in report.diagnoses}
+    assert 0.80 < shares["encoder"] < 0.83
+    assert 0.88 < shares["decoder"] < 0.91
+    assert shares["transformer"] == 1.0
 
 
 @pytest.mark.parametrize("target", ["iOS15", "iOS16", "iOS17", "iOS18"])

@@ -1,0 +1,61 @@
+"""What a rule may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..mil.model import Facts
+from .chips import Chip
+from .graph import Graph, Node
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an operation's results were in one run, computed in float32.
+
+    Attributes:
+        largest: Greatest magnitude among the finite values.
+        beyond: How many finite values exceed what half precision holds.
+        total: Of how many.
+    """
+
+    largest: float
+    beyond: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What somebody says a package is.
+
+    Attributes:
+        source: Who says so, e.g. ``"the plan"``.
+        precision: ``"fp32"``, ``"fp16"`` or ``"mixed"``; empty if nothing is said.
+        target: e.g. ``"iOS17"``.
+        boundary: Element type of inputs and outputs.
+        compressed: Weights are.
+    """
+
+    source: str
+    precision: str = ""
+    target: str = ""
+    boundary: str = ""
+    compressed: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One function of one package.
+
+    Attributes:
+        ranges: By operation; empty if the package was not run.
+        measured: Whether it was.
+    """
+
+    facts: Facts
+    graph: Graph
+    chip: Chip
+    asked: tuple[Asked, ...] = ()
+    ranges: Mapping[Node, Range] = field(default_factory=dict)
+    measured: bool = False
