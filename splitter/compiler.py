@@ -66,7 +66,7 @@ def build(
             demucs's, with ``sources``, ``samplerate``, ``audio_channels`` and ``segment``.
         out: Directory to create.
         plan: The plan to obey; the preset for the model's class by default.
-        deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next three do.
+        deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next four do.
         precision: Arithmetic inside the packages, ``fp32`` or ``fp16``.
         boundary_dtype: Element type of the packages' inputs and outputs, ``fp32`` or ``fp16``.
         weights: How the transformer's weights are stored: fields of `splitter.plan.WeightsForm`, e.g.

@@ -41,7 +41,7 @@ def kernel_checks(bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, A
             checks = [Check("compression", segment.name, Status.NOT_APPLICABLE, "torch", "local", note=why)]
             expected = own
         else:
-            decoded = _with_stored_weights(bundle, segment)
+            decoded = with_stored_weights(bundle, segment)
             expected = _run(decoded, segment, "torch", golden)
             limit = bundle.manifest.plan.tolerances.compression_snr_db[loss]
             checks = [*_weight_checks(bundle, decoded, segment, limit)]
@@ -78,7 +78,7 @@ def _compared(
         yield compared(kind, name, before[name], after[name], **limits, engine=engine_name, scope="local")
 
 
-def _with_stored_weights(bundle: Bundle, segment: SegmentRecord) -> Bundle:
+def with_stored_weights(bundle: Bundle, segment: SegmentRecord) -> Bundle:
     """The bundle whose captured segment has the weights that the transformer's file holds."""
     record = weights.record_of(segment.artifact.details)
     _, stored = weights.load(bundle.path / segment.artifact.path, record)

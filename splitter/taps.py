@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from .boundary import Array
 from .bundle import Bundle
 from .errors import BundleError, UsageError
-from .kernels.spec import Config
+from .kernel_causes import with_stored_weights
 from .kernels.taps import LOGIT_ROWS, Tap, taps
 from .manifest import SegmentRecord
 from .program import Program, TensorType
@@ -27,6 +27,9 @@ _SKELETON = re.compile(r"(input|embedded|layers(_t)?\.\d+\.norm_out|output)(_t)?
 
 class TappedTransformer:
     """The captured transformer of a bundle, observable at every tap.
+
+    Where the bundle ships halved or compressed matrices the graph has these in the place of its own, so that a port
+    is not blamed for them: what they cost is `verify`'s to say.
 
     Attributes:
         record: The exported weights' part of the manifest.
@@ -43,11 +46,12 @@ class TappedTransformer:
             BundleError: The bundle has no transformer that the kernels implement.
         """
         self.segment = _transformer(bundle)
-        self.record = weights.TransformerRecord.model_validate(self.segment.artifact.details)
-        self.config = Config(**self.record.config)  # type: ignore[arg-type]
+        self.record = weights.record_of(self.segment.artifact.details)
+        self.config = self.record.config
         self.taps = taps(self.config)
         self._bundle = bundle
-        self._program = bundle.program(self.segment.program)
+        holder = with_stored_weights(bundle, self.segment) if self.record.form.loss else bundle
+        self._program = holder.program(self.segment.program)
         (stage,) = (stage for stage in bundle.manifest.plan.stages if stage.name == self.segment.stage)
         try:
             self.nodes = _nodes(self._program, stage.modules[0], self.record, self.taps)

@@ -18,6 +18,8 @@ from splitter.audio import Encoding, statistics
 from splitter.bundle import load_any
 from splitter.checks import Status
 from splitter.doctor import examine
+from splitter.engines import engine
+from splitter.mil import accumulation
 from splitter.partition import Segment
 from splitter.port import verify_port
 from splitter.separation import Options, Separator, separate
@@ -131,14 +133,23 @@ def test_the_kernels_agree_with_the_captured_model_at_every_tap(request, bundle)
         assert min(one.accumulated.snr_db for one in report.taps if one.check.subject.startswith("output")) >= 110
 
 
-@pytest.fixture(scope="module")
-def all_half(tmp_path_factory):
+def in_half(path, **settings):
     """Encoder, transformer and decoder as packages in half precision, with a golden of recorded music."""
     preset = plans.presets()["htdemucs"]
     stages = [s.model_copy(update={"target": "coreml"}) if s.name == "transformer" else s for s in preset.stages]
-    plan = plans.changed(preset, stages=stages, precision="fp16")
-    path = tmp_path_factory.mktemp("half") / "half.bundle"
+    plan = plans.changed(preset, stages=stages, precision="fp16", **settings)
     return splitter.build(CHECKPOINT, path, plan=plan, golden_audio=DATA / "audio" / "falcon69_mix.flac").members[0]
+
+
+@pytest.fixture(scope="module")
+def all_half(tmp_path_factory):
+    """As it was before there was a pass for norms."""
+    return in_half(tmp_path_factory.mktemp("half") / "half.bundle", passes=["keep-broadcasts-small"])
+
+
+@pytest.fixture(scope="module")
+def safe_half(tmp_path_factory):
+    return in_half(tmp_path_factory.mktemp("safe") / "safe.bundle")
 
 
 def test_the_collapse_of_half_precision_is_found_and_explained(all_half):
@@ -181,6 +192,61 @@ def test_the_doctor_names_what_overflows_and_counts_what_fits(all_half):
     assert 0.80 < shares["encoder"] < 0.83
     assert 0.88 < shares["decoder"] < 0.91
     assert shares["transformer"] == 1.0
+
+
+def test_half_precision_holds_with_norms_written_out(safe_half):
+    report = verify_bundle(safe_half)
+    assert report.passed
+    assert not report.overflows
+    found = {(check.kind, check.subject): check for check in report.checks}
+    assert found["package", "stems"].parity.snr_db >= 55
+
+
+def test_half_accumulators_in_reductions_hold_too(safe_half, monkeypatch):
+    reductions = {name: one for name, one in accumulation.STRICT.items() if name.startswith("reduce")}
+    monkeypatch.setattr(accumulation, "STRICT", reductions)
+    numerics = mil.Numerics(accumulators=mil.Accumulators.HALF)
+    golden = safe_half.goldens()
+    values = {name: golden[name] for name in ("spectrogram", "waveform")}
+    for segment in safe_half.segments[1:-1]:
+        model = mil.load(safe_half.path / segment.artifact.path, numerics=numerics)
+        values |= model.predict({name: values[name] for name in segment.inputs})
+    synthesis = safe_half.segments[-1]
+    given = {name: values.get(name, golden[name]) for name in synthesis.inputs}
+    stems = engine("torch")(safe_half, synthesis, compute_units="ALL").run(given)["stems"]
+    assert snr_db(golden["stems"], stems) >= 50
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_folded_packages_equal_unfolded_ones(safe_half, tmp_path, name):
+    """No axis beyond what the Neural Engine takes; both with norms written out, so that folding alone differs."""
+    plan = plans.changed(safe_half.manifest.plan, precision="fp32", passes=passes.preset("ane"))
+    record = safe_half.segment(name)
+    golden = safe_half.goldens()
+    given = {key: golden[key] for key in record.inputs}
+    program = safe_half.program(record.program)
+    for one in plan.graph_passes:
+        program, _ = passes.apply(one, program, {key: torch.from_numpy(array) for key, array in given.items()})
+    specs = {
+        key: safe_half.tensors[key].with_fold(program.folds[key]) if key in program.folds else safe_half.tensors[key]
+        for key in record.inputs + record.outputs
+    }
+    segment = Segment(
+        name=name,
+        stage=next(stage for stage in plan.stages if stage.name == record.stage),
+        program=program,
+        inputs=tuple(specs[key] for key in record.inputs),
+        outputs=tuple(specs[key] for key in record.outputs),
+    )
+    lowering.target("coreml").lower(segment, plan, {}, tmp_path)
+    model = mil.load(tmp_path / f"{name}.mlpackage")
+    shapes = [feature.shape for feature in model.spec.inputs + model.spec.outputs]
+    shapes += [output.type.shape for one in model.function.block.operations for output in one.outputs]
+    assert max(extent for shape in shapes for extent in shape) <= 16_384
+    folded = model.predict({key: specs[key].packaged(array) for key, array in given.items()})
+    unfolded = mil.load(safe_half.path / record.reference).predict(given)
+    for key in record.outputs:
+        assert snr_db(unfolded[key], specs[key].unpackaged(folded[key])) >= 120, key
 
 
 @pytest.mark.parametrize("target", ["iOS15", "iOS16", "iOS17", "iOS18"])

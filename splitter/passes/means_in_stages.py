@@ -58,8 +58,9 @@ def _long(
     chosen = sorted(axis % len(shape) for axis in (axes or range(len(shape))))
     if dtype is not None or x.meta["type"].dtype != "float32" or math.prod(shape[axis] for axis in chosen) <= _MOST:
         return None
-    full = len(shape) == _MOST_AXES and any(shape[a] > _MOST and a - 1 not in chosen for a in chosen)
-    return None if full else chosen
+    last = chosen[-1]
+    crowded = len(shape) == _MOST_AXES and shape[last] > _MOST and last - 1 not in chosen
+    return None if crowded else chosen
 
 
 def _staged(call: Call, mean: fx.Node, axes: list[int]) -> fx.Node:
@@ -72,7 +73,7 @@ def _staged(call: Call, mean: fx.Node, axes: list[int]) -> fx.Node:
             length = math.ceil(extent / chunks)
             filled *= chunks * length / extent
             result = _chunked(call, _filled(call, result, axis, chunks * length), axis, chunks, length)
-        result = call(_aten.mean.dim, result, [axis], True)
+        result = call(_aten.mean.dim, result, [axis])
     if filled != 1.0:
         result = call(_aten.mul.Tensor, result, filled)
     wanted = mean.meta["type"].shape
@@ -89,10 +90,8 @@ def _filled(call: Call, x: fx.Node, axis: int, extent: int) -> fx.Node:
 
 
 def _chunked(call: Call, x: fx.Node, axis: int, chunks: int, length: int) -> fx.Node:
-    """Means of an axis's chunks, in its place; in the axis before it where the tensor has no room for another."""
-    shape = x.meta["type"].shape
-    if len(shape) < _MOST_AXES:
-        parts = call(_aten.view.default, x, [*shape[:axis], chunks, length, *shape[axis + 1 :]])
-        return call(_aten.mean.dim, parts, [axis + 1])
-    parts = call(_aten.view.default, x, [*shape[: axis - 1], shape[axis - 1] * chunks, length, *shape[axis + 1 :]])
-    return call(_aten.mean.dim, parts, [axis], True)
+    """Means of an axis's chunks in its place; or its chunks in the axis before, where there is no room for one more."""
+    before, behind = x.meta["type"].shape[:axis], x.meta["type"].shape[axis + 1 :]
+    if len(before) + 1 + len(behind) == _MOST_AXES:
+        return call(_aten.view.default, x, [*before[:-1], before[-1] * chunks, length, *behind])
+    return call(_aten.mean.dim, call(_aten.view.default, x, [*before, chunks, length, *behind]), [axis + 1])
