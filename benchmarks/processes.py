@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -26,16 +25,26 @@ class Run:
     peak_mb: float
 
 
+# A process counts what was resident before it became its program, which is its parent's: so the parent is a small one.
+_LAUNCHER = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), usage.ru_maxrss)
+"""
+
+
 def measured(command: list[str | Path]) -> Run:
     """Run a command to its end. Its output is thrown away; a failure ends the benchmark."""
     started = time.monotonic()
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} exited with {process.returncode}")
+    launched = [sys.executable, "-c", _LAUNCHER, *map(str, command)]
+    said = subprocess.run(launched, stdout=subprocess.PIPE, check=True, text=True).stdout
+    seconds = time.monotonic() - started
+    code, peak = map(int, said.split())
+    if code:
+        raise SystemExit(f"{' '.join(map(str, command))} exited with {code}")
     scale = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kB here
-    return Run(time.monotonic() - started, usage.ru_maxrss / scale)
+    return Run(seconds, peak / scale)
 
 
 def bundle(checkpoint: str | None, directory: Path) -> Path:
