@@ -371,10 +371,44 @@ def written(tmp_path, before="", arguments="", body="y[0] = 1.0f;"):
     return tmp_path
 
 
-def launch(sources):
-    y = np.zeros(1, np.float32)
-    Library(sources=sources).launch("k", (1, 1, 1), (1, 1, 1), y=y)
+def launch(sources, groups=1, threads=1, **options):
+    y = np.zeros(8, np.float32)
+    Library(sources=sources, **options).launch("k", (groups, 1, 1), (threads, 1, 1), y=y)
     return y[0]
+
+
+LANE = ", uint lane [[thread_position_in_threadgroup]], uint group [[threadgroup_position_in_grid]]"
+EXCHANGE = "y[lane] = 1.0f; threadgroup_barrier(mem_flags::{}); if (y[(lane + 1) % 7] > 2.0f) {{ y[7] = 3.0f; }}"
+
+
+@pytest.mark.parametrize(("one", "groups", "threads"), [("lane", 1, 7), ("group", 7, 1)])
+def test_orders_are_what_they_say(tmp_path, one, groups, threads):
+    sources = written(tmp_path, arguments=LANE, body=f"y[0] = y[0] * 10.0f + float({one}); (void)lane; (void)group;")
+    assert launch(sources, groups, threads) == 123456
+    assert launch(sources, groups, threads, order="reverse") == 6543210
+    assert launch(sources, groups, threads, order="interleaved") == 246135
+    shuffled = {int(launch(sources, groups, threads, order="shuffled", seed=seed)) for seed in range(5)}
+    assert len(shuffled) == 5
+    assert all(sorted(f"{order:07d}") == list("0123456") for order in shuffled)
+
+
+@pytest.mark.parametrize(
+    ("body", "race"),
+    [
+        ("y[lane] = y[lane + 1];", True),
+        ("y[lane] = y[7];", False),
+        (EXCHANGE.format("mem_threadgroup"), True),
+        (EXCHANGE.format("mem_device"), False),
+        ("if (group == 1) { y[lane] = 1.0f; } else if (y[lane] > 2.0f) { y[7] = 3.0f; }", True),
+    ],
+)
+def test_race_is_what_no_barrier_orders(tmp_path, body, race):
+    sources = written(tmp_path, arguments=LANE, body=f"(void)group; {body}")
+    if race:
+        with pytest.raises(HazardError, match="with no barrier between"):
+            launch(sources, 2 if "group ==" in body else 1, 7, checked=True)
+    else:
+        launch(sources, 1, 7, checked=True)
 
 
 @pytest.mark.parametrize(
