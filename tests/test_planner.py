@@ -142,5 +142,3 @@ def test_stages_of_the_demo(demo_bundle):
     halves = divide(program, 2)
     assert halves.traffic == 0
     assert halves.balance <= 1.2
-    usual = equal_cuts(program, 3)
-    assert divide(program, 3, balance=usual.balance).traffic <= usual.traffic
