@@ -142,3 +142,9 @@ def test_stages_of_the_demo(demo_bundle):
     halves = divide(program, 2)
     assert halves.traffic == 0
     assert halves.balance <= 1.2
+
+
+def test_accesses_to_a_tuple_cost_nothing(forked):
+    """split, tanh, product, sigmoid, sum, relu, product; and two accesses."""
+    assert len(forked.operators) == 9
+    assert divide(forked, 1).costs == (7,)
