@@ -1,8 +1,12 @@
-"""The transformer by PyTorch, JAX and NumPy on one golden: time and distance, in turns."""
+"""The transformer by PyTorch, JAX and NumPy on one golden: time and distance in turns, memory each in its own process.
+
+As a script (``python -m benchmarks.transformer RUNNER DIRECTORY``) it is such a process: one run and nothing else.
+"""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,7 +21,7 @@ from splitter.boundary import Array
 from splitter.bundle import Bundle
 from splitter.weights import transformer as weights
 
-from .processes import bundle
+from .processes import bundle, measured
 
 Run = Callable[[], list[Array]]
 
@@ -29,7 +33,7 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
     from splitter.weights import checkpoints
 
     table = Table(title=f"transformer of {checkpoint or 'demo'}, {runs} interleaved runs", title_justify="left")
-    for column in ("", "s", "ratio (median of pairs)", "dB, frequency", "dB, time"):
+    for column in ("", "s", "ratio (median of pairs)", "dB, frequency", "dB, time", "peak MB of a process", "ratio"):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
@@ -41,10 +45,13 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
         expected = runners["torch"]()
         found = {name: [_snr(*pair) for pair in zip(expected, run(), strict=True)] for name, run in runners.items()}
         seconds = _in_turns(runners, runs)
+        command = [sys.executable, "-m", "benchmarks.transformer"]
+        peaks = {name: measured([*command, name, directory]).peak_mb for name in runners}
         for name, mine in seconds.items():
             ratio = statistics.median(one / peer for one, peer in zip(mine, seconds["torch"], strict=True))
             table.add_row(
                 name, f"{statistics.median(mine):.3f}", f"{ratio:.3f}", *found[name],
+                f"{peaks[name]:.0f}", f"{peaks[name] / peaks['torch']:.3f}",
             )  # fmt: skip
     Console(width=120).print(table)
 
@@ -107,3 +114,7 @@ def _inputs(directory: Path) -> list[Array]:
     made = Bundle.load(directory / "bundle")
     golden = made.goldens()
     return [golden[name].copy() for name in made.segment("transformer").inputs]
+
+
+if __name__ == "__main__":
+    _RUNNERS[sys.argv[1]](Path(sys.argv[2]))()
