@@ -130,6 +130,7 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
 @click.option(
     "--no-reference", is_flag=True, help="Leave out the fp32 uncompressed packages that verify compares with."
 )
+@click.option("--monolith", is_flag=True, help="All between the host's stages in one package, for comparison.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @_json_option
 def build(
@@ -149,6 +150,7 @@ def build(
     random_init: int | None,
     golden_audio: Path | None,
     no_reference: bool,
+    monolith: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -172,6 +174,7 @@ def build(
             random_init=random_init,
             golden_audio=golden_audio,
             reference=not no_reference,
+            monolith=monolith,
             force=force,
             progress=progress,
         )
@@ -179,6 +182,62 @@ def build(
         as_json,
         lambda: {"bundle": str(out), "members": [str(member.path) for member in bag.members]},
         lambda: Group(*(tables.bundle_tables(member) for member in bag.members)),
+    )
+
+
+def _counts_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, int]:
+    counts = {}
+    for value in values:
+        stage, equals, count = value.partition("=")
+        if not equals or not stage or not count.isdigit() or not int(count):
+            raise click.BadParameter(f"{value!r} is not STAGE=N, e.g. encoder=2")
+        counts[stage] = int(count)
+    return counts
+
+
+@_cli.command(name="plan")
+@click.argument("model")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Plan file to write, for build --plan.")
+@click.option(
+    "--plan", "plan_file", type=click.Path(path_type=Path), help="Plan to start from; the model's preset by default."
+)
+@click.option(
+    "--segments", multiple=True, metavar="STAGE=N", callback=_counts_option, help="Cut a stage into N packages."
+)
+@click.option("--max-ops", type=click.IntRange(min=1), help="Most operations a package may have, estimated.")
+@click.option("--max-weight-mb", type=click.FloatRange(min=0, min_open=True), help="Most weights a package may have.")
+@click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
+@_json_option
+def plan_(
+    model: str,
+    out: Path | None,
+    plan_file: Path | None,
+    segments: Mapping[str, int],
+    max_ops: int | None,
+    max_weight_mb: float | None,
+    random_init: int | None,
+    as_json: bool,
+) -> None:
+    """Compare ways to cut MODEL into packages, with least traffic between them; write the plan of the last."""
+    from . import tables
+    from .planning import compare
+
+    with _steps() as progress:
+        asked, layouts = compare(
+            model,
+            plan=plans.load(plan_file) if plan_file else None,
+            segments=segments,
+            max_operations=max_ops,
+            max_weight_bytes=None if max_weight_mb is None else round(max_weight_mb * 1e6),
+            random_init=random_init,
+            progress=progress,
+        )
+    if out is not None:
+        plans.save(asked, out)
+    _print(
+        as_json,
+        lambda: {"plan": str(out) if out else None, "layouts": [layout.to_json() for layout in layouts]},
+        lambda: tables.layout_tables(layouts),
     )
 
 

@@ -56,6 +56,7 @@ def build(
     random_init: int | None = None,
     golden_audio: str | Path | None = None,
     reference: bool = True,
+    monolith: bool = False,
     force: bool = False,
     progress: Progress = lambda step: None,
 ) -> Bag:
@@ -79,6 +80,7 @@ def build(
         golden_audio: File whose beginning becomes the golden input; a synthesised song by default.
         reference: Also write the fp32 uncompressed package of each Core ML segment, under ``reference/``, by
             which `verify` tells conversion from precision and compression.
+        monolith: Keep all between the first and the last stage in one package, see `plan.monolith`.
         force: Replace a bundle that is already there.
         progress: Called with a phrase as each step begins.
 
@@ -118,11 +120,41 @@ def build(
             target.mkdir(exist_ok=True)
             label = "" if single else f"{member.name}: "
             obeyed = plan or plans.changed(plans.preset_for(_class_path(member.model)), **settings)
+            obeyed = plans.monolith(obeyed) if monolith else obeyed
             _build_one(member, target, obeyed, segment, golden_audio, reference, partial(_labelled, progress, label))
         if len(bag.members) > 1:
             names = tuple(member.name for member in bag.members)
             write_manifest(directory, BagManifest(name=bag.name, members=names, weights=bag.weights))
     return load_any(out)
+
+
+def captured(
+    model: str | Path, *, plan: Plan | None = None, random_init: int | None = None
+) -> tuple[programs.Program, Plan]:
+    """The graph that a build would cut, and the plan it would obey; of a bag its first member.
+
+    Args:
+        model: A name or a checkpoint file, as for `build`.
+        plan: The preset for the model's class by default.
+        random_init: Seed of random weights for a named configuration.
+    """
+    member = checkpoints.load(model, random_init=random_init).members[0]
+    obeyed = plan or plans.preset_for(_class_path(member.model))
+    obeyed = plans.changed(obeyed, segment_samples=_segment_samples(member.model, obeyed, None))
+    _, whole, _ = _captured(member.model, obeyed, None)
+    return whole, obeyed
+
+
+def _captured(
+    model: nn.Module, plan: Plan, golden_audio: str | Path | None
+) -> tuple[dict[str, Tensor], programs.Program, str]:
+    """The golden input by name, the graph captured on it, and what is heard in it."""
+    assert plan.segment_samples is not None
+    samples, channels, samplerate = plan.segment_samples, int(model.audio_channels), int(model.samplerate)  # type: ignore[arg-type]
+    _set_segment(model, samples)
+    mix, heard = _golden_input(golden_audio, channels, samplerate, samples)
+    inputs = {next(iter(inspect.signature(model.forward).parameters)): torch.from_numpy(mix)[None]}
+    return inputs, capture(model, inputs, plan.outputs), heard
 
 
 def _labelled(progress: Progress, label: str, step: str) -> None:
@@ -141,13 +173,8 @@ def _build_one(
     model = checkpoint.model
     samples = _segment_samples(model, plan, seconds)
     plan = plans.changed(plan, segment_samples=samples)
-    _set_segment(model, samples)
-    channels, samplerate = int(model.audio_channels), int(model.samplerate)  # type: ignore[arg-type]
-    mix, heard = _golden_input(golden_audio, channels, samplerate, samples)
-    inputs = {next(iter(inspect.signature(model.forward).parameters)): torch.from_numpy(mix)[None]}
-
     progress("capturing the graph")
-    whole = capture(model, inputs, plan.outputs)
+    inputs, whole, heard = _captured(model, plan, golden_audio)
     progress("cutting it into segments")
     parts = partition(whole, plan)
     _check_exact(whole, parts, inputs)
@@ -177,8 +204,8 @@ def _build_one(
                 model_class=_class_path(model),
                 arguments=dict(checkpoint.arguments),
                 stems=tuple(model.sources),  # type: ignore[arg-type]
-                samplerate=samplerate,
-                channels=channels,
+                samplerate=int(model.samplerate),  # type: ignore[arg-type]
+                channels=int(model.audio_channels),  # type: ignore[arg-type]
                 samples=samples,
                 checkpoint_sha256=checkpoint.sha256,
                 random_init=checkpoint.random_init,

@@ -7,7 +7,7 @@ in order gives what the graph gives, bit for bit.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from .boundary import TensorSpec
 from .errors import PartitionError
 from .plan import Plan, Stage, TensorRule, rank
+from .planner import divide, live, operations
 from .program import Program, TensorType, copy_nodes
 
 INPUT, OUTPUT = "input", "output"
@@ -61,15 +62,51 @@ def partition(program: Program, plan: Plan) -> Partition:
     """
     placement = _place(program, plan)
     _check_forward(program, placement, plan)
+    units = [_Unit(stage.name, stage) for stage in plan.stages]
+    parts = _cut(program, plan, units, placement)
+    if all(stage.segments == 1 for stage in plan.stages):
+        return parts
+    return _cut(program, plan, *_divided(program, plan, parts, placement))
+
+
+class _Unit(NamedTuple):
+    """A segment to be: its name, and the stage it is or is part of."""
+
+    name: str
+    stage: Stage
+
+
+def _cut(program: Program, plan: Plan, units: Sequence[_Unit], placement: Mapping[fx.Node, int]) -> Partition:
+    """Cut where the unit of nodes changes."""
     crossing = _crossing(program, placement)
-    names = _name(program, plan, placement, crossing)
-    specs = {node: _spec(program, plan, placement, node, names[node]) for node in crossing}
-    segments = tuple(_segment(program, plan, index, placement, specs) for index in range(len(plan.stages)))
+    names = _name(program, plan, units, placement, crossing)
+    specs = {node: _spec(program, units, placement, node, names[node]) for node in crossing}
+    segments = tuple(_segment(program, units, index, placement, specs) for index in range(len(units)))
     return Partition(
         segments=segments,
         tensors=tuple(specs.values()),
         nodes={spec.name: node.name for node, spec in specs.items()},
     )
+
+
+def _divided(
+    program: Program, plan: Plan, parts: Partition, placement: Mapping[fx.Node, int]
+) -> tuple[list[_Unit], dict[fx.Node, int]]:
+    """Units and placement with every stage of several segments divided by the planner."""
+    units: list[_Unit] = []
+    divided: dict[fx.Node, int] = {}
+    for index, (stage, whole) in enumerate(zip(plan.stages, parts.segments, strict=True)):
+        own = [node for node in program.operators if placement.get(node) == index]
+        if stage.segments == 1:
+            divided |= dict.fromkeys(own, len(units))
+            units.append(_Unit(stage.name, stage))
+            continue
+        division = divide(whole.program, stage.segments, balance=1 + plan.imbalance, cost=operations)
+        of = {node: piece for piece, nodes in enumerate(division.pieces) for node in nodes}
+        for node, copy in zip(own, live(whole.program), strict=True):  # both in the order of the capture
+            divided[node] = len(units) + of[copy]
+        units += [_Unit(f"{stage.name}_{piece + 1}", stage) for piece in range(stage.segments)]
+    return units, divided
 
 
 def run(parts: Partition, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -191,17 +228,19 @@ def _consumers(placement: Mapping[fx.Node, int], node: fx.Node) -> set[int]:
     return {placement[user] for user in node.users if user in placement}
 
 
-def _spec(program: Program, plan: Plan, placement: Mapping[fx.Node, int], node: fx.Node, name: _Named) -> TensorSpec:
+def _spec(
+    program: Program, units: Sequence[_Unit], placement: Mapping[fx.Node, int], node: fx.Node, name: _Named
+) -> TensorSpec:
     kind: TensorType = node.meta["type"]
-    stage = placement.get(node)
-    consumers = tuple(plan.stages[index].name for index in sorted(_consumers(placement, node) - {stage}))
+    unit = placement.get(node)
+    consumers = tuple(units[index].name for index in sorted(_consumers(placement, node) - {unit}))
     return TensorSpec(
         name=name.name,
         shape=kind.shape,
         dtype=kind.dtype,
         layout=name.layout,
         about=name.about,
-        producer=INPUT if stage is None else plan.stages[stage].name,
+        producer=INPUT if unit is None else units[unit].name,
         consumers=consumers + ((OUTPUT,) if node in program.output_nodes else ()),
     )
 
@@ -213,7 +252,11 @@ class _Named(NamedTuple):
 
 
 def _name(
-    program: Program, plan: Plan, placement: Mapping[fx.Node, int], crossing: list[fx.Node]
+    program: Program,
+    plan: Plan,
+    units: Sequence[_Unit],
+    placement: Mapping[fx.Node, int],
+    crossing: list[fx.Node],
 ) -> dict[fx.Node, _Named]:
     """Semantic name of every crossing tensor, with what the plan says about it."""
     named: dict[fx.Node, _Named] = {}
@@ -230,7 +273,7 @@ def _name(
             for rule in plan.tensors:
                 if (
                     bool(rule.feeds) == second_round
-                    and (feeds := _fits(rule, node, plan, placement, named)) is not None
+                    and (feeds := _fits(rule, node, units, placement, named)) is not None
                 ):
                     named[node] = _Named(rule.name.format(index=counts[rule], feeds=feeds), rule.layout, rule.about)
                     counts[rule] += 1
@@ -238,7 +281,7 @@ def _name(
     taken = {one.name for one in named.values()}
     for node in crossing:
         if node not in named:
-            name = _fallback_name(plan.stages[placement[node]].name, node, taken)
+            name = _fallback_name(units[placement[node]].stage.name, node, taken)
             named[node] = _Named(name)
             taken.add(name)
     duplicates = [name for name, count in Counter(one.name for one in named.values()).items() if count > 1]
@@ -252,11 +295,17 @@ def _name(
 
 
 def _fits(
-    rule: TensorRule, node: fx.Node, plan: Plan, placement: Mapping[fx.Node, int], named: Mapping[fx.Node, _Named]
+    rule: TensorRule,
+    node: fx.Node,
+    units: Sequence[_Unit],
+    placement: Mapping[fx.Node, int],
+    named: Mapping[fx.Node, _Named],
 ) -> str | None:
     """The tensor the node feeds (``""`` if the rule does not ask), or None if the rule does not fit."""
     stage = placement[node]
-    if rule.producer != plan.stages[stage].name or (rule.op and rule.op != str(node.target)):
+    if all(units[index].stage is units[stage].stage for index in _consumers(placement, node)):
+        return None  # rules are about what one stage hands to another
+    if rule.producer != units[stage].stage.name or (rule.op and rule.op != str(node.target)):
         return None
     if rule.layout and rank(rule.layout) != len(node.meta["type"].shape):
         return None
@@ -287,9 +336,13 @@ def _fallback_name(stage: str, node: fx.Node, taken: set[str]) -> str:
 
 
 def _segment(
-    program: Program, plan: Plan, index: int, placement: Mapping[fx.Node, int], specs: Mapping[fx.Node, TensorSpec]
+    program: Program,
+    units: Sequence[_Unit],
+    index: int,
+    placement: Mapping[fx.Node, int],
+    specs: Mapping[fx.Node, TensorSpec],
 ) -> Segment:
-    stage = plan.stages[index]
+    name, stage = units[index]
     own = [node for node in program.operators if placement.get(node) == index]
     own_set = set(own)
     read = {parent for node in own for parent in node.all_input_nodes}
@@ -312,9 +365,9 @@ def _segment(
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     weights = {key: tensor for key, tensor in program.weights.items() if key in used}
     return Segment(
-        name=stage.name,
+        name=name,
         stage=stage,
-        program=Program(stage.name, graph, weights, tuple(specs[node].name for node in outputs)),
+        program=Program(name, graph, weights, tuple(specs[node].name for node in outputs)),
         inputs=tuple(specs[node] for node in inputs),
         outputs=tuple(specs[node] for node in outputs),
     )

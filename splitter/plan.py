@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import PlanError
@@ -53,12 +55,14 @@ class Stage(_Strict):
         modules: Module paths whose nodes are placed here, each with all it contains. Only the first and
             the last stage may leave it empty: they take what comes before and after all placed nodes.
         exact: It holds its modules' nodes and nothing else.
+        segments: In how many it is cut, each a package of its own; the planner chooses where.
     """
 
     name: Name
     target: Name
     modules: tuple[str, ...] = ()
     exact: bool = False
+    segments: int = Field(default=1, ge=1, le=64)
 
 
 class TensorRule(_Strict):
@@ -188,6 +192,7 @@ class Plan(_Strict):
         precision: Arithmetic inside the packages.
         boundary_dtype: Element type of the packages' inputs and outputs.
         weights: How the weights of a stage lowered to ``kernels`` are stored.
+        imbalance: ε: where a stage is cut into N segments, none has more than (1 + ε) / N of its operations.
         segment_samples: Samples in one run of the model; the training segment where None.
         tolerances: What `verify` demands.
     """
@@ -202,6 +207,7 @@ class Plan(_Strict):
     precision: Precision = Precision.FP32
     boundary_dtype: Precision = Precision.FP32
     weights: WeightsForm = WeightsForm()
+    imbalance: float = Field(default=0.2, ge=0)
     segment_samples: int | None = Field(default=None, gt=0)
     tolerances: Tolerances = Tolerances()
 
@@ -221,6 +227,9 @@ class Plan(_Strict):
         for stage in self.stages[1:-1]:
             if not stage.modules:
                 raise ValueError(f"stage {stage.name!r} has no modules; only the first and last may have none")
+        for stage in self.stages:
+            if stage.segments > 1 and stage.target not in ("coreml", "graph"):
+                raise ValueError(f"stage {stage.name!r} cannot be cut: the target {stage.target!r} takes it whole")
         for rule in self.tensors:
             if rule.producer not in names:
                 raise ValueError(f"tensor {rule.name!r} names the producer {rule.producer!r}, which is no stage")
@@ -273,6 +282,44 @@ def changed(plan: Plan, **settings: object) -> Plan:
         return Plan.model_validate({**current, **given, **parts})
     except ValidationError as error:
         raise PlanError("the settings must agree with each other", received=readable(error)) from error
+
+
+def save(plan: Plan, path: Path) -> None:
+    """Write a plan file; whole, or not at all. Raises `PlanError` where that cannot be."""
+    waiting = path.with_name(f".{path.name}.writing")
+    try:
+        waiting.write_text(tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
+        waiting.replace(path)
+    except OSError as error:
+        raise PlanError(f"{path} must be writable", received=str(error)) from error
+    finally:
+        waiting.unlink(missing_ok=True)
+
+
+def with_segments(plan: Plan, counts: Mapping[str, int]) -> Plan:
+    """The plan with some stages cut into so many segments. Raises `PlanError` for a name that is no stage's."""
+    if unknown := sorted(counts.keys() - {stage.name for stage in plan.stages}):
+        raise PlanError(
+            "segments are asked for by stage",
+            received=", ".join(unknown),
+            fix=f"The plan's stages are {', '.join(stage.name for stage in plan.stages)}.",
+        )
+    stages = [stage.model_dump() | {"segments": counts.get(stage.name, stage.segments)} for stage in plan.stages]
+    return changed(plan, stages=stages)
+
+
+def monolith(plan: Plan) -> Plan:
+    """The plan with everything between its first and its last stage in one Core ML package, for comparison."""
+    inner = plan.stages[1:-1]
+    core = Stage(name="core", target="coreml", modules=tuple(path for stage in inner for path in stage.modules))
+    merged = {stage.name for stage in inner}
+    tensors = [
+        rule.model_dump() | {"producer": "core" if rule.producer in merged else rule.producer}
+        for rule in plan.tensors
+        if rule.producer not in merged - {inner[-1].name}
+    ]
+    stages = [stage.model_dump() for stage in (plan.stages[0], core, plan.stages[-1])]
+    return changed(plan, stages=stages, tensors=tensors, weights={} if plan.weights == WeightsForm() else None)
 
 
 def readable(error: ValidationError) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -55,6 +55,20 @@ class Division:
         return len(self.costs) * max(self.costs) / sum(self.costs)
 
 
+# Operations that Core ML Tools 9.0 makes of one operator, where it is not one; counted in converted packages.
+_OPERATIONS: Mapping[object, int] = {
+    torch.ops.aten.group_norm.default: 11,
+    torch.ops.aten.glu.default: 3,
+    torch.ops.aten.unsqueeze.default: 0,  # of a layer scale, and folded
+    torch.ops.aten.scaled_dot_product_attention.default: 4,
+}
+
+
+def operations(node: fx.Node) -> int:
+    """Cost: operations of an ML Program that an operator becomes, estimated."""
+    return 0 if _accesses_tuple(node) else _OPERATIONS.get(node.target, 1)
+
+
 def operators(node: fx.Node) -> int:
     """Cost: each operator 1. Accesses to the results of one that gives several are none."""
     return 0 if _accesses_tuple(node) else 1
@@ -62,7 +76,7 @@ def operators(node: fx.Node) -> int:
 
 def weight_bytes(node: fx.Node) -> int:
     """Cost: bytes of the weights an operator reads itself."""
-    return sum(_size(parent) for parent in node.all_input_nodes if parent.op == "get_attr")
+    return sum(tensor_bytes(parent) for parent in node.all_input_nodes if parent.op == "get_attr")
 
 
 def divide(program: Program, pieces: int, *, balance: float = 1.2, cost: Cost = operators) -> Division:
@@ -109,18 +123,18 @@ def division(program: Program, pieces: Iterable[Iterable[fx.Node]], *, cost: Cos
     order = {node: index for index, node in enumerate(program.graph.nodes)}
     sets = [tuple(sorted(piece, key=order.__getitem__)) for piece in pieces]
     of = {node: index for index, piece in enumerate(sets) for node in piece}
-    live = _live(program)
-    if len(of) != sum(map(len, sets)) or of.keys() != set(live):
-        raise UsageError("every operator lies in one piece", received=f"{len(of)} of {len(live)} in {len(sets)}")
-    for node in live:
+    alive = live(program)
+    if len(of) != sum(map(len, sets)) or of.keys() != set(alive):
+        raise UsageError("every operator lies in one piece", received=f"{len(of)} of {len(alive)} in {len(sets)}")
+    for node in alive:
         if back := [user for user in node.users if user in of and of[user] < of[node]]:
             raise UsageError("data flows from earlier pieces to later ones", received=f"{node.name} → {back[0].name}")
-    crossing = tuple(node for node in live if any(of.get(user, of[node]) != of[node] for user in node.users))
+    crossing = tuple(node for node in alive if any(of.get(user, of[node]) != of[node] for user in node.users))
     return Division(
         pieces=tuple(sets),
         costs=tuple(sum(map(cost, piece)) for piece in sets),
         crossing=crossing,
-        traffic=sum(map(_size, crossing)),
+        traffic=sum(map(tensor_bytes, crossing)),
     )
 
 
@@ -129,10 +143,10 @@ def equal_cuts(program: Program, pieces: int, *, cost: Cost = weight_bytes) -> D
 
     With weights as the cost and two pieces it is the rule of Core ML Tools' ``bisect_model``, on this graph.
     """
-    live = _live(program)
-    total, done, index = sum(map(cost, live)), 0, 0
+    alive = live(program)
+    total, done, index = sum(map(cost, alive)), 0, 0
     sets: list[list[fx.Node]] = [[] for _ in range(pieces)]
-    for node in live:
+    for node in alive:
         if not _accesses_tuple(node):
             index = min(done * pieces // max(total, 1), pieces - 1)
         sets[index].append(node)
@@ -158,8 +172,8 @@ class _Block:
     values: tuple[tuple[int, frozenset[int]], ...]
 
 
-def _live(program: Program) -> list[fx.Node]:
-    """Operators that depend on an input, in order."""
+def live(program: Program) -> list[fx.Node]:
+    """Operators of a program that depend on an input, in order."""
     found: dict[fx.Node, None] = dict.fromkeys(program.input_nodes)
     for node in program.operators:
         if any(parent in found for parent in node.all_input_nodes):
@@ -171,7 +185,8 @@ def _accesses_tuple(node: fx.Node) -> bool:
     return any(parent.meta["type"] is None for parent in node.all_input_nodes)
 
 
-def _size(node: fx.Node) -> int:
+def tensor_bytes(node: fx.Node) -> int:
+    """Size of a node's value; 0 for a tuple."""
     kind: TensorType | None = node.meta["type"]
     return 0 if kind is None else math.prod(kind.shape) * getattr(torch, kind.dtype).itemsize
 
@@ -180,7 +195,7 @@ def _blocks(program: Program, cost: Cost) -> list[_Block]:
     """One for each operator, with the accesses to its results."""
     owner: dict[fx.Node, int] = {}
     groups: list[list[fx.Node]] = []
-    for node in _live(program):
+    for node in live(program):
         if _accesses_tuple(node):
             owner[node] = owner[node.all_input_nodes[0]]
             groups[owner[node]].append(node)
@@ -194,7 +209,9 @@ def _linked(groups: Sequence[Sequence[fx.Node]], owner: dict[fx.Node, int], cost
     blocks = []
     for index, group in enumerate(groups):
         reads = {owner[parent] for node in group for parent in node.all_input_nodes if parent in owner}
-        readers = [(_size(node), frozenset(owner[u] for u in node.users if u in owner) - {index}) for node in group]
+        readers = [
+            (tensor_bytes(node), frozenset(owner[u] for u in node.users if u in owner) - {index}) for node in group
+        ]
         blocks.append(
             _Block(
                 nodes=tuple(group),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -15,6 +16,7 @@ from .port import PortReport
 if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do without
     from .doctor import Diagnosis, Finding
     from .doctor import Report as DoctorReport
+    from .planning import Layout
 
 _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
 
@@ -117,6 +119,35 @@ def report_tables(report: Report) -> RenderableType:
     noted = [check for check in report.checks if check.note and check.status is not Status.PASS]
     notes = [Text(f"{check.kind} {check.subject}: {check.status}: {check.note}") for check in noted]
     return Group(*(table for table in (boundaries, others) if table.row_count), *notes, verdict)
+
+
+def layout_tables(layouts: Sequence[Layout]) -> RenderableType:
+    """A row per layout, and below it a row per package of the last."""
+    table = Table(title="layouts; operations and compile times are estimates", title_justify="left")
+    table.add_column("")
+    for column in ("packages", "operations", "largest", "weights", "largest", "boundaries", "within stages",
+                   "working set", "compile", "longest"):  # fmt: skip
+        table.add_column(column, justify="right")
+    for one in layouts:
+        operations = [package.operations for package in one.packages]
+        weights = [package.weight_bytes for package in one.packages]
+        seconds = [package.compile_seconds for package in one.packages]
+        table.add_row(
+            one.name, f"{len(one.packages)}", f"{sum(operations)}", f"{max(operations)}", size(sum(weights)),
+            size(max(weights)), size(one.boundary_bytes), size(one.internal_bytes),
+            size(max(package.working_set for package in one.packages)),
+            f"{sum(seconds):.0f} s", f"{max(seconds):.0f} s",
+        )  # fmt: skip
+    packages = Table(title=f"packages, {layouts[-1].name}", title_justify="left")
+    packages.add_column("package")
+    for column in ("operations", "weights", "working set", "compile"):
+        packages.add_column(column, justify="right")
+    for package in layouts[-1].packages:
+        packages.add_row(
+            package.name, f"{package.operations}", size(package.weight_bytes), size(package.working_set),
+            f"{package.compile_seconds:.0f} s",
+        )  # fmt: skip
+    return Group(table, packages)
 
 
 def port_table(report: PortReport) -> RenderableType:
