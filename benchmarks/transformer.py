@@ -103,12 +103,11 @@ def _torch(directory: Path) -> Run:
 
 # The kernels as they lie in the tree: they need neither PyTorch nor splitter, nor do these processes.
 def _jax(directory: Path) -> Run:
-    import jax
     import numpy as np
 
     from kernels import xla
 
-    prepared = jax.device_put(load_file(directory / "weights"))
+    prepared = xla.prepared(load_file(directory / "weights"))
     transformer, inputs = xla.compiled(_config(directory)), list(load_file(directory / "inputs").values())
     return lambda: [np.asarray(result) for result in transformer(prepared, *inputs)]
 

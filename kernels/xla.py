@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax import Array, lax
 from jaxtyping import Float
@@ -22,14 +23,35 @@ from .spec import BRANCHES, POSITIONS, Branch, Config, Kind, SpecError
 from .taps import LOGIT_ROWS, Observer
 
 DTYPES = ("float32", "bfloat16", "float16")
-Weights: TypeAlias = Mapping[str, Float[Array, "..."]]
+Prepared: TypeAlias = Mapping[str, Any]  # a tensor by name, or a tuple of its parts
 _Tap: TypeAlias = Callable[[str, Float[Array, "..."]], Float[Array, "..."]]
 _ATTENTION_ROWS = 336  # query rows of one head at a time: their logits stay in the cache
 _HIDDEN = 512  # channels of the hidden layer at a time: sums of more terms lose digits and speed on a CPU
 
 
+def prepared(weights: Mapping[str, Any]) -> Prepared:
+    """The weights on the device, as `compiled` functions take them.
+
+    The matrices that are used in parts (query, key and value; so many channels of the hidden layer at a time) are
+    taken apart here. In the compiled function every part would be copied in every run, and all copies held at once.
+    """
+    found: dict[str, Any] = {}
+    for name, value in weights.items():
+        if ".in_proj_" in name:
+            found[name] = tuple(np.split(np.asarray(value), 3))
+        elif ".linear1." in name or name.endswith(".linear2.weight"):
+            axis = -1 if name.endswith(".linear2.weight") else 0
+            array = np.asarray(value)
+            starts = range(_HIDDEN, array.shape[axis], _HIDDEN)
+            found[name] = tuple(np.ascontiguousarray(part) for part in np.split(array, starts, axis=axis))
+        else:
+            found[name] = value
+    placed: Prepared = jax.device_put(found)
+    return placed
+
+
 def compiled(config: Config, taps: Collection[str] = ()) -> Callable[..., Any]:
-    """The transformer as one compiled function of weights, frequency and time branch.
+    """The transformer as one compiled function of `prepared` weights, frequency and time branch.
 
     Args:
         config: The configuration the weights fit.
@@ -72,7 +94,7 @@ def _compiler_options() -> dict[str, str]:
 def _tapped(
     config: Config,
     taps: frozenset[str],
-    weights: Weights,
+    weights: Prepared,
     freq: Float[Array, "batch channels bins frames"],
     time: Float[Array, "batch channels samples"],
 ) -> tuple[Float[Array, "..."], Float[Array, "..."], dict[str, Float[Array, "..."]]]:
@@ -87,7 +109,7 @@ def _tapped(
 
 def transformer(
     config: Config,
-    weights: Weights,
+    weights: Prepared,
     freq: Float[Array, "batch channels bins frames"],
     time: Float[Array, "batch channels samples"],
     *,
@@ -116,7 +138,7 @@ def transformer(
 
 def _layer(
     config: Config,
-    weights: Weights,
+    weights: Prepared,
     prefix: str,
     x: Float[Array, "batch tokens channels"],
     source: Float[Array, "batch sources channels"] | None,
@@ -145,7 +167,7 @@ def _layer(
 
 def _attention(
     config: Config,
-    weights: Weights,
+    weights: Prepared,
     prefix: str,
     kind: Kind,
     queries: Float[Array, "batch tokens channels"],
@@ -153,8 +175,7 @@ def _attention(
     tap: _Tap,
 ) -> Float[Array, "batch tokens channels"]:
     name, dtype = f"{prefix}.{kind}_attn", queries.dtype
-    matrices = jnp.split(weights[f"{name}.in_proj_weight"], 3)
-    biases = jnp.split(weights[f"{name}.in_proj_bias"], 3)
+    matrices, biases = weights[f"{name}.in_proj_weight"], weights[f"{name}.in_proj_bias"]
     q, k, v = (
         tap(letter, rearrange(_linear(x, w, b).astype(dtype), "b n (h d) -> b h n d", h=config.heads))
         for letter, x, w, b in zip("qkv", (queries, sources, sources), matrices, biases, strict=True)
@@ -207,16 +228,16 @@ def _attend(
 
 
 def _feed_forward(
-    weights: Weights, prefix: str, x: Float[Array, "batch tokens channels"], tap: _Tap
+    weights: Prepared, prefix: str, x: Float[Array, "batch tokens channels"], tap: _Tap
 ) -> Float[Array, "batch tokens channels"]:
-    w_1, b_1 = weights[f"{prefix}.linear1.weight"], weights[f"{prefix}.linear1.bias"]
-    w_2, total = weights[f"{prefix}.linear2.weight"], _wide(weights[f"{prefix}.linear2.bias"])
+    first, second = f"{prefix}.linear1", f"{prefix}.linear2"
+    parts = zip(weights[f"{first}.weight"], weights[f"{first}.bias"], weights[f"{second}.weight"], strict=True)
+    total = _wide(weights[f"{second}.bias"])
     hidden, active = [], []
-    for start in range(0, len(b_1), _HIDDEN):
-        part = slice(start, start + _HIDDEN)
-        hidden.append(_linear(x, w_1[part], b_1[part]).astype(x.dtype))
+    for w_1, b_1, w_2 in parts:
+        hidden.append(_linear(x, w_1, b_1).astype(x.dtype))
         active.append(jax.nn.gelu(_wide(hidden[-1]), approximate=False).astype(x.dtype))
-        total = total + _products(active[-1], w_2[:, part])
+        total = total + _products(active[-1], w_2)
     tap("linear1", jnp.concatenate(hidden, axis=-1))
     tap("gelu", jnp.concatenate(active, axis=-1))
     return total.astype(x.dtype)
@@ -238,13 +259,13 @@ def _products(a: Float[Array, "*batch n in"], b: Float[Array, "*shared m in"]) -
 
 
 def _layer_norm(
-    weights: Weights, name: str, x: Float[Array, "batch tokens channels"], eps: float
+    weights: Prepared, name: str, x: Float[Array, "batch tokens channels"], eps: float
 ) -> Float[Array, "batch tokens channels"]:
     return _normalise(weights, name, x, eps, lambda value: value.mean(axis=-1, keepdims=True))
 
 
 def _group_norm(
-    weights: Weights, name: str, x: Float[Array, "batch tokens channels"], eps: float
+    weights: Prepared, name: str, x: Float[Array, "batch tokens channels"], eps: float
 ) -> Float[Array, "batch tokens channels"]:
     """Over all tokens and channels, in two levels: see `reference.group_norm`."""
     return _normalise(
@@ -253,7 +274,7 @@ def _group_norm(
 
 
 def _normalise(
-    weights: Weights, name: str, x: Float[Array, "batch tokens channels"], eps: float, mean: Callable[[Array], Array]
+    weights: Prepared, name: str, x: Float[Array, "batch tokens channels"], eps: float, mean: Callable[[Array], Array]
 ) -> Float[Array, "batch tokens channels"]:
     centred = _wide(x) - mean(_wide(x))
     normed = centred * lax.rsqrt(mean(jnp.square(centred)) + eps)

@@ -64,7 +64,7 @@ def test_numpy_and_jax_agree_with_the_module(width, heads, cross_first):
     expected = [tensor.detach().numpy() for tensor in made(freq, time)]
     for results in (
         reference.transformer(config, weights, freq.numpy(), time.numpy()),
-        xla.compiled(config)(jax.device_put(weights), freq.numpy(), time.numpy()),
+        xla.compiled(config)(xla.prepared(weights), freq.numpy(), time.numpy()),
     ):
         for one, result in zip(expected, results, strict=True):
             assert np.asarray(result).dtype == np.float32
@@ -87,7 +87,7 @@ def observed(config, weights, freq, time):
     reference.transformer(config, weights, freq, time, observe=lambda *pair: found.append(pair))
     yield found
     names = list(taps.taps(config))
-    *_, values = xla.compiled(config, names)(weights, freq, time)
+    *_, values = xla.compiled(config, names)(xla.prepared(weights), freq, time)
     yield [(name, np.array(values[name])) for name in names]
     assert values.keys() == set(names)
 
@@ -130,7 +130,7 @@ def test_taps_on_request_leave_the_result_alone():
     rng = np.random.default_rng(0)
     freq, time = (rng.standard_normal(shape, np.float32) for shape in ((1, 32, 3, 5), (1, 32, 7)))
     plain = reference.transformer(config, weights, freq, time)
-    *tapped, values = xla.compiled(config, ["layers_t.0.k", "norm_in"])(weights, freq, time)
+    *tapped, values = xla.compiled(config, ["layers_t.0.k", "norm_in"])(xla.prepared(weights), freq, time)
     assert values.keys() == {"norm_in", "layers_t.0.k"}
     assert values["layers_t.0.k"].shape == (1, 4, 7, 8)
     for one, other in zip(plain, tapped, strict=True):
@@ -246,7 +246,7 @@ def test_half_precision_has_wide_statistics(dtype, limit):
         jax.numpy.asarray(rng.standard_normal(shape) * 3000, dtype) for shape in ((1, 32, 3, 50), (1, 32, 70))
     )
     expected = reference.transformer(config, weights, *(np.asarray(x, np.float32) for x in (freq, time)))
-    for one, result in zip(expected, xla.compiled(config)(weights, freq, time), strict=True):
+    for one, result in zip(expected, xla.compiled(config)(xla.prepared(weights), freq, time), strict=True):
         assert result.dtype == dtype
         assert limit <= snr_db(one, np.asarray(result, np.float32)) < limit + 25
 

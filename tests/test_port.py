@@ -3,7 +3,6 @@
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -56,7 +55,7 @@ def by_numpy(model, observe):
 
 def by_jax(model, observe):
     compiled = xla.compiled(model.config, list(model.taps))
-    for name, value in compiled(jax.device_put(dict(model.tensors)), *model.inputs.values())[2].items():
+    for name, value in compiled(xla.prepared(model.tensors), *model.inputs.values())[2].items():
         observe(name, value)
 
 

@@ -27,7 +27,7 @@ class JaxEngine(Engine):
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         self._record = weights.record_of(segment.artifact.details)
         config, tensors = weights.load(bundle.path / segment.artifact.path, self._record)
-        self._weights = jax.device_put(tensors)
+        self._weights = xla.prepared(tensors)
         self._transformer = xla.compiled(config)
         self._dtypes = [bundle.tensors[name].dtype for name in self._record.outputs]
 
