@@ -19,9 +19,10 @@ from .mil.harness import mb, package
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory) -> Bundle:
-    """The demo in half precision, inside its packages and between them."""
+    """The demo in half precision, inside its packages and between them; without the passes that make its norms safe."""
     path = tmp_path_factory.mktemp("half") / "half.bundle"
     settings = {"precision": "fp16", "boundary_dtype": "fp16", "deployment_target": "iOS16"}
+    settings["passes"] = ["keep-broadcasts-small"]
     return splitter.build("demo", path, **settings).members[0]
 
 
