@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from . import arrays
 from .boundary import Array, is_finite
@@ -27,6 +28,7 @@ _CONVINCING_DB = 80.0  # of half precision against half precision: only some val
 _DRIFT_DB = 40.0  # below this a difference is not one of precision
 _FREEDOM_DB = 8.0  # what a fit of two numbers may gain over a mistake that names them
 _HALF_NOISE_DB = 30.0
+_ROUNDING_DB = 3.0  # by which one rounding may be unluckier than another
 _GOLDEN = ("input", "input_t")
 
 
@@ -202,7 +204,21 @@ class _Verification:
             expected = self.model.step(name, {read: self._given(read) for read in reads})
             scope, parity, limit = "local", compare(expected, self.dump[name]), self.tolerances.port_snr_db[dtype]
         assert parity is not None  # the model shows every tap
-        return Check("port", name, judged(parity, limit, negligible=0.0), "dump", scope, parity, limit)
+        status, note = judged(parity, limit, negligible=0.0), ""
+        if status is Status.FAIL and scope == "local" and name.endswith(".heads") and self._is_rounding(name, expected):
+            status, note = Status.PASS, "logits so large that float32 holds no more: as near to float64 as the model is"
+        return Check("port", name, status, "dump", scope, parity, limit, note)
+
+    def _is_rounding(self, name: str, expected: Array) -> bool:
+        """In float32, an attention is as near to float64 as the model's own, whose softmax magnifies the rounding."""
+        dumped = self.dump[name]
+        if dumped.dtype != np.float32:
+            return False
+        q, k, v = (self._given(read).astype(np.float64) for read in self.model.taps[name].reads)
+        exact = np.empty(dumped.shape)
+        for head in np.ndindex(q.shape[:2]):  # one at a time: logits of all would be tokens × sources × heads
+            exact[head] = softmax(q[head] @ k[head].T / math.sqrt(q.shape[-1]), axis=-1) @ v[head]
+        return _snr(exact, dumped) >= _snr(exact, expected) - _ROUNDING_DB
 
     def _given(self, read: str) -> Array:
         return self.dump[read] if read in self.sound else self.model.inputs[read]

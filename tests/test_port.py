@@ -8,6 +8,7 @@ import pytest
 
 from splitter import arrays
 from splitter.bundle import Bundle
+from splitter.checks import Status
 from splitter.errors import UsageError
 from splitter.kernels import metal, reference, xla
 from splitter.port import read_dump, verify_port
@@ -146,6 +147,23 @@ def test_names_that_are_no_taps_are_not_passed_over(sound, demo_bundle):
     assert report.misnamed == {"layer.0.norm1": "layers.0.norm1", "x": ""}
     with pytest.raises(UsageError, match="tensors by tap name; got x"):
         verify_port([{"x": sound["input"]}], demo_bundle)
+
+
+@pytest.mark.parametrize(("noise", "passes"), [(1e-7, True), (1e-3, False)])
+def test_large_logits_cost_no_port_more_than_the_model(model, sound, demo_bundle, noise, passes):
+    """Logits of hundreds have an ulp of 3e-5, which the softmax makes a relative error of its results."""
+    names = [f"layers_t.0.{one}" for one in "qkv"]
+    q, k, v = (sound[name] for name in names)
+    q = q * np.float32(8000 / np.abs(sound["layers_t.0.logits"]).max())
+    logits = (q / np.sqrt(np.float32(q.shape[-1]))) @ k.swapaxes(-1, -2)
+    logits *= 1 + np.float32(noise) * np.sign(np.sin(np.arange(logits.size, dtype=np.float32))).reshape(logits.shape)
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    heads = (powers / powers.sum(axis=-1, keepdims=True)) @ v
+    dumped = {"layers_t.0.q": q, "layers_t.0.k": k, "layers_t.0.v": v, "layers_t.0.heads": heads}
+    report = verify_port([dumped], demo_bundle)
+    (check,) = (one.check for one in report.taps if one.check.subject == "layers_t.0.heads")
+    assert check.parity.snr_db < check.limit_db
+    assert (check.status is Status.PASS) == passes
 
 
 def test_a_silent_tap_proves_nothing(sound, demo_bundle):
