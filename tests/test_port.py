@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from splitter import arrays
+from splitter import plan as plans
 from splitter.bundle import Bundle
 from splitter.checks import Status
 from splitter.errors import UsageError
@@ -149,18 +151,20 @@ def test_names_that_are_no_taps_are_not_passed_over(sound, demo_bundle):
         verify_port([{"x": sound["input"]}], demo_bundle)
 
 
-@pytest.mark.parametrize(("noise", "passes"), [(0.0, True), (1e-5, False)])
+@pytest.mark.parametrize(("noise", "passes"), [(0.0, True), (3e-7, False)])
 def test_large_logits_cost_no_port_more_than_the_model(model, sound, demo_bundle, noise, passes):
     """Logits of hundreds have an ulp of 3e-5, which the softmax makes a relative error of its results."""
     names = [f"layers_t.0.{one}" for one in "qkv"]
     q, k, v = (sound[name] for name in names)
-    q = q * np.float32(8000 / np.abs(sound["layers_t.0.logits"]).max())
+    q = q * np.float32(2000 / np.abs(sound["layers_t.0.logits"]).max())
     logits = q.astype(np.float64) @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
     logits = (logits * (1 + noise * np.random.default_rng(0).standard_normal(logits.shape))).astype(np.float32)
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     heads = (powers / powers.sum(axis=-1, keepdims=True)) @ v
     dumped = {"layers_t.0.q": q, "layers_t.0.k": k, "layers_t.0.v": v, "layers_t.0.heads": heads}
-    report = verify_port([dumped], demo_bundle)
+    plan = plans.changed(demo_bundle.manifest.plan, tolerances={"port_snr_db": {"float32": 120.0, "float16": 62.0}})
+    strict = replace(demo_bundle, manifest=demo_bundle.manifest.model_copy(update={"plan": plan}))
+    report = verify_port([dumped], strict)
     (check,) = (one.check for one in report.taps if one.check.subject == "layers_t.0.heads")
     assert check.parity.snr_db < check.limit_db
     assert (check.status is Status.PASS) == passes
