@@ -319,7 +319,7 @@ def monolith(plan: Plan) -> Plan:
         if rule.producer not in merged - {inner[-1].name}
     ]
     stages = [stage.model_dump() for stage in (plan.stages[0], core, plan.stages[-1])]
-    return changed(plan, stages=stages, tensors=tensors, weights={} if plan.weights == WeightsForm() else None)
+    return changed(plan, stages=stages, tensors=tensors)
 
 
 def readable(error: ValidationError) -> str:

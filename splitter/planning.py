@@ -98,7 +98,7 @@ def compare(
 
 def _fewest(segment: Segment, plan: Plan, max_operations: int | None, max_weight_bytes: int | None) -> int:
     """How many segments a stage must become at least to keep its budgets."""
-    best = ""
+    best = (math.inf, math.inf)  # operations and bytes of weights of the largest segment, where they were least
     total = sum(map(planner.operations, planner.live(segment.program)))
     fewest = 1 if max_operations is None else math.ceil(total / max_operations)
     for count in range(min(fewest, _MOST_SEGMENTS), _MOST_SEGMENTS + 1):
@@ -106,19 +106,18 @@ def _fewest(segment: Segment, plan: Plan, max_operations: int | None, max_weight
             division = planner.divide(segment.program, count, balance=1 + plan.imbalance, cost=planner.operations)
         except UsageError:  # not within the balance
             continue
-        weights = [sum(_weight_bytes(node, plan) for node in piece) for piece in division.pieces]
-        if (max_operations is None or max(division.costs) <= max_operations) and (
-            max_weight_bytes is None or max(weights) <= max_weight_bytes
-        ):
-            return count
-        best = (
-            f"{count} segments with up to {max(division.costs)} operations and {max(weights) / 1e6:.1f} MB of weights"
+        largest = (
+            max(division.costs),
+            max(sum(_weight_bytes(node, plan) for node in piece) for piece in division.pieces),
         )
+        if largest[0] <= (max_operations or math.inf) and largest[1] <= (max_weight_bytes or math.inf):
+            return count
+        best = min(best, largest)
     budgets = {"operations": max_operations, "bytes of weights": max_weight_bytes}
     raise PlanError(
         f"every segment of {segment.name!r} must keep its budget of "
         + " and ".join(f"{limit:,} {name}" for name, limit in budgets.items() if limit is not None),
-        received=f"at best {best}",
+        received=f"at best {best[0]:,} operations and {best[1]:,} bytes of weights, in up to {_MOST_SEGMENTS} segments",
         fix="Raise the budget.",
     )
 

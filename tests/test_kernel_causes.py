@@ -153,7 +153,7 @@ def test_command_line_builds_the_form_it_is_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(compiler, "build", build)
     arguments = ["build", "demo", "-o", str(tmp_path / "x"), "--layout", "mlx", "--compress", "pal6"]
-    assert CliRunner().invoke(cli._cli, arguments).exit_code == 7
+    assert CliRunner().invoke(cli.command, arguments).exit_code == 7
     assert asked["weights"] == {"layout": "mlx", "compress": "pal6"}
-    CliRunner().invoke(cli._cli, ["build", "demo", "-o", "x", "--weights-dtype", "fp16", "--qkv", "split"])
+    CliRunner().invoke(cli.command, ["build", "demo", "-o", "x", "--weights-dtype", "fp16", "--qkv", "split"])
     assert asked["weights"] == {"matrices": "fp16", "qkv": "split"}

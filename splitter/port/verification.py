@@ -1,27 +1,26 @@
-"""Holds what a port of the transformer dumped against the captured, untouched model, tap by tap."""
+"""Judges a dump tap by tap, and explains what fails."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from . import arrays
-from .boundary import Array, is_finite
-from .bundle import Bundle
-from .checks import Check, Status, json_check, judged
-from .errors import UsageError
-from .kernels.taps import LOGIT_ROWS, Tap
-from .parity import Parity, compare
+from ..boundary import Array, is_finite
+from ..bundle import Bundle
+from ..checks import Check, Status, judged
+from ..errors import UsageError
+from ..kernels.taps import LOGIT_ROWS, Tap
+from ..parity import Parity, compare
+from ..taps import TappedTransformer
+from .report import PortReport, TapCheck
 from .suspects import Step, drifted, suspects
-from .taps import FORMAT, TappedTransformer
 
 _EXPLAINED_BY_DB = 20.0  # a suspect this much nearer than the model itself is the cause
 _CONVINCING_DB = 80.0  # of half precision against half precision: only some values fell on the other side
@@ -29,89 +28,8 @@ _DRIFT_DB = 40.0  # below this a difference is not one of precision
 _FREEDOM_DB = 8.0  # what a fit of two numbers may gain over a mistake that names them
 _HALF_NOISE_DB = 30.0
 _ROUNDING_DB = 3.0  # by which one rounding may be unluckier than another
+_DRIFT = "the formula is right, its statistics drift: summed naively; take means in two levels"
 _GOLDEN = ("input", "input_t")
-
-
-@dataclass(frozen=True)
-class TapCheck:
-    """One tap of a dump.
-
-    Attributes:
-        check: Its verdict; ``check.note`` is the likely cause of a failure.
-        dtype: As dumped.
-        accumulated: Distance from the untouched model's own value; None where there is no comparing.
-    """
-
-    check: Check
-    dtype: str
-    accumulated: Parity | None
-
-
-@dataclass(frozen=True)
-class PortReport:
-    """What a dump is worth.
-
-    Attributes:
-        taps: Those the dump holds, in the order in which the model computes them.
-        missing: Those it does not hold.
-        misnamed: Names in the dump that are no taps, and the tap each one probably is (empty if none is near).
-    """
-
-    taps: tuple[TapCheck, ...]
-    missing: tuple[str, ...]
-    misnamed: Mapping[str, str]
-
-    @property
-    def first_divergence(self) -> Check | None:
-        return next((one.check for one in self.taps if one.check.status is Status.FAIL), None)
-
-    @property
-    def passed(self) -> bool:
-        """Something passed, nothing failed, and every name is a tap's."""
-        statuses = {one.check.status for one in self.taps}
-        return Status.PASS in statuses and Status.FAIL not in statuses and not self.misnamed
-
-    @property
-    def verdict(self) -> str:
-        """The last line: where the port first leaves the model, and probably why."""
-        first = self.first_divergence
-        if first is not None:
-            return f"first divergence: {first.subject} ({first.note})"
-        if self.misnamed:
-            return f"no divergence in {len(self.taps)} taps, but {len(self.misnamed)} names are no taps"
-        return f"no divergence in {len(self.taps)} taps"
-
-    def to_json(self) -> dict[str, Any]:
-        first = self.first_divergence
-        return {
-            "passed": self.passed,
-            "first_divergence": None if first is None else {"tap": first.subject, "cause": first.note},
-            "taps": [
-                json_check(one.check) | {"dtype": one.dtype, "accumulated_snr_db": _finite_snr(one.accumulated)}
-                for one in self.taps
-            ],
-            "missing": list(self.missing),
-            "misnamed": dict(self.misnamed),
-        }
-
-
-def read_dump(path: Path) -> dict[str, Array]:
-    """Read a dump; see `arrays.read` for the formats.
-
-    Raises:
-        UsageError: It is not readable, empty, or of a format version this splitter does not know.
-    """
-    version = arrays.metadata(path).get("format", FORMAT)
-    if version != FORMAT:
-        raise UsageError(
-            f"a dump that names its format must be {FORMAT}",
-            received=version,
-            fix="Use the splitter that wrote it, or leave the format out of the metadata.",
-        )
-    dump = arrays.read(path)
-    if not dump:
-        raise UsageError("a dump must hold tensors by tap name", received=f"nothing in {path}")
-    return dump
 
 
 def verify_port(dumps: Sequence[Mapping[str, Array]], bundle: Bundle) -> PortReport:
@@ -204,17 +122,20 @@ class _Verification:
             expected = self.model.step(name, {read: self._given(read) for read in reads})
             scope, parity, limit = "local", compare(expected, self.dump[name]), self.tolerances.port_snr_db[dtype]
         assert parity is not None  # the model shows every tap
-        status, note = judged(parity, limit, negligible=0.0), ""
-        if status is Status.FAIL and scope == "local" and name.endswith(".heads") and self._is_rounding(name, expected):
-            status, note = Status.PASS, "logits so large that float32 holds no more: as near to float64 as the model is"
-        return Check("port", name, status, "dump", scope, parity, limit, note)
+        check = Check("port", name, judged(parity, limit, negligible=0.0), "dump", scope, parity, limit)
+        if check.status is Status.FAIL and scope == "local" and name.endswith(".heads") and self._is_rounding(name):
+            note = "logits so large that float32 holds no more: as near to float64 as the model is"
+            return replace(check, status=Status.PASS, note=note)
+        return check
 
-    def _is_rounding(self, name: str, expected: Array) -> bool:
+    def _is_rounding(self, name: str) -> bool:
         """In float32, an attention is as near to float64 as the model's own, whose softmax magnifies the rounding."""
         dumped = self.dump[name]
         if dumped.dtype != np.float32:
             return False
-        q, k, v = (self._given(read).astype(np.float64) for read in self.model.taps[name].reads)
+        given = {read: self._given(read) for read in self.model.taps[name].reads}
+        expected = self.model.step(name, given)
+        q, k, v = (array.astype(np.float64) for array in given.values())
         exact = np.empty(dumped.shape)
         for head in np.ndindex(q.shape[:2]):  # one at a time: logits of all would be tokens × sources × heads
             exact[head] = softmax(q[head] @ k[head].T / math.sqrt(q.shape[-1]), axis=-1) @ v[head]
@@ -249,13 +170,18 @@ class _Verification:
         if wanted:
             self.model.run(lambda name, value: self.expected.update({name: value.copy()} if name in wanted else {}))
 
-    def _value(self, name: str) -> Array:
+    def _ported(self, name: str) -> Array:
+        """A tap's value as the port had it, or else as the model has it."""
         return self.dump[name] if name in self.sound else self.expected[name]
+
+    def _modelled(self, name: str) -> Array:
+        """The other way round."""
+        return self.expected[name] if name in self.expected else self.dump[name]
 
     def _cause(self, name: str, check: Check) -> str:
         dumped = self.dump[name]
         local = check.scope == "local"
-        step = self._step(name, self._value if local else self.expected_value)
+        step = self._step(name, self._ported if local else self._modelled)
         expected = (
             self.model.step(name, {r: step.value(r) for r in step.tap.reads}) if step.tap.reads else self.expected[name]
         )
@@ -281,17 +207,16 @@ class _Verification:
 
     def _cause_beneath(self, name: str) -> str:
         """A mistake that gives a passing value much nearer, rounded as it is, than the model does."""
-        dumped, step = self.dump[name], self._step(name, self._value)
+        dumped, step = self.dump[name], self._step(name, self._ported)
         expected = self.model.step(name, {read: step.value(read) for read in step.tap.reads})
         snr = _snr(expected.astype(dumped.dtype), dumped)
         return self._suspect(step, dumped, snr, math.inf) if snr < _CONVINCING_DB else ""
 
-    def expected_value(self, name: str) -> Array:
-        return self.expected[name] if name in self.expected else self.dump[name]
+    def _step(self, name: str, value: Callable[[str], Array]) -> Step:
+        def wide(tap: str) -> Array:
+            return value(tap).astype(np.float32, copy=False)
 
-    def _step(self, name: str, value: Any) -> Step:
-        frames = self.shapes["input"][-1]
-        return Step(self.model.config, self.model.taps[name], self.model.tensors, _widened(value), frames)
+        return Step(self.model.config, self.model.taps[name], self.model.tensors, wide, self.shapes["input"][-1])
 
     def _suspect(self, step: Step, dumped: Array, snr: float, wanted: float) -> str:
         rows = (slice(None), slice(None), slice(LOGIT_ROWS)) if step.tap.name.endswith(".heads") else (...,)
@@ -302,10 +227,7 @@ class _Verification:
         if snr >= _DRIFT_DB and (fitted := drifted(step, dumped)) is not None:
             found = _snr(fitted.astype(dumped.dtype), dumped) - _FREEDOM_DB
             if found > best:
-                best, cause = (
-                    found,
-                    "the formula is right, its statistics drift: summed naively; take means in two levels",
-                )
+                best, cause = found, _DRIFT
         return cause if best >= min(wanted, snr + _EXPLAINED_BY_DB) else ""
 
     def _permutation(self, name: str, expected: Array, dumped: Array) -> str:
@@ -314,6 +236,9 @@ class _Verification:
             return ""
         tap = self.model.taps[name]
         limit = self.tolerances.port_accumulated_snr_db[str(dumped.dtype)]  # type: ignore[index]
+        energies = (np.linalg.norm(one.astype(np.float64).ravel()) for one in (expected, dumped))
+        if not math.isclose(*energies, rel_tol=10 ** (-limit / 20)):  # which no order of axes changes
+            return ""
         axes, shape = self._axes(tap, expected.shape)
         same = tuple(range(len(axes)))
         for order in itertools.permutations(same):
@@ -351,10 +276,6 @@ def _neighbours(name: str) -> Iterator[str]:
             yield f"{one}.{int(index) - 1}.norm_out" if int(index) else "embedded" + one.removeprefix("layers")
 
 
-def _widened(value: Any) -> Any:
-    return lambda name: value(name).astype(np.float32, copy=False)
-
-
 def _snr(reference: Array, candidate: Array) -> float:
     parity = compare(np.asarray(reference), candidate)
     return -math.inf if parity.snr_db is None else parity.snr_db
@@ -364,7 +285,3 @@ def _noise(dumped: Array, snr: float) -> str:
     if dumped.dtype == np.float32 and np.array_equal(dumped, dumped.astype(np.float16).astype(np.float32)):
         return f"rounded to half precision: {snr:.0f} dB, and every value is on its grid"
     return f"the formula is right, its precision is not: noise at {snr:.0f} dB, as of half-precision accumulation"
-
-
-def _finite_snr(parity: Parity | None) -> float | None:
-    return None if parity is None or parity.snr_db is None or math.isinf(parity.snr_db) else parity.snr_db

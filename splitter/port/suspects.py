@@ -15,10 +15,10 @@ import numpy as np
 from einops import rearrange
 from scipy.special import expit
 
-from .boundary import Array
-from .kernels import reference
-from .kernels.spec import POSITIONS, Config
-from .kernels.taps import LOGIT_ROWS, Tap
+from ..boundary import Array
+from ..kernels import reference
+from ..kernels.spec import POSITIONS, Config
+from ..kernels.taps import LOGIT_ROWS, Tap
 
 Suspect: TypeAlias = tuple[str, Array]
 _EPSILONS = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-4, 1e-3, 1e-2)

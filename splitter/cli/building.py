@@ -1,0 +1,178 @@
+"""Verbs that make bundles and look at them: build, plan, inspect."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from rich.console import Group
+
+from .. import plan as plans
+from .shell import PRECISIONS, command, json_option, print_result, steps
+
+_TARGETS = click.Choice([target.value for target in plans.DeploymentTarget])
+_LAYOUTS = click.Choice(["torch", "mlx"])
+_QKV = click.Choice(["fused", "split"])
+_COMPRESSIONS = click.Choice(["none", "int8", "pal8", "pal6", "pal4"])
+
+
+def _names_option(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+@command.command()
+@click.argument("model")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to create.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Plan file; the model's preset by default.")
+@click.option("--target", type=_TARGETS, help="Oldest system the packages must run on.  [default: iOS17]")
+@click.option("--precision", type=PRECISIONS, help="Arithmetic inside the packages.  [default: fp32]")
+@click.option("--boundary-dtype", type=PRECISIONS, help="Element type of package inputs and outputs.  [default: fp32]")
+@click.option("--layout", type=_LAYOUTS, help="Whose names the transformer's weights have.  [default: torch]")
+@click.option(
+    "--qkv", type=_QKV, help="Its input projections in one matrix or three.  [default: as the layout has them]"
+)
+@click.option("--weights-dtype", type=PRECISIONS, help="Element type of its matrices.  [default: fp32]")
+@click.option("--compress", type=_COMPRESSIONS, help="Compression of its matrices.  [default: none]")
+@click.option(
+    "--passes",
+    metavar="NAME,NAME",
+    callback=_names_option,
+    help="Graph passes to apply, in order; '' for none.  [default: by precision]",
+)
+@click.option(
+    "--for", "optimise_for", type=click.Choice(["ane"]), help="A preset of passes; precision fp16 by default."
+)
+@click.option("--segment", type=float, metavar="SECONDS", help="Length of one run.  [default: as trained]")
+@click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
+@click.option(
+    "--golden-audio", type=click.Path(path_type=Path), help="File to record goldens of; a synthesised song by default."
+)
+@click.option(
+    "--no-reference", is_flag=True, help="Leave out the fp32 uncompressed packages that verify compares with."
+)
+@click.option("--monolith", is_flag=True, help="All between the host's stages in one package, for comparison.")
+@click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@json_option
+def build(
+    model: str,
+    out: Path,
+    plan_file: Path | None,
+    target: str | None,
+    precision: str | None,
+    boundary_dtype: str | None,
+    layout: str | None,
+    qkv: str | None,
+    weights_dtype: str | None,
+    compress: str | None,
+    passes: tuple[str, ...] | None,
+    optimise_for: str | None,
+    segment: float | None,
+    random_init: int | None,
+    golden_audio: Path | None,
+    no_reference: bool,
+    monolith: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build the bundle of MODEL: demo, htdemucs, htdemucs_ft, htdemucs_6s, or a checkpoint file."""
+    from .. import tables
+    from ..compiler import build as run
+
+    weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype, "compress": compress}
+    with steps() as progress:
+        bag = run(
+            model,
+            out,
+            plan=plans.load(plan_file) if plan_file else None,
+            deployment_target=target,
+            precision=precision,
+            boundary_dtype=boundary_dtype,
+            weights={key: value for key, value in weights.items() if value is not None},
+            passes=passes,
+            optimise_for=optimise_for,
+            segment=segment,
+            random_init=random_init,
+            golden_audio=golden_audio,
+            reference=not no_reference,
+            monolith=monolith,
+            force=force,
+            progress=progress,
+        )
+    print_result(
+        as_json,
+        lambda: {"bundle": str(out), "members": [str(member.path) for member in bag.members]},
+        lambda: Group(*(tables.bundle_tables(member) for member in bag.members)),
+    )
+
+
+def _counts_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, int]:
+    counts = {}
+    for value in values:
+        stage, equals, count = value.partition("=")
+        if not equals or not stage or not count.isdigit() or not int(count):
+            raise click.BadParameter(f"{value!r} is not STAGE=N, e.g. encoder=2")
+        counts[stage] = int(count)
+    return counts
+
+
+@command.command(name="plan")
+@click.argument("model")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Plan file to write, for build --plan.")
+@click.option(
+    "--plan", "plan_file", type=click.Path(path_type=Path), help="Plan to start from; the model's preset by default."
+)
+@click.option(
+    "--segments", multiple=True, metavar="STAGE=N", callback=_counts_option, help="Cut a stage into N packages."
+)
+@click.option("--max-ops", type=click.IntRange(min=1), help="Most operations a package may have, estimated.")
+@click.option("--max-weight-mb", type=click.FloatRange(min=0, min_open=True), help="Most weights a package may have.")
+@click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
+@json_option
+def plan_(
+    model: str,
+    out: Path | None,
+    plan_file: Path | None,
+    segments: Mapping[str, int],
+    max_ops: int | None,
+    max_weight_mb: float | None,
+    random_init: int | None,
+    as_json: bool,
+) -> None:
+    """Compare ways to cut MODEL into packages, with least traffic between them; write the plan of the last."""
+    from .. import tables
+    from ..planning import compare
+
+    with steps() as progress:
+        asked, layouts = compare(
+            model,
+            plan=plans.load(plan_file) if plan_file else None,
+            segments=segments,
+            max_operations=max_ops,
+            max_weight_bytes=None if max_weight_mb is None else round(max_weight_mb * 1e6),
+            random_init=random_init,
+            progress=progress,
+        )
+    if out is not None:
+        plans.save(asked, out)
+    print_result(
+        as_json,
+        lambda: {"plan": str(out) if out else None, "layouts": [layout.to_json() for layout in layouts]},
+        lambda: tables.layout_tables(layouts),
+    )
+
+
+@command.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@json_option
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Show a bundle: segments, boundary tensors, sizes, parameters."""
+    from .. import tables
+    from ..bundle import load_any
+
+    members = load_any(bundle).members
+    print_result(
+        as_json,
+        lambda: {"members": [{"path": str(m.path), "manifest": m.manifest.model_dump(mode="json")} for m in members]},
+        lambda: Group(*(tables.bundle_tables(member) for member in members)),
+    )

@@ -1,0 +1,151 @@
+"""The verb separate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import BundleError, UsageError
+from .shell import command, json_option, print_json, stderr, steps
+
+
+def _engine_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
+    chosen = {}
+    for value in values:
+        segment, equals, name = value.partition("=")
+        if not equals or not segment or not name:
+            raise click.BadParameter(f"{value!r} is not SEGMENT=ENGINE, e.g. transformer=jax")
+        chosen[segment] = name
+    return chosen
+
+
+@command.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-b", "--bundle", type=click.Path(path_type=Path), help="Bundle to run; overrides -n.")
+@click.option("-n", "--name", help="Model to run; its bundle is built once in the user's cache.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("separated"), show_default=True)
+@click.option("--two-stems", metavar="STEM", help="Only this stem and the rest.")
+@click.option("--other-method", type=click.Choice(["add", "minus", "none"]), default="add", show_default=True,
+              help="What the rest is: the other stems, the mixture minus the stem, or nothing.")  # fmt: skip
+@click.option("--shifts", default=1, show_default=True, help="Randomly shifted passes to average; 0 for a plain one.")
+@click.option("--seed", default=0, show_default=True, help="Of the random shifts.")
+@click.option("--overlap", default=0.25, show_default=True, help="Overlap between segments.")
+@click.option("--segment", type=float, metavar="SECONDS", help="Length of each chunk.  [default: the bundle's]")
+@click.option("--mp3", is_flag=True, help="Write MP3.")
+@click.option("--mp3-bitrate", default=320, show_default=True, type=click.IntRange(32, 320), help="In kbit/s.")
+@click.option("--flac", is_flag=True, help="Write FLAC.")
+@click.option("--float32", is_flag=True, help="Write WAV as 32-bit float.")
+@click.option("--int24", is_flag=True, help="Write 24-bit integers.")
+@click.option(
+    "--clip-mode", type=click.Choice(["rescale", "clamp", "tanh", "none"]), default="rescale", show_default=True
+)
+@click.option("--filename", default="{track}/{stem}.{ext}", show_default=True, help="Below OUT/<model>/.")
+@click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=_engine_option,
+              help="Run a segment with this engine, e.g. transformer=jax.")  # fmt: skip
+@json_option
+def separate(
+    files: tuple[Path, ...],
+    bundle: Path | None,
+    name: str | None,
+    out: Path,
+    two_stems: str | None,
+    other_method: Any,
+    shifts: int,
+    seed: int,
+    overlap: float,
+    segment: float | None,
+    mp3: bool,
+    mp3_bitrate: int,
+    flac: bool,
+    float32: bool,
+    int24: bool,
+    clip_mode: Any,
+    filename: str,
+    engines: Mapping[str, str],
+    as_json: bool,
+) -> None:
+    """Separate FILES into OUT/<model>/<track>/<stem>.wav."""
+    from ..progress import bars
+    from ..separation import Options
+    from ..separation import separate as run
+
+    encoding = _encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode)
+    bag = _find_bundle(bundle, name)
+    options = Options(
+        shifts=shifts,
+        overlap=overlap,
+        segment=segment,
+        two_stems=two_stems,
+        other_method=other_method,
+        encoding=encoding,
+        filename=filename,
+        seed=seed,
+    )
+
+    def report(outcome: Any) -> None:
+        if outcome.error is not None:
+            click.echo(f"splitter: error: {outcome.error}", err=True)
+        elif not as_json:
+            for stem in outcome.stems.values():
+                click.echo(stem)
+
+    with bars(stderr) as progress:
+        outcomes = run(files, bag, out, options=options, engines=engines, progress=progress, done=report)
+    if as_json:
+        print_json({"files": [
+            {
+                "path": str(outcome.path),
+                "stems": {stem: str(path) for stem, path in outcome.stems.items()},
+                "error": str(outcome.error) if outcome.error else None,
+            }
+            for outcome in outcomes
+        ]})  # fmt: skip
+    if any(outcome.error for outcome in outcomes):
+        raise click.exceptions.Exit(1)
+
+
+def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> Any:
+    from ..audio import Encoding
+
+    if mp3 and flac:
+        raise UsageError("a stem has one format", received="--mp3 and --flac")
+    if float32 and int24:
+        raise UsageError("samples have one format", received="--float32 and --int24")
+    if mp3 and (float32 or int24):
+        raise UsageError("MP3 has no sample format to choose", received="--float32" if float32 else "--int24")
+    if flac and float32:
+        raise UsageError("FLAC holds integers", received="--float32", fix="Use --int24, or leave --flac out.")
+    if mp3:
+        return Encoding("mp3", "MPEG_LAYER_III", clip_mode, mp3_bitrate)
+    subtype = "FLOAT" if float32 else "PCM_24" if int24 else "PCM_16"
+    return Encoding("flac" if flac else "wav", subtype, clip_mode)  # type: ignore[arg-type]
+
+
+def _find_bundle(bundle: Path | None, name: str | None) -> Any:
+    """The given bundle, or the one of a name in the user's cache, built there if it is not."""
+    from importlib.metadata import version
+
+    from platformdirs import user_cache_path
+
+    from ..bundle import load_any
+
+    if bundle is not None:
+        return load_any(bundle)
+    if name is None:
+        raise UsageError("separate needs a bundle", received="neither -b nor -n", fix="Give -b DIR, or -n htdemucs.")
+    cached = user_cache_path("splitter") / "bundles" / f"{name.replace('/', '_')}-{version('splitter')}"
+    if (cached / "manifest.json").exists():
+        try:
+            return load_any(cached)
+        except BundleError as error:
+            stderr.print(f"rebuilding the cached bundle: {error}")
+    from ..compiler import build as run
+    from ..weights.checkpoints import NAMES
+
+    if name not in NAMES:
+        raise UsageError("-n takes the name of a model", received=name, fix=f"Names are {', '.join(NAMES)}.")
+    with steps() as progress:
+        return run(name, cached, force=True, progress=progress)

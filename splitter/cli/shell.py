@@ -1,0 +1,52 @@
+"""What the verbs share: the command they belong to, and how results and progress are printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec
+
+import click
+from rich.console import Console, RenderableType
+
+from .. import plan as plans
+
+P = ParamSpec("P")
+PRECISIONS = click.Choice([precision.value for precision in plans.Precision])
+stderr = Console(stderr=True, highlight=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="splitter")
+def command() -> None:
+    """Cut HT Demucs, unmodified, into pieces for Core ML; prove the pieces right; run songs through them."""
+    for noisy in ("huggingface_hub", "torch", "jax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def json_option(function: Callable[P, None]) -> Callable[P, None]:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")(function)
+
+
+def print_result(as_json: bool, document: Callable[[], object], table: Callable[[], RenderableType]) -> None:
+    if as_json:
+        print_json(document())
+    else:
+        Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table())
+
+
+def print_json(document: object) -> None:
+    click.echo(json.dumps(document, indent=1, allow_nan=False))
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """A spinner with the current step, or a line per step where there is no terminal."""
+    if not stderr.is_terminal:
+        yield stderr.print
+        return
+    with stderr.status("") as status:
+        yield status.update
