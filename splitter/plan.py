@@ -41,6 +41,12 @@ class Precision(StrEnum):
         """NumPy's name of the element type."""
         return {"fp32": "float32", "fp16": "float16"}[self]
 
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """Graph passes without which packages of this precision are too large or wrong."""
+        half = ("norms-safe-in-half", "means-in-stages") if self is Precision.FP16 else ()
+        return ("keep-broadcasts-small", *half)
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -190,6 +196,8 @@ class Plan(_Strict):
             the precision needs, see `graph_passes`.
         deployment_target: Oldest system the packages must run on.
         precision: Arithmetic inside the packages.
+        fp32_operations: What packages in half precision compute in float32 nonetheless, by segment: operations by the
+            name that their first result has in the segment's fp32 package. `tuning.precision` chooses them.
         boundary_dtype: Element type of the packages' inputs and outputs.
         weights: How the weights of a stage lowered to ``kernels`` are stored.
         imbalance: ε: where a stage is cut into N segments, none has more than (1 + ε) / N of its operations.
@@ -205,6 +213,7 @@ class Plan(_Strict):
     passes: tuple[str, ...] | None = None
     deployment_target: DeploymentTarget = DeploymentTarget.IOS17
     precision: Precision = Precision.FP32
+    fp32_operations: dict[Name, tuple[str, ...]] = {}
     boundary_dtype: Precision = Precision.FP32
     weights: WeightsForm = WeightsForm()
     imbalance: float = Field(default=0.2, ge=0)
@@ -214,10 +223,12 @@ class Plan(_Strict):
     @property
     def graph_passes(self) -> tuple[str, ...]:
         """The passes as given, or those without which packages of the precision are too large or wrong."""
-        if self.passes is not None:
-            return self.passes
-        half = ("norms-safe-in-half", "means-in-stages") if self.precision is Precision.FP16 else ()
-        return ("keep-broadcasts-small", *half)
+        return self.passes if self.passes is not None else self.precision.passes
+
+    def obtained(self, segment: str) -> str:
+        """What a package's arithmetic is called: ``fp32``, ``fp16``, or ``mixed``."""
+        mixed = self.precision is Precision.FP16 and self.fp32_operations.get(segment)
+        return "mixed" if mixed else self.precision.value
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
@@ -273,11 +284,15 @@ def preset_for(model_class: str) -> Plan:
 def changed(plan: Plan, **settings: object) -> Plan:
     """The plan with some settings replaced, validated again; settings that are None stay as they are.
 
-    A mapping replaces the settings it names within its part of the plan.
+    A mapping replaces the settings it names within its part of the plan, ``weights`` or ``tolerances``.
     """
     current = plan.model_dump()
     given = {key: value for key, value in settings.items() if value is not None}
-    parts = {key: {**current[key], **value} for key, value in given.items() if isinstance(value, dict)}
+    parts = {
+        key: {**current[key], **value}
+        for key, value in given.items()
+        if isinstance(value, dict) and isinstance(getattr(plan, key), BaseModel)
+    }
     try:
         return Plan.model_validate({**current, **given, **parts})
     except ValidationError as error:

@@ -20,9 +20,9 @@ _COMPRESSED = re.compile(r"compress|quanti[sz]|palett")
 _NOT = ("", "0", "false", "no", "none", "off")
 
 
-def by_plan(plan: Plan) -> Asked:
-    """What a bundle's plan asks of its packages."""
-    return Asked("the plan", plan.precision.value, plan.deployment_target.value, plan.boundary_dtype.value)
+def by_plan(plan: Plan, segment: str) -> Asked:
+    """What a bundle's plan asks of a segment's package."""
+    return Asked("the plan", plan.obtained(segment), plan.deployment_target.value, plan.boundary_dtype.value)
 
 
 def by_metadata(facts: Facts) -> tuple[Asked, ...]:
@@ -65,8 +65,8 @@ def _precision(text: str) -> str:
 )
 def precision(subject: Subject) -> Iterator[Note]:
     counts: dict[str, int] = {}
-    for (_, dtype), count in subject.facts.float_values.items():
-        counts[dtype] = counts.get(dtype, 0) + count
+    for (_, dtype), names in subject.facts.float_values.items():
+        counts[dtype] = counts.get(dtype, 0) + len(names)
     obtained = next(iter(counts)) if len(counts) == 1 else "mixed"
     total = sum(counts.values())
     for asked in subject.asked:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
                 inputs=[ct.TensorType(spec.name, spec.packaged_shape, _element(spec)) for spec in segment.inputs],
                 outputs=[ct.TensorType(spec.name, dtype=_element(spec)) for spec in segment.outputs],
                 minimum_deployment_target=getattr(ct.target, plan.deployment_target),
-                compute_precision=ct.precision.FLOAT16 if plan.precision is Precision.FP16 else ct.precision.FLOAT32,
+                compute_precision=_precision(plan, segment.name),
                 pass_pipeline=pipeline,
                 skip_model_load=True,
             )
@@ -78,6 +79,13 @@ def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
             received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             fix='Give the stage the target "graph" in the plan, or report the operator.',
         ) from error
+
+
+def _precision(plan: Plan, segment: str) -> Any:
+    kept = frozenset(plan.fp32_operations.get(segment, ()))
+    if plan.obtained(segment) != "mixed":
+        return ct.precision.FLOAT16 if plan.precision is Precision.FP16 else ct.precision.FLOAT32
+    return ct.transform.FP16ComputePrecision(op_selector=lambda operation: operation.outputs[0].name not in kept)
 
 
 def _element(spec: TensorSpec) -> type[np.generic]:
@@ -100,7 +108,7 @@ def _metadata(segment: str, plan: Plan) -> dict[str, str]:
     return {
         f"{KEYS}.segment": segment,
         f"{KEYS}.family": plan.family,
-        f"{KEYS}.precision": plan.precision.value,
+        f"{KEYS}.precision": plan.obtained(segment),
         f"{KEYS}.boundary_dtype": plan.boundary_dtype.value,
         f"{KEYS}.deployment_target": plan.deployment_target.value,
     }
@@ -141,9 +149,16 @@ def _differences(
                 )
             if not feature.description:
                 findings.append(f"{kind} {spec.name} has no description")
-    for (operation, dtype), count in sorted(facts.float_values.items()):
-        if dtype != plan.precision:
-            findings.append(f"{count} {operation} compute in {dtype}, asked {plan.precision}")
+    kept = set(plan.fp32_operations.get(segment, ())) if plan.obtained(segment) == "mixed" else set()
+    for (operation, dtype), names in sorted(facts.float_values.items()):
+        if dtype != plan.precision and (others := [name for name in names if name not in kept]):
+            findings.append(
+                f"{len(others)} {operation} compute in {dtype}, asked {plan.precision}: {', '.join(others[:5])}"
+            )
+        if dtype == Precision.FP32:
+            kept -= set(names)
+    if kept:
+        findings.append(f"{', '.join(sorted(kept)[:5])} do not compute in fp32, asked fp32")
     for field in ("author", "license", "version", "short_description"):
         if not getattr(facts, field):
             findings.append(f"no {field} in the metadata")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -67,7 +68,7 @@ class Facts:
         outputs: The same.
         states: Name and type of each state.
         operations: Count by operation type, constants left out, bodies of control flow included.
-        float_values: How many values the operations compute in each floating type, by
+        float_values: Names of the operations that compute values of each floating type, one for each value, by
             ``(operation type, type)``; casts, constants and decompressions left out.
     """
 
@@ -79,7 +80,7 @@ class Facts:
     outputs: tuple[Feature, ...]
     states: Mapping[str, TensorType]
     operations: Mapping[str, int]
-    float_values: Mapping[tuple[str, str], int]
+    float_values: Mapping[tuple[str, str], tuple[str, ...]]
     author: str
     license: str
     version: str
@@ -113,6 +114,7 @@ class Model:
             )
         self.function: Function = functions[self.function_name]
         self._functions = tuple(functions)
+        self._max_iterations = max_iterations
         self._interpreter = Interpreter(self.function, path.name, numerics, max_iterations=max_iterations)
         self._generator = torch.Generator().manual_seed(seed)
         self._inputs, self._outputs = features.described(self._proto, self.function)
@@ -131,7 +133,7 @@ class Model:
             outputs=self._outputs,
             states={one.name: one.type.wrapped for one in self.function.inputs if isinstance(one.type, StateType)},
             operations=operations,
-            float_values=floats,
+            float_values={kind: tuple(names) for kind, names in floats.items()},
             author=metadata.author,
             license=metadata.license,
             version=metadata.versionString,
@@ -157,6 +159,14 @@ class Model:
             affordable(shape, kind.dtype.held)
             state[name] = np.zeros(shape, kind.dtype.numpy)
         return state
+
+    def variant(self, function: Function) -> Model:
+        """The package with another body, e.g. one of `splitter.mil.mixing`; its inputs and outputs stay as they are."""
+        other = copy(self)
+        vars(other).pop("spec", None)
+        other.function = function
+        other._interpreter = Interpreter(function, self.path.name, self.numerics, max_iterations=self._max_iterations)
+        return other
 
     def predict(
         self,
@@ -212,9 +222,9 @@ def _default_function(proto: Any, functions: Mapping[str, Function]) -> str:
     return named or ("main" if "main" in functions else next(iter(functions)))
 
 
-def _counted(block: Block) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+def _counted(block: Block) -> tuple[Counter[str], dict[tuple[str, str], list[str]]]:
     operations: Counter[str] = Counter()
-    floats: Counter[tuple[str, str]] = Counter()
+    floats: dict[tuple[str, str], list[str]] = defaultdict(list)
     for operation in block.operations:
         if operation.type == "const":
             continue
@@ -222,11 +232,12 @@ def _counted(block: Block) -> tuple[Counter[str], Counter[tuple[str, str]]]:
         if operation.type != "cast" and not operation.type.startswith("constexpr"):
             for output in operation.outputs:
                 if isinstance(output.type, TensorType) and output.type.dtype.is_float:
-                    floats[operation.type, output.type.dtype.name] += 1
+                    floats[operation.type, output.type.dtype.name].append(operation.name)
         for nested in operation.blocks:
             inner, inner_floats = _counted(nested)
             operations += inner
-            floats += inner_floats
+            for kind, names in inner_floats.items():
+                floats[kind] += names
     return operations, floats
 
 

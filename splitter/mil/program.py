@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -97,6 +97,15 @@ class Function:
     opset: str
     inputs: tuple[NamedType, ...]
     block: Block
+
+
+def read_by(operation: Operation) -> Iterator[Argument]:
+    """All that an operation reads, in its bodies too."""
+    yield from (argument for many in operation.inputs.values() for argument in many)
+    for block in operation.blocks:
+        for inner in block.operations:
+            yield from read_by(inner)
+        yield from map(Ref, block.outputs)
 
 
 def read(path: Path, spec: Any) -> dict[str, Function]:

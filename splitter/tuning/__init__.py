@@ -1,0 +1,1 @@
+"""Settings chosen by measurement on real audio: what stays in float32."""

@@ -1,0 +1,349 @@
+"""Which operations a half-precision package keeps in float32, by measurement.
+
+A value escapes rounding only if the operation that computes it and all that read it stay in float32. With the noise
+nₖ of each group of values k (`sensitivity`), taken as additive, and a cost cᵢ for each operation i, the choice that
+is best at a price λ minimises
+
+    Σ cᵢ [i in float32] + λ Σ nₖ [some operation that touches k is in half].
+
+That is a minimum cut, solved exactly. Raising λ from zero traces the best choices from all in half to all in float32;
+each is contained in the next.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+from .. import compiler
+from .. import passes as graph_passes
+from .. import plan as plans
+from ..bundle import Bag, Bundle, load_any, staged
+from ..doctor.flops import flops
+from ..doctor.graph import graph_of
+from ..doctor.placement import placed
+from ..errors import PlanError, UsageError
+from ..mil.mixing import can_be_half, in_half
+from ..plan import Plan, Precision
+from .sensitivity import measure
+from .trial import Trial, excerpts
+
+Kept: TypeAlias = frozenset[tuple[str, str]]
+"""Operations in float32, as (segment, operation)."""
+
+_PRICES = 200  # λ tried, evenly on a logarithmic scale
+_POINTS = 10  # of the frontier that are measured beside its ends
+_WHOLE = 1 << 28  # the cost of everything, as the integer that the cut counts in
+_HEADROOM_DB = 0.5  # above the target, for songs that were not measured
+_ATTEMPTS = 3  # to make up for what half-precision boundaries add to the simulation
+
+# What is commonly kept in float32, by operation type.
+RULES: Mapping[str, frozenset[str]] = {
+    "square": frozenset({"square", "pow"}),
+    "norms": frozenset({"square", "pow", "reduce_mean", "sqrt", "rsqrt", "real_div", "layer_norm", "batch_norm"}),
+    "softmax": frozenset({"softmax"}),
+    "reductions": frozenset({"reduce_mean", "reduce_sum", "reduce_max", "reduce_sum_square", "reduce_l2_norm"}),
+    "divisions": frozenset({"real_div", "inverse", "rsqrt"}),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice, measured.
+
+    Attributes:
+        name: How it was chosen.
+        fp32_operations: How many stay in float32, of ``operations``.
+        fp16_flops: Share of the convolutions' and products' FLOPs in half precision.
+        device_changes: Of the packages together, if type alone decided what runs on the Neural Engine.
+        snr_db: At the model's outputs, against the captured model, for each excerpt.
+    """
+
+    name: str
+    fp32_operations: int
+    operations: int
+    fp16_flops: float
+    device_changes: int
+    snr_db: tuple[float, ...]
+
+    @property
+    def worst_db(self) -> float:
+        return min(self.snr_db)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the search found.
+
+    Attributes:
+        min_snr_db: What was asked.
+        excerpts: What was listened to.
+        chosen: The choice, measured on the packages that were built.
+        frontier: From everything in half precision to everything in float32.
+        rules: What is commonly kept by hand, for comparison.
+    """
+
+    min_snr_db: float
+    excerpts: tuple[str, ...]
+    chosen: Point
+    frontier: tuple[Point, ...]
+    rules: tuple[Point, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build(
+    model: str | Path,
+    out: str | Path,
+    *,
+    min_snr_db: float,
+    audio: Sequence[Path],
+    plan: Plan | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+    **options: Any,
+) -> tuple[Bag, Choice]:
+    """Build a bundle in half precision but for as few operations as reach an SNR.
+
+    Args:
+        model: As for `compiler.build`, but no bag of several.
+        out: Directory to create.
+        min_snr_db: To reach at the model's outputs, against the captured model, on every excerpt, with the packages
+            as they are saved.
+        audio: Songs to measure on.
+        plan: The plan to start from, whose precision is ignored; the model's preset by default.
+        force: Replace a bundle that is already there.
+        progress: Called with a phrase as each step begins.
+        options: Others of `compiler.build`.
+
+    Returns:
+        The bundle, whose plan holds the choice, and what was measured.
+
+    Raises:
+        UsageError: The model is a bag, or has no Core ML package.
+        PlanError: The SNR is out of reach; the message says what was reached. Nothing is left behind.
+    """
+    if options.get("passes") is None:
+        preset = options.pop("optimise_for", None)
+        given = graph_passes.preset(preset) if preset else plan.passes if plan else None
+        options["passes"] = Precision.FP16.passes if given is None else given
+    asked = options.pop("boundary_dtype", None) or (plan.boundary_dtype if plan else None)
+    with staged(Path(out), force=force) as directory, tempfile.TemporaryDirectory(prefix="splitter-") as work:
+        wide = _single(
+            compiler.build(
+                model,
+                Path(work) / "fp32",
+                plan=plan,
+                precision="fp32",
+                boundary_dtype="fp32",
+                progress=progress,
+                **options | {"reference": False},
+            )
+        )
+        search = Search(Trial(wide, excerpts(audio, wide)), progress)
+        frontier, rules = search.frontier(), search.rules()
+        wanted = min_snr_db + _HEADROOM_DB
+        for _ in range(_ATTEMPTS):
+            kept = search.cheapest(wanted)
+            progress(f"building with {len(kept)} operations in fp32")
+            chosen = plans.changed(
+                wide.manifest.plan, precision="fp16", fp32_operations=_by_segment(kept), boundary_dtype=asked
+            )
+            bag = compiler.build(model, directory, plan=chosen, force=True, progress=progress, **options)
+            reached = replace(search.point("chosen", kept), snr_db=search.trial.snr_db_of(_single(bag)))
+            if reached.worst_db >= min_snr_db:
+                break
+            wanted += min_snr_db - reached.worst_db
+        else:
+            raise _unreachable(min_snr_db, reached)
+    found = Choice(min_snr_db, tuple(one.name for one in search.trial.excerpts), reached, frontier, rules)
+    return load_any(out), found
+
+
+class Search:
+    """Best choices of operations to keep in float32, and measurements of them."""
+
+    def __init__(self, trial: Trial, progress: Callable[[str], None] = lambda step: None) -> None:
+        """Measure every group of values once."""
+        self.trial = trial
+        self._progress = progress
+        self._functions = {name: package.function for name, package in trial.packages.items()}
+        self._graphs = {name: graph_of(function) for name, function in self._functions.items()}
+        self._types = {
+            (name, one.name): one.type for name, function in self._functions.items() for one in can_be_half(function)
+        }
+        if not self._types:
+            raise UsageError(
+                "precision is chosen for Core ML packages",
+                received="a plan without any",
+                fix="Give a stage the target coreml.",
+            )
+        self._flops = {(name, node.name): flops(node) for name, graph in self._graphs.items() for node in graph.nodes}
+        self._groups = [
+            (frozenset((group.segment, one) for one in group.touched_by), group.noise)
+            for group in measure(trial, progress)
+            if group.noise > 0
+        ]
+        self._measured: dict[Kept, Point] = {}
+
+    @cached_property
+    def candidates(self) -> tuple[Kept, ...]:
+        """The best choices for rising prices of noise, from nothing in float32 to everything, one within the next."""
+        found: list[Kept] = [frozenset()]
+        finite = [noise for _, noise in self._groups if math.isfinite(noise)]
+        costs = self._costs
+        least = min(costs.values()) / max(finite)
+        most = 2.0 * sum(costs.values()) / min(finite)
+        for price in np.geomspace(least, most, _PRICES):
+            kept = self._cut(float(price)) | found[-1]
+            if kept != found[-1]:
+                found.append(kept)
+        everything = frozenset(self._types)
+        return tuple(found) if found[-1] == everything else (*found, everything)
+
+    def predicted(self, kept: Kept) -> float:
+        """Noise of the groups that are rounded."""
+        return sum(noise for touched, noise in self._groups if not touched <= kept)
+
+    def point(self, name: str, kept: Kept) -> Point:
+        """Measure a choice, unless it was already."""
+        if kept not in self._measured:
+            self._progress(f"measuring {len(kept)} of {len(self._types)} operations in fp32")
+            half: dict[str, set[str]] = {segment: set() for segment in self._functions}
+            for segment, operation in self._types.keys() - kept:
+                half[segment].add(operation)
+            snr = self.trial.snr_db(
+                {segment: in_half(function, half[segment]) for segment, function in self._functions.items()}
+            )
+            total = sum(self._flops.values())
+            wide = sum(self._flops[one] for one in kept)
+            self._measured[kept] = Point(
+                name=name,
+                fp32_operations=len(kept),
+                operations=len(self._types),
+                fp16_flops=1.0 - wide / total if total else 1.0,
+                device_changes=sum(self._changes(segment, kept) for segment in self._functions),
+                snr_db=snr,
+            )
+        return replace(self._measured[kept], name=name)
+
+    def frontier(self) -> tuple[Point, ...]:
+        """The two ends and what lies between them, evenly by predicted SNR."""
+        inner = self.candidates[1:-1]
+        levels = [-10 * math.log10(self.predicted(kept)) if self.predicted(kept) else math.inf for kept in inner]
+        finite = [level for level in levels if math.isfinite(level)]
+        wanted = np.linspace(min(finite), max(finite), _POINTS).tolist() if finite else []
+        chosen = {int(np.argmin(np.abs(np.array(levels) - level))) for level in wanted}
+        points = [self.point("frontier", inner[index]) for index in sorted(chosen)]
+        return (self.point("all fp16", self.candidates[0]), *points, self.point("all fp32", self.candidates[-1]))
+
+    def rules(self) -> tuple[Point, ...]:
+        """What is commonly kept by hand."""
+        found = []
+        for name, types in RULES.items():
+            found.append(self.point(name, frozenset(one for one, kind in self._types.items() if kind in types)))
+        rest = frozenset(one for one in self._types if not self._flops[one])
+        return (*found, self.point("all but convolutions and products", rest))
+
+    def cheapest(self, snr_db: float) -> Kept:
+        """The least that was found to reach an SNR on every excerpt, simulated.
+
+        Raises:
+            PlanError: Not even everything in float32 reaches it.
+        """
+        low, high = -1, len(self.candidates) - 1  # below: fails or unknown; above: reaches
+        if self.point("", self.candidates[high]).worst_db < snr_db:
+            raise _unreachable(snr_db, self.point("", self.candidates[high]))
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self.point("", self.candidates[middle]).worst_db >= snr_db:
+                high = middle
+            else:
+                low = middle
+        if low < 0:
+            return self.candidates[high]
+        return self._between(self.candidates[low], self.candidates[high], snr_db)
+
+    def _between(self, low: Kept, high: Kept, snr_db: float) -> Kept:
+        """From one choice to a larger one, the groups with most noise per operation first."""
+        steps = [low]
+        waiting = [(touched, noise) for touched, noise in self._groups if touched <= high and not touched <= low]
+        while waiting:
+            best = max(waiting, key=lambda one: one[1] / max(1, len(one[0] - steps[-1])))
+            waiting.remove(best)
+            steps.append(steps[-1] | best[0])
+        first, last = 0, len(steps) - 1
+        while last - first > 1:
+            middle = (first + last) // 2
+            if self.point("", steps[middle]).worst_db >= snr_db:
+                last = middle
+            else:
+                first = middle
+        return steps[last] if self.point("", steps[last]).worst_db >= snr_db else high
+
+    @cached_property
+    def _costs(self) -> dict[tuple[str, str], float]:
+        """Of an operation in float32: its share of the operations and its share of the FLOPs."""
+        total = sum(self._flops.values()) or 1
+        return {one: 1 / len(self._types) + self._flops[one] / total for one in self._types}
+
+    def _cut(self, price: float) -> Kept:
+        """The best choice at a price of noise: a minimum cut."""
+        costs = self._costs
+        scale = _WHOLE / sum(costs.values())
+        index = {one: 1 + position for position, one in enumerate(costs)}
+        source, sink = 0, 1 + len(index) + len(self._groups)
+        edges = [(index[one], sink, max(1, round(cost * scale))) for one, cost in costs.items()]
+        for position, (touched, noise) in enumerate(self._groups):
+            group = 1 + len(index) + position
+            edges.append((source, group, min(_WHOLE, round(min(price * noise * scale, _WHOLE)))))
+            edges += [(group, index[one], 2 * _WHOLE) for one in touched]
+        starts, ends, capacities = zip(*edges, strict=True)
+        network = csr_array((np.array(capacities, np.int32), (starts, ends)), shape=(sink + 1, sink + 1))
+        residual = network - maximum_flow(network, source, sink).flow
+        residual.data[residual.data < 0] = 0
+        residual.eliminate_zeros()
+        reached = set(breadth_first_order(residual, source, return_predecessors=False).tolist())
+        return frozenset(one for one, node in index.items() if node in reached)
+
+    def _changes(self, segment: str, kept: Kept) -> int:
+        graph = self._graphs[segment]
+        return placed(graph, {node for node in graph.nodes if (segment, node.name) in kept}).changes
+
+
+def _by_segment(kept: Kept) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for segment, operation in sorted(kept):
+        found.setdefault(segment, []).append(operation)
+    return {segment: tuple(names) for segment, names in found.items()}
+
+
+def _single(bag: Bag) -> Bundle:
+    if len(bag.members) != 1:
+        raise UsageError(
+            "precision is chosen for one model at a time",
+            received=f"a bag of {len(bag.members)}",
+            fix="Give the members' checkpoints one by one.",
+        )
+    return bag.members[0]
+
+
+def _unreachable(snr_db: float, best: Point) -> PlanError:
+    return PlanError(
+        f"packages can reach {snr_db:g} dB",
+        received=f"{best.worst_db:.1f} dB at best, with {best.fp32_operations} of {best.operations} operations in fp32",
+        fix="Ask for less, or for fp32.",
+    )

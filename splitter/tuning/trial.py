@@ -1,0 +1,143 @@
+"""Runs of a bundle on excerpts of songs, with other programs in place of its packages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import audio, goldens, mil
+from ..boundary import Array
+from ..bundle import Bundle
+from ..engines import Engine, engine
+from ..errors import AudioError
+from ..manifest import SegmentRecord
+from ..mil.program import Function
+from ..parity import compare
+from ..partition import INPUT, OUTPUT
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """One run's worth of sound.
+
+    Attributes:
+        name: Of the file, and where in it.
+        mixture: As `separate` feeds it, ``(channels, samples)``, float32.
+    """
+
+    name: str
+    mixture: Array
+
+
+def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[Excerpt, ...]:
+    """The beginning of each file and, as far as it is long enough, what follows at even distances.
+
+    Args:
+        paths: Audio files.
+        bundle: Says the sampling rate, the channels and the length of one run.
+        each: How many of a file at most.
+
+    Raises:
+        AudioError: A file cannot be read, or is silent there.
+    """
+    model = bundle.manifest.model
+    found = []
+    for path in paths:
+        track = audio.Track(path, model.samplerate, model.channels)
+        heard = audio.statistics(track)
+        runs = min(each, max(1, heard.samples // model.samples))
+        step = 0 if runs == 1 else (heard.samples - model.samples) // (runs - 1)
+        window = audio.Window(track, model.samples)
+        for start in (run * step for run in range(runs)):
+            mixture = window.read(start, start + model.samples)
+            if not np.any(mixture):
+                raise AudioError(
+                    "an excerpt to measure on is not silent",
+                    received=f"{path.name} from {start / model.samplerate:.1f} s",
+                    fix="Choose another file.",
+                )
+            found.append(Excerpt(f"{path.name} at {start / model.samplerate:.1f} s", goldens.normalised(mixture)))
+    return tuple(found)
+
+
+class Trial:
+    """A bundle of fp32 packages whose programs can be exchanged.
+
+    Attributes:
+        packages: The package of each Core ML segment, by segment.
+        reference: Every boundary tensor of each excerpt, as the captured graph computes it.
+    """
+
+    def __init__(self, bundle: Bundle, heard: Sequence[Excerpt]) -> None:
+        self.bundle = bundle
+        self.excerpts = tuple(heard)
+        specs = bundle.tensors.values()
+        (self._input,) = (spec.name for spec in specs if spec.producer == INPUT)
+        self.outputs = tuple(spec.name for spec in specs if OUTPUT in spec.consumers)
+        self._captured = {one.name: engine("torch")(bundle, one, compute_units="ALL") for one in bundle.segments}
+        self.packages = {
+            one.name: mil.load(bundle.path / one.artifact.path)
+            for one in bundle.segments
+            if one.artifact.target == "coreml"
+        }
+        self.reference = tuple(
+            self.run({self._input: one.mixture[None]}, self._captured, bundle.segments) for one in self.excerpts
+        )
+
+    def predict(self, segment: SegmentRecord, function: Function, values: Mapping[str, Array]) -> dict[str, Array]:
+        """One segment's outputs, by another program in its package's place."""
+        specs = self.bundle.tensors
+        model = self.packages[segment.name].variant(function)
+        results = model.predict({name: specs[name].packaged(values[name]) for name in segment.inputs})
+        return {name: specs[name].unpackaged(array) for name, array in results.items()}
+
+    def snr_db(self, functions: Mapping[str, Function]) -> tuple[float, ...]:
+        """SNR of the model's outputs against the captured graph's, for each excerpt.
+
+        Args:
+            functions: Programs by segment; other segments run as they were captured.
+        """
+        return tuple(
+            self._snr(functions, excerpt, reference)
+            for excerpt, reference in zip(self.excerpts, self.reference, strict=True)
+        )
+
+    def snr_db_of(self, bundle: Bundle) -> tuple[float, ...]:
+        """The same with another bundle's saved packages, of the same model and passes."""
+        engines = {
+            one.name: engine("mil" if one.artifact.target == "coreml" else "torch")(bundle, one, compute_units="ALL")
+            for one in bundle.segments
+        }
+        return tuple(
+            self._compared(self.run({self._input: one.mixture[None]}, engines, bundle.segments), reference)
+            for one, reference in zip(self.excerpts, self.reference, strict=True)
+        )
+
+    def after(self, segment: SegmentRecord, values: Mapping[str, Array]) -> dict[str, Array]:
+        """All later segments as they were captured, from every value known after this one."""
+        index = self.bundle.segments.index(segment)
+        return self.run(values, self._captured, self.bundle.segments[index + 1 :])
+
+    def run(
+        self, values: Mapping[str, Array], engines: Mapping[str, Engine], segments: Sequence[SegmentRecord]
+    ) -> dict[str, Array]:
+        known = dict(values)
+        for segment in segments:
+            known |= engines[segment.name].run({name: known[name] for name in segment.inputs})
+        return known
+
+    def _snr(self, functions: Mapping[str, Function], excerpt: Excerpt, reference: Mapping[str, Array]) -> float:
+        values = {self._input: excerpt.mixture[None]}
+        for segment in self.bundle.segments:
+            if segment.name in functions:
+                values |= self.predict(segment, functions[segment.name], values)
+            else:
+                values |= self._captured[segment.name].run({name: values[name] for name in segment.inputs})
+        return self._compared(values, reference)
+
+    def _compared(self, values: Mapping[str, Array], reference: Mapping[str, Array]) -> float:
+        found = [compare(reference[name], values[name]) for name in self.outputs]
+        return min(-np.inf if one.snr_db is None or not one.finite else one.snr_db for one in found)
