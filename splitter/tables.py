@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do with
     from .doctor import Diagnosis, Finding
     from .doctor import Report as DoctorReport
     from .planning import Layout
+    from .tuning import Choice
 
 _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
 
@@ -249,6 +250,26 @@ def _findings_table(diagnosis: Diagnosis) -> RenderableType:
         table.add_row(
             Text(str(severity), style=_SEVERITIES[severity]), rule, "\n".join(names) + more, said, found[0].fix
         )
+    return table
+
+
+def frontier_table(choice: Choice) -> RenderableType:
+    """What was measured in choosing a precision, from all in half to all in float32."""
+    table = Table(title=f"Precision for {choice.min_snr_db:g} dB", title_justify="left")
+    table.add_column("")
+    for name in ("operations in fp32", "FLOPs in fp16", "changes of type", *choice.excerpts):
+        table.add_column(name, justify="right")
+    for points in (choice.frontier, (choice.chosen,), choice.rules):
+        for point in points:
+            table.add_row(
+                point.name,
+                f"{point.fp32_operations} of {point.operations}",
+                _share(point.fp16_flops),
+                f"{point.device_changes}",
+                *(f"{snr:.1f} dB" for snr in point.snr_db),
+                style="bold" if point is choice.chosen else "",
+            )
+        table.add_section()
     return table
 
 

@@ -19,18 +19,12 @@ from splitter.lowering.kernels import KernelsTarget
 from splitter.mil.coreml_tools import ct
 from splitter.partition import partition
 
-from .toys import HYBRID_PLAN, Hybrid
+from .toys import HYBRID_PLAN, Hybrid, cut
 
 
 @pytest.fixture(scope="module")
 def hybrid():
-    mix = torch.randn(1, 2, 64)
-    whole = capture(Hybrid().eval(), {"mix": mix}, ("restored",))
-    parts = partition(whole, HYBRID_PLAN)
-    values = {}
-    names = {node: name for name, node in parts.nodes.items()}
-    whole.run({"mix": mix}, lambda n, v: values.update({names[n.name]: v.numpy()}) if n.name in names else None)
-    return {segment.name: segment for segment in parts.segments}, {"mix": mix.numpy(), **values}
+    return cut(Hybrid(), HYBRID_PLAN)
 
 
 def lowered(hybrid, segment, directory, plan=HYBRID_PLAN):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from splitter.capture import capture
+from splitter.partition import partition
 from splitter.plan import Plan
 
 
@@ -44,3 +46,14 @@ HYBRID_PLAN = Plan.model_validate(
         ],
     }
 )
+
+
+def cut(model, plan):
+    """A captured toy's segments by name, and every tensor between them for one random input."""
+    mix = torch.randn(1, 2, 64)
+    whole = capture(model.eval(), {"mix": mix}, plan.outputs)
+    parts = partition(whole, plan)
+    values = {}
+    names = {node: name for name, node in parts.nodes.items()}
+    whole.run({"mix": mix}, lambda n, v: values.update({names[n.name]: v.numpy()}) if n.name in names else None)
+    return {segment.name: segment for segment in parts.segments}, {"mix": mix.numpy(), **values}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Group
 
 from .. import plan as plans
+from ..errors import UsageError
 from .shell import PRECISIONS, command, json_option, print_result, steps
 
 _TARGETS = click.Choice([target.value for target in plans.DeploymentTarget])
@@ -26,7 +28,20 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to create.")
 @click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Plan file; the model's preset by default.")
 @click.option("--target", type=_TARGETS, help="Oldest system the packages must run on.  [default: iOS17]")
-@click.option("--precision", type=PRECISIONS, help="Arithmetic inside the packages.  [default: fp32]")
+@click.option(
+    "--precision",
+    type=click.Choice([*PRECISIONS.choices, "auto"]),
+    help="Arithmetic inside the packages; auto: fp16, but for what --min-snr needs.  [default: fp32]",
+)
+@click.option("--min-snr", type=float, metavar="DB", help="With --precision auto: SNR to reach on every song.")
+@click.option(
+    "--tune-on",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="With --precision auto: a song to measure on; repeat.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="With --precision auto: picture to draw, .svg or .png.")
+@click.option("--save-plan", type=click.Path(path_type=Path), help="File for the plan as obeyed, for --plan.")
 @click.option("--boundary-dtype", type=PRECISIONS, help="Element type of package inputs and outputs.  [default: fp32]")
 @click.option("--layout", type=_LAYOUTS, help="Whose names the transformer's weights have.  [default: torch]")
 @click.option(
@@ -60,6 +75,10 @@ def build(
     plan_file: Path | None,
     target: str | None,
     precision: str | None,
+    min_snr: float | None,
+    tune_on: tuple[Path, ...],
+    plot: Path | None,
+    save_plan: Path | None,
     boundary_dtype: str | None,
     layout: str | None,
     qkv: str | None,
@@ -76,33 +95,48 @@ def build(
     as_json: bool,
 ) -> None:
     """Build the bundle of MODEL: demo, htdemucs, htdemucs_ft, htdemucs_6s, or a checkpoint file."""
-    from .. import tables
-    from ..compiler import build as run
+    from .. import compiler, tables, tuning
 
     weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype, "compress": compress}
+    options: dict[str, Any] = {
+        "plan": plans.load(plan_file) if plan_file else None,
+        "deployment_target": target,
+        "boundary_dtype": boundary_dtype,
+        "weights": {key: value for key, value in weights.items() if value is not None},
+        "passes": passes,
+        "optimise_for": optimise_for,
+        "segment": segment,
+        "random_init": random_init,
+        "golden_audio": golden_audio,
+        "reference": not no_reference,
+        "monolith": monolith,
+        "force": force,
+    }
+    tuned = {"--min-snr": min_snr, "--tune-on": tune_on, "--plot": plot}
+    choice = None
     with steps() as progress:
-        bag = run(
-            model,
-            out,
-            plan=plans.load(plan_file) if plan_file else None,
-            deployment_target=target,
-            precision=precision,
-            boundary_dtype=boundary_dtype,
-            weights={key: value for key, value in weights.items() if value is not None},
-            passes=passes,
-            optimise_for=optimise_for,
-            segment=segment,
-            random_init=random_init,
-            golden_audio=golden_audio,
-            reference=not no_reference,
-            monolith=monolith,
-            force=force,
-            progress=progress,
-        )
+        if precision == "auto":
+            if min_snr is None or not tune_on:
+                raise UsageError("--precision auto needs --min-snr and --tune-on", received="not both")
+            bag, choice = tuning.build(model, out, min_snr_db=min_snr, audio=tune_on, progress=progress, **options)
+        elif given := [name for name, value in tuned.items() if value]:
+            raise UsageError(f"{', '.join(given)} goes with --precision auto", received=f"--precision {precision}")
+        else:
+            bag = compiler.build(model, out, precision=precision, progress=progress, **options)
+    if save_plan is not None:
+        plans.save(bag.members[0].manifest.plan, save_plan)
+    if choice is not None and plot is not None:
+        tuning.draw(choice, plot)
     print_result(
         as_json,
-        lambda: {"bundle": str(out), "members": [str(member.path) for member in bag.members]},
-        lambda: Group(*(tables.bundle_tables(member) for member in bag.members)),
+        lambda: (
+            {"bundle": str(out), "members": [str(member.path) for member in bag.members]}
+            | ({"precision": choice.to_json()} if choice else {})
+        ),
+        lambda: Group(
+            *(tables.bundle_tables(member) for member in bag.members),
+            *([tables.frontier_table(choice)] if choice else []),
+        ),
     )
 
 

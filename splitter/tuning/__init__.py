@@ -1,1 +1,6 @@
-"""Settings chosen by measurement on real audio: what stays in float32."""
+"""Settings chosen by measurement on real audio."""
+
+from .plot import draw
+from .precision import Choice, Point, build
+
+__all__ = ["Choice", "Point", "build", "draw"]

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+from torch import nn
 
 from .. import compiler
 from .. import passes as graph_passes
@@ -37,8 +38,8 @@ from ..plan import Plan, Precision
 from .sensitivity import measure
 from .trial import Trial, excerpts
 
-Kept: TypeAlias = frozenset[tuple[str, str]]
-"""Operations in float32, as (segment, operation)."""
+Operation: TypeAlias = tuple[str, str]  # segment, and name of the first result
+Kept: TypeAlias = frozenset[Operation]
 
 _PRICES = 200  # λ tried, evenly on a logarithmic scale
 _POINTS = 10  # of the frontier that are measured beside its ends
@@ -106,7 +107,7 @@ class Choice:
 
 
 def build(
-    model: str | Path,
+    model: str | Path | nn.Module,
     out: str | Path,
     *,
     min_snr_db: float,
@@ -155,7 +156,9 @@ def build(
         )
         search = Search(Trial(wide, excerpts(audio, wide)), progress)
         frontier, rules = search.frontier(), search.rules()
-        wanted = min_snr_db + _HEADROOM_DB
+        if frontier[-1].worst_db < min_snr_db:
+            raise _unreachable(min_snr_db, frontier[-1])
+        wanted = min(min_snr_db + _HEADROOM_DB, frontier[-1].worst_db)
         for _ in range(_ATTEMPTS):
             kept = search.cheapest(wanted)
             progress(f"building with {len(kept)} operations in fp32")
@@ -208,7 +211,7 @@ class Search:
         least = min(costs.values()) / max(finite)
         most = 2.0 * sum(costs.values()) / min(finite)
         for price in np.geomspace(least, most, _PRICES):
-            kept = self._cut(float(price)) | found[-1]
+            kept = cut(costs, self._groups, float(price)) | found[-1]
             if kept != found[-1]:
                 found.append(kept)
         everything = frozenset(self._types)
@@ -295,33 +298,42 @@ class Search:
         return steps[last] if self.point("", steps[last]).worst_db >= snr_db else high
 
     @cached_property
-    def _costs(self) -> dict[tuple[str, str], float]:
+    def _costs(self) -> dict[Operation, float]:
         """Of an operation in float32: its share of the operations and its share of the FLOPs."""
         total = sum(self._flops.values()) or 1
         return {one: 1 / len(self._types) + self._flops[one] / total for one in self._types}
 
-    def _cut(self, price: float) -> Kept:
-        """The best choice at a price of noise: a minimum cut."""
-        costs = self._costs
-        scale = _WHOLE / sum(costs.values())
-        index = {one: 1 + position for position, one in enumerate(costs)}
-        source, sink = 0, 1 + len(index) + len(self._groups)
-        edges = [(index[one], sink, max(1, round(cost * scale))) for one, cost in costs.items()]
-        for position, (touched, noise) in enumerate(self._groups):
-            group = 1 + len(index) + position
-            edges.append((source, group, min(_WHOLE, round(min(price * noise * scale, _WHOLE)))))
-            edges += [(group, index[one], 2 * _WHOLE) for one in touched]
-        starts, ends, capacities = zip(*edges, strict=True)
-        network = csr_array((np.array(capacities, np.int32), (starts, ends)), shape=(sink + 1, sink + 1))
-        residual = network - maximum_flow(network, source, sink).flow
-        residual.data[residual.data < 0] = 0
-        residual.eliminate_zeros()
-        reached = set(breadth_first_order(residual, source, return_predecessors=False).tolist())
-        return frozenset(one for one, node in index.items() if node in reached)
-
     def _changes(self, segment: str, kept: Kept) -> int:
         graph = self._graphs[segment]
         return placed(graph, {node for node in graph.nodes if (segment, node.name) in kept}).changes
+
+
+def cut(costs: Mapping[Operation, float], groups: Sequence[tuple[Kept, float]], price: float) -> Kept:
+    """The operations to keep in float32 at a price λ of noise.
+
+    Args:
+        costs: Of each operation in float32.
+        groups: Operations that must all be in float32 for a noise to vanish, and that noise.
+        price: λ.
+
+    Returns:
+        The minimum of the sum above; costs and noises count to 2⁻²⁸ of all costs together.
+    """
+    scale = _WHOLE / sum(costs.values())
+    index = {one: 1 + position for position, one in enumerate(costs)}
+    source, sink = 0, 1 + len(index) + len(groups)
+    edges = [(index[one], sink, max(1, round(cost * scale))) for one, cost in costs.items()]
+    for position, (touched, noise) in enumerate(groups):
+        group = 1 + len(index) + position
+        edges.append((source, group, round(min(price * noise * scale, 2 * _WHOLE))))
+        edges += [(group, index[one], 2 * _WHOLE) for one in touched]
+    starts, ends, capacities = zip(*edges, strict=True)
+    network = csr_array((np.array(capacities, np.int32), (starts, ends)), shape=(sink + 1, sink + 1))
+    residual = network - maximum_flow(network, source, sink).flow
+    residual.data[residual.data < 0] = 0
+    residual.eliminate_zeros()
+    reached = set(breadth_first_order(residual, source, return_predecessors=False).tolist())
+    return frozenset(one for one, node in index.items() if node in reached)
 
 
 def _by_segment(kept: Kept) -> dict[str, tuple[str, ...]]:
