@@ -27,6 +27,7 @@ Prepared: TypeAlias = Mapping[str, Any]  # a tensor by name, or a tuple of its p
 _Tap: TypeAlias = Callable[[str, Float[Array, "..."]], Float[Array, "..."]]
 _ATTENTION_ROWS = 336  # query rows of one head at a time: their logits stay in the cache
 _HIDDEN = 512  # channels of the hidden layer at a time: sums of more terms lose digits and speed on a CPU
+_TERMS = 128  # of a product that are summed in one row: 0.6 dB nearer at the outputs than 512
 
 
 def prepared(weights: Mapping[str, Any]) -> Prepared:
@@ -251,11 +252,17 @@ def _linear(
 
 
 def _products(a: Float[Array, "*batch n in"], b: Float[Array, "*shared m in"]) -> Float[Array, "*batch n m"]:
-    """``a bᵀ``: the operands in the dtype of ``a``, sums in float32."""
-    return jnp.einsum(
-        "...nk,...mk->...nm", a, b.astype(a.dtype),
-        precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
-    )  # fmt: skip
+    """``a bᵀ``: the operands in the dtype of ``a``, sums in float32, of so many terms each and then of these sums."""
+    terms = a.shape[-1]
+    step = _TERMS if terms % _TERMS == 0 else terms
+    sums = [
+        jnp.einsum(
+            "...nk,...mk->...nm", a[..., start : start + step], b[..., start : start + step].astype(a.dtype),
+            precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32,
+        )
+        for start in range(0, terms, step)
+    ]  # fmt: skip
+    return sum(sums[1:], sums[0])
 
 
 def _layer_norm(
