@@ -42,6 +42,7 @@ format: .venv/.installed ## Format the code.
 schema: .venv/.installed ## Write the JSON Schemas under docs/ from the code.
 	$(BIN)/python -m splitter.manifest > docs/manifest.schema.json
 	$(BIN)/python -m splitter.weights.transformer > docs/transformer.schema.json
+	$(BIN)/python -m splitter.profiling > docs/profile.schema.json
 
 mil-ops: .venv/.installed ## Write docs/mil-ops.md from the code.
 	$(BIN)/python -m splitter.mil.ops > docs/mil-ops.md

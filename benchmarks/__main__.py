@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from . import memory, packages, separate, transformer
+from . import memory, packages, profile, separate, transformer
 
 _BENCHMARKS = {
     "separate": separate.main,
     "memory": memory.main,
     "packages": packages.main,
     "transformer": transformer.main,
+    "profile": profile.main,
 }
 
 

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from . import boundary
 from .boundary import Array, TensorSpec
 from .bundle import Bundle
-from .engines import Engine, engine
-from .errors import BoundaryError, EngineError
+from .engines import Engine, loaded
+from .errors import BoundaryError
 from .manifest import SegmentRecord
 from .parity import compare
 from .partition import INPUT, OUTPUT
 
 
-class Hook(Protocol):
-    """What can watch a run. Every method may do nothing."""
+class Hook:
+    """What can watch a run. Does nothing by itself."""
 
-    def before_segment(self, segment: SegmentRecord, inputs: Mapping[str, Array]) -> None: ...
+    def before_segment(self, segment: SegmentRecord, inputs: Mapping[str, Array]) -> None:
+        """Its engine runs next."""
 
-    def after_segment(self, segment: SegmentRecord, outputs: Mapping[str, Array]) -> None: ...
+    def computed(self, segment: SegmentRecord) -> None:
+        """Its engine has run; nothing of what it gave has been checked."""
+
+    def before_check(self, spec: TensorSpec) -> None:
+        """A tensor is held against its spec next: an input of the model, or what a segment gave."""
+
+    def after_check(self, spec: TensorSpec) -> None:
+        """It fits."""
+
+    def after_segment(self, segment: SegmentRecord, outputs: Mapping[str, Array]) -> None:
+        """All that it gave fits."""
 
 
 def default_engine(segment: SegmentRecord) -> str:
@@ -66,14 +76,8 @@ class Orchestrator:
         chosen = {bundle.segment(name).name: given for name, given in (engines or {}).items()}
         self.engines: dict[str, Engine] = {}
         for segment in bundle.segments:
-            kind = engine(chosen.get(segment.name) or default_engine(segment))
-            if obstacle := kind.obstacle(segment):
-                raise EngineError(
-                    f"engine {kind.name!r} must be able to run segment {segment.name!r}",
-                    received=obstacle,
-                    fix="Choose another engine for it: --engine SEGMENT=NAME.",
-                )
-            self.engines[segment.name] = kind(bundle, segment, compute_units=compute_units)
+            name = chosen.get(segment.name) or default_engine(segment)
+            self.engines[segment.name] = loaded(name, bundle, segment, compute_units=compute_units)
         self._last_consumer = {name: index for index, segment in enumerate(bundle.segments) for name in segment.inputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -95,6 +99,8 @@ class Orchestrator:
             for hook in self.hooks:
                 hook.before_segment(segment, given)
             results = self.engines[segment.name].run(given)
+            for hook in self.hooks:
+                hook.computed(segment)
             for name in segment.inputs:
                 if self._last_consumer[name] == index and OUTPUT not in specs[name].consumers:
                     del values[name]
@@ -109,6 +115,8 @@ class Orchestrator:
         return {name: values[name] for name, spec in specs.items() if OUTPUT in spec.consumers}
 
     def _checked(self, spec: TensorSpec, arrays: Mapping[str, Array], at: str) -> Array:
+        for hook in self.hooks:
+            hook.before_check(spec)
         if spec.name not in arrays:
             raise BoundaryError(
                 f"tensor {spec.name!r} {at} is present", received=f"only {', '.join(arrays) or 'nothing'}"
@@ -123,4 +131,6 @@ class Orchestrator:
                 raise BoundaryError(
                     f"tensor {spec.name!r} {at} reaches {self._golden_snr_db:g} dB of its golden", received=parity
                 )
+        for hook in self.hooks:
+            hook.after_check(spec)
         return array

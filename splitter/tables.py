@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do with
     from .doctor import Diagnosis, Finding
     from .doctor import Report as DoctorReport
     from .planning import Layout
+    from .profiling import Profile
     from .tuning import Choice
 
 _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
@@ -27,12 +28,17 @@ _PLACES = 3  # of a rule's findings; the JSON document has all
 
 def size(count: int) -> str:
     """Bytes in decimal units: ``33.0 MB``."""
-    value, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB"):
-        if value < 1000:
+    return _scaled(count, "B", ("kB", "MB", "GB"))
+
+
+def _scaled(count: float, unit: str, larger: Sequence[str]) -> str:
+    """A number in the largest unit of which there is at least one; each is a thousand of the one before."""
+    shown = unit
+    for one in larger:
+        if count < 1000:
             break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        count, shown = count / 1000, one
+    return f"{count:.0f} {shown}".rstrip() if shown == unit else f"{count:.1f} {shown}"
 
 
 def bundle_tables(bundle: Bundle) -> RenderableType:
@@ -300,3 +306,136 @@ def _duration(bounds: tuple[float, float] | None) -> str:
         return "none"
     least, most = (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" for seconds in bounds)
     return f"{least} … {most}"
+
+
+def profile_tables(profile: Profile) -> RenderableType:
+    """Where time and memory go: a row per segment and engine, per family of operations, per boundary tensor."""
+    shown = (profile, *profile.others)
+    heads = [_machine_text(one, number if len(shown) > 1 else 0) for number, one in enumerate(shown, 1)]
+    return Group(
+        *heads,
+        _times_table(shown),
+        _work_table(profile),
+        _families_table(profile),
+        _core_ml_table(shown),
+        _checks_table(profile),
+    )
+
+
+def _machine_text(profile: Profile, number: int) -> Text:
+    run, machine = profile.run, profile.machine
+    return Text(
+        f"{f'[{number}] ' if number else ''}{profile.model}: {profile.samples} samples a run, {profile.precision} "
+        f"packages; {profile.system}\n"
+        f"{machine.processor}, PyTorch {machine.torch}, threads: {machine.threads}; at most "
+        f"{_operations(profile.limits.flops_per_second)}FLOP/s in a matrix product and "
+        f"{size(round(profile.limits.bytes_per_second))}/s in a copy\n"
+        f"a run takes {_time(run.wall.median)} (spread {_time(run.wall.spread)}, warm-up {_time(*run.wall.warmup)}); "
+        f"segments and checks account for {_share(run.accounted)}, the checks alone for {_share(run.checks)}"
+    )
+
+
+def _times_table(profiles: Sequence[Profile]) -> Table:
+    """Side by side: a segment's engines, on each machine."""
+    table = Table(title="segments: time, and share of the machine's limits", title_justify="left")
+    for column in ("segment", "engine"):
+        table.add_column(column)
+    for column in ("median", "spread", "warm-up", "of the run", "ratio", "load", "compute", "bandwidth"):
+        table.add_column(column, justify="right")
+    for name in dict.fromkeys(segment.name for profile in profiles for segment in profile.segments):
+        for number, profile in enumerate(profiles, 1):
+            for segment in (one for one in profile.segments if one.name == name):
+                first = segment.engines[0].latency.median
+                for place, one in enumerate(segment.engines):
+                    latency = one.latency
+                    table.add_row(
+                        "" if place else name, f"[{number}] {one.engine}" if len(profiles) > 1 else one.engine,
+                        _time(latency.median), _time(latency.spread), _time(*latency.warmup),
+                        "" if place else _share(first / profile.run.wall.median),
+                        f"{latency.median / first:.2f}" if place else "", _time(one.load_seconds),
+                        _share(one.compute_share), _share(one.bandwidth_share),
+                    )  # fmt: skip
+    return table
+
+
+def _work_table(profile: Profile) -> Table:
+    table = Table(title="segments: work and memory", title_justify="left")
+    table.add_column("segment")
+    for column in ("parameters", "FLOPs", "moved", "in and out"):
+        table.add_column(column, justify="right")
+    table.add_column("engine")
+    for column in ("loaded", "running"):
+        table.add_column(column, justify="right")
+    for segment in profile.segments:
+        work = (f"{segment.parameters:,}", _operations(segment.flops), size(segment.moved_bytes))
+        for place, one in enumerate(segment.engines):
+            table.add_row(
+                *(("",) * 5 if place else (segment.name, *work, size(segment.boundary_bytes))), one.engine,
+                size(one.memory.loaded), size(one.memory.running),
+            )  # fmt: skip
+    return table
+
+
+def _families_table(profile: Profile) -> RenderableType:
+    """Of those engines that can look inside."""
+    table = Table(title="families of operations, run one by one", title_justify="left")
+    table.add_column("family")
+    columns = []
+    for segment in profile.segments:
+        for one in segment.engines:
+            if one.families is not None:
+                table.add_column(f"{segment.name}\n{one.engine}", justify="right")
+                columns.append(one.families)
+    total = {family: sum(column.get(family, 0.0) for column in columns) for column in columns for family in column}
+    for family in sorted(total, key=total.__getitem__, reverse=True):
+        table.add_row(family, *(_time(column.get(family)) for column in columns))
+    return table if columns else Text("no engine looks inside its segment")
+
+
+def _core_ml_table(profiles: Sequence[Profile]) -> RenderableType:
+    """Of packages that Core ML ran, on whichever machine."""
+    table = Table(title="Core ML", title_justify="left")
+    for column in ("package", "units"):
+        table.add_column(column)
+    for column in ("compile", "load"):
+        table.add_column(column, justify="right")
+    table.add_column("where its operations run (share of the estimated cost)")
+    for number, profile in enumerate(profiles, 1):
+        for segment in profile.segments:
+            for figures in (one.coreml for one in segment.engines if one.coreml is not None):
+                devices = (f"{name}: {one.operations} ({_share(one.cost)})" for name, one in figures.devices.items())
+                table.add_row(
+                    f"[{number}] {segment.name}" if len(profiles) > 1 else segment.name, figures.compute_units,
+                    _time(figures.compile_seconds), _time(figures.load_seconds), ", ".join(devices),
+                )  # fmt: skip
+    return table if table.row_count else Text("Core ML (compile time, load time, placement): not run here")
+
+
+def _checks_table(profile: Profile) -> Table:
+    table = Table(title="boundary tensors and their checks", title_justify="left")
+    for column in ("tensor", "from", "to"):
+        table.add_column(column)
+    for column in ("size", "moved", "check", "spread", "warm-up", "of the run", "bandwidth"):
+        table.add_column(column, justify="right")
+    for one in profile.boundaries:
+        check = one.check
+        table.add_row(
+            one.name, one.producer, ", ".join(one.consumers), size(one.bytes), size(one.moved_bytes),
+            _time(check.median), _time(check.spread), _time(*check.warmup),
+            _share(check.median / profile.run.wall.median), _share(one.bandwidth_share),
+        )  # fmt: skip
+    return table
+
+
+def _operations(count: float) -> str:
+    return _scaled(count, "", ("k", "M", "G", "T"))
+
+
+def _time(*seconds: float | None) -> str:
+    """The first of several."""
+    if not seconds or seconds[0] is None:
+        return ""
+    value = seconds[0]
+    if value < 1e-3:
+        return f"{1e6 * value:.0f} µs"
+    return f"{1e3 * value:.1f} ms" if value < 1 else f"{value:.2f} s"

@@ -17,7 +17,7 @@ from .engines import engine
 from .errors import BundleError, SplitterError
 from .kernel_causes import kernel_checks
 from .manifest import SegmentRecord
-from .orchestrator import Orchestrator
+from .orchestrator import Hook, Orchestrator
 from .partition import INPUT
 from .plan import Precision
 
@@ -129,9 +129,7 @@ def _run_checks(bundle: Bundle, golden: Mapping[str, Array], kind: str, packages
     """The run as it is orchestrated, with this engine for the packages, against the untouched model."""
     seen: dict[str, Array] = {}
 
-    class Keep:
-        def before_segment(self, segment: SegmentRecord, inputs: Mapping[str, Array]) -> None: ...
-
+    class Keep(Hook):
         def after_segment(self, segment: SegmentRecord, outputs: Mapping[str, Array]) -> None:
             seen.update(outputs)
 

@@ -123,6 +123,13 @@ FAILURES = {
     "engine without a segment": (["separate", "SONG", "-b", "BUNDLE", "--engine", "jax"], "SEGMENT=ENGINE"),
     "engine that cannot": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=jax"], "JAX runs the transformer"),
     "unknown engine": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"], "There are: coreml"),
+    "profile of an engine that cannot": (
+        ["profile", "BUNDLE", "--engine", "encoder=jax"],
+        "JAX runs the transformer",
+    ),
+    "profile of an unknown segment": (["profile", "BUNDLE", "--engine", "enkoder=mil"], "enkoder"),
+    "profile of no runs": (["profile", "BUNDLE", "--runs", "0"], "--runs"),
+    "profile beside nothing": (["profile", "BUNDLE", "--merge", "none.json"], "none.json must be a profile"),
     "unknown option": (["verify", "BUNDLE", "--fast"], "--fast"),
 }
 

@@ -10,7 +10,7 @@ from splitter.engines.coreml_engine import CoreMLEngine
 from splitter.engines.torch_engine import TorchEngine
 from splitter.errors import BoundaryError, EngineError, UsageError
 from splitter.mil.coreml_tools import ct
-from splitter.orchestrator import default_engine
+from splitter.orchestrator import Hook, default_engine
 
 from .conftest import snr_db
 
@@ -141,17 +141,29 @@ def test_parity_with_goldens_can_be_demanded(demo_bundle, golden):
 def test_hooks_see_every_segment_in_order(demo_bundle, golden):
     events = []
 
-    class Recorder:
+    class Recorder(Hook):
         def before_segment(self, segment, inputs):
             events.append(("before", segment.name, tuple(inputs)))
+
+        def computed(self, segment):
+            events.append(("computed", segment.name))
+
+        def before_check(self, spec):
+            events.append(("checking", spec.name))
+
+        def after_check(self, spec):
+            events.append(("checked", spec.name))
 
         def after_segment(self, segment, outputs):
             events.append(("after", segment.name, tuple(outputs)))
 
     Orchestrator(demo_bundle, hooks=[Recorder()]).run({"mix": golden["mix"]})
-    expected = []
+    expected = [("checking", "mix"), ("checked", "mix")]
     for segment in demo_bundle.segments:
-        expected += [("before", segment.name, segment.inputs), ("after", segment.name, segment.outputs)]
+        expected += [("before", segment.name, segment.inputs), ("computed", segment.name)]
+        for name in segment.outputs:
+            expected += [("checking", name), ("checked", name)]
+        expected.append(("after", segment.name, segment.outputs))
     assert events == expected
 
 
@@ -159,7 +171,7 @@ def test_tensors_are_freed_after_their_last_consumer(demo_bundle, golden):
     alive: dict[str, weakref.ref] = {}
     seen = {}
 
-    class Watch:
+    class Watch(Hook):
         def before_segment(self, segment, inputs):
             gc.collect()
             seen[segment.name] = {name for name, ref in alive.items() if ref() is not None}

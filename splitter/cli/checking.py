@@ -9,14 +9,12 @@ import click
 from rich.console import Group
 
 from ..errors import UsageError
-from .shell import command, json_option, print_json, print_result, steps
-
-_UNITS = click.Choice(["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"])
+from .shell import COMPUTE_UNITS, command, json_option, print_json, print_result, steps
 
 
 @command.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--compute-units", type=_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
+@click.option("--compute-units", type=COMPUTE_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
 @json_option
 def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
     """Judge a bundle from its saved files; exit 0 if all that ran passed."""

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import BundleError, UsageError
-from .shell import command, json_option, print_json, stderr, steps
-
-
-def _engine_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, str]:
-    chosen = {}
-    for value in values:
-        segment, equals, name = value.partition("=")
-        if not equals or not segment or not name:
-            raise click.BadParameter(f"{value!r} is not SEGMENT=ENGINE, e.g. transformer=jax")
-        chosen[segment] = name
-    return chosen
+from .shell import command, engine_pairs, json_option, print_json, stderr, steps
 
 
 @command.command()
@@ -43,7 +32,7 @@ def _engine_option(context: click.Context, parameter: click.Parameter, values: t
     "--clip-mode", type=click.Choice(["rescale", "clamp", "tanh", "none"]), default="rescale", show_default=True
 )
 @click.option("--filename", default="{track}/{stem}.{ext}", show_default=True, help="Below OUT/<model>/.")
-@click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=_engine_option,
+@click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
               help="Run a segment with this engine, e.g. transformer=jax.")  # fmt: skip
 @json_option
 def separate(
@@ -64,7 +53,7 @@ def separate(
     int24: bool,
     clip_mode: Any,
     filename: str,
-    engines: Mapping[str, str],
+    engines: tuple[tuple[str, str], ...],
     as_json: bool,
 ) -> None:
     """Separate FILES into OUT/<model>/<track>/<stem>.wav."""
@@ -93,7 +82,7 @@ def separate(
                 click.echo(stem)
 
     with bars(stderr) as progress:
-        outcomes = run(files, bag, out, options=options, engines=engines, progress=progress, done=report)
+        outcomes = run(files, bag, out, options=options, engines=dict(engines), progress=progress, done=report)
     if as_json:
         print_json({"files": [
             {

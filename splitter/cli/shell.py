@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from .. import plan as plans
 
 P = ParamSpec("P")
+COMPUTE_UNITS = click.Choice(["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"])
 PRECISIONS = click.Choice([precision.value for precision in plans.Precision])
 stderr = Console(stderr=True, highlight=False)
 
@@ -29,6 +30,19 @@ def command() -> None:
 
 def json_option(function: Callable[P, None]) -> Callable[P, None]:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")(function)
+
+
+def engine_pairs(
+    context: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    """Segment and engine of every ``--engine SEGMENT=ENGINE``, in their order."""
+    pairs = []
+    for value in values:
+        segment, equals, name = value.partition("=")
+        if not equals or not segment or not name:
+            raise click.BadParameter(f"{value!r} is not SEGMENT=ENGINE, e.g. transformer=jax")
+        pairs.append((segment, name))
+    return tuple(pairs)
 
 
 def print_result(as_json: bool, document: Callable[[], object], table: Callable[[], RenderableType]) -> None:

@@ -6,7 +6,7 @@ An engine is found by name among the entry points of the group ``splitter.engine
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from typing import ClassVar
@@ -47,6 +47,20 @@ class Engine(ABC):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute every output from every input, by tensor name, in the dtypes of the bundle's specs."""
 
+    def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
+        """Compute as `run` does but one operation at a time, and throw the outputs away.
+
+        What `run` takes together (tiles, fused operations) is taken apart here, and slower for it.
+
+        Args:
+            inputs: As for `run`.
+            done: Called after each operation with its family, see `splitter.families`.
+
+        Returns:
+            False, and nothing computed, from an engine that cannot look inside.
+        """
+        return False
+
 
 @cache
 def engine(name: str) -> type[Engine]:
@@ -58,8 +72,24 @@ def engine(name: str) -> type[Engine]:
             received=f"{len(found)} for {name!r}",
             fix=f"There are: {', '.join(names())}.",
         )
-    loaded: type[Engine] = found[0].load()
-    return loaded
+    kind: type[Engine] = found[0].load()
+    return kind
+
+
+def loaded(name: str, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> Engine:
+    """The engine of a name, ready to run a segment.
+
+    Raises:
+        EngineError: There is none, or it cannot run the segment here. Nothing else is tried in its place.
+    """
+    kind = engine(name)
+    if obstacle := kind.obstacle(segment):
+        raise EngineError(
+            f"engine {kind.name!r} must be able to run segment {segment.name!r}",
+            received=obstacle,
+            fix="Choose another engine for it: --engine SEGMENT=NAME.",
+        )
+    return kind(bundle, segment, compute_units=compute_units)
 
 
 def names() -> list[str]:

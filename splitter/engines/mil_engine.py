@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from .. import mil
 from ..boundary import Array
 from ..bundle import Bundle
 from ..manifest import SegmentRecord
+from ..mil import ops
+from ..mil.program import Operation
 from . import Engine
 
 
@@ -25,5 +28,26 @@ class MilEngine(Engine):
         self._specs = bundle.tensors
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        results = self._model.predict({name: self._specs[name].packaged(array) for name, array in inputs.items()})
+        results = self._model.predict(self._taken(inputs))
         return {name: self._specs[name].unpackaged(array) for name, array in results.items()}
+
+    def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
+        self._model.predict(self._taken(inputs), listener=_Steps(self._model.function.opset, done))
+        return True
+
+    def _taken(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs as the package takes them."""
+        return {name: self._specs[name].packaged(array) for name, array in inputs.items()}
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Says the family of every operation that is done."""
+
+    opset: str
+    done: Callable[[str], None]
+
+    def before(self, operation: Operation, inputs: Mapping[str, Any]) -> None: ...
+
+    def after(self, operation: Operation, outputs: Mapping[str, Any]) -> None:
+        self.done(ops.family(operation.type, self.opset))

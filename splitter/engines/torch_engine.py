@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
+from .. import families
 from ..boundary import Array
 from ..bundle import Bundle
 from ..manifest import SegmentRecord
@@ -27,11 +29,19 @@ class TorchEngine(Engine):
         self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        results = self._program.run(self._taken(inputs))
+        return {name: result.to(getattr(torch, self._dtypes[name])).numpy() for name, result in results.items()}
+
+    def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
+        self._program.run(self._taken(inputs), observe=lambda node, value: done(families.of_node(node)))
+        return True
+
+    def _taken(self, inputs: Mapping[str, Array]) -> dict[str, Tensor]:
+        """The inputs as the program takes them."""
         tensors = {}
         for node in self._program.input_nodes:
             tensor = torch.from_numpy(inputs[str(node.target)])
             if tensor.data_ptr() % _ALIGNMENT:
                 tensor = tensor.clone()
             tensors[str(node.target)] = tensor.to(getattr(torch, node.meta["type"].dtype))
-        results = self._program.run(tensors)
-        return {name: result.to(getattr(torch, self._dtypes[name])).numpy() for name, result in results.items()}
+        return tensors

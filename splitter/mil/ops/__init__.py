@@ -53,6 +53,7 @@ FAMILIES = (
     "tensor",
 )
 OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8")  # iOS15 … iOS18
+_ATTENTION = "scaled_dot_product_attention"
 _MAX_RESULT_BYTES = 1 << 34  # 16 GiB: beyond it a size is a mistake or an attack, not a tensor
 
 
@@ -145,6 +146,14 @@ def find(name: str, opset: str) -> Implementation | None:
     level = OPSETS.index(opset) if opset in OPSETS else len(OPSETS) - 1
     fitting = [one for one in _loaded().get(name, []) if OPSETS.index(one.opset) <= level]
     return fitting[-1] if fitting else None
+
+
+def family(name: str, opset: str) -> str:
+    """What kind of work an operation is: the file among `FAMILIES` it lies in; attention is a family of its own."""
+    implementation = find(name, opset)
+    if implementation is None:
+        raise OperationError("operations are ones splitter can execute", received=f"type {name!r}")
+    return "attention" if name == _ATTENTION else implementation.function.__module__.rpartition(".")[2]
 
 
 # ------------------------------------------------------------------------------------ arguments

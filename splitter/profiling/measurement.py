@@ -1,0 +1,216 @@
+"""Profiles a bundle on this machine."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TypeAlias
+
+from ..boundary import Array, TensorSpec
+from ..bundle import Bundle
+from ..engines import Engine, loaded
+from ..errors import UsageError
+from ..goldens import machine
+from ..manifest import SegmentRecord
+from ..orchestrator import Hook, Orchestrator, default_engine
+from ..partition import INPUT
+from . import core_ml, limits, memory, work
+from .records import BoundaryProfile, EngineProfile, Latency, Limits, Profile, RunProfile, SegmentProfile
+from .timeline import Timeline
+
+Progress: TypeAlias = Callable[[str], None]
+
+
+def profile(
+    bundle: Bundle,
+    engines: Sequence[tuple[str, str]] = (),
+    *,
+    runs: int = 5,
+    warmup: int = 1,
+    compute_units: str = "ALL",
+    progress: Progress = lambda step: None,
+) -> Profile:
+    """Run a bundle on its golden input, and say where time and memory go.
+
+    A turn is one run of the orchestrator, then one of every other engine on its segment's inputs, so that a machine
+    that slows down slows down all of them. Memory (processes of their own) and families of operations (runs of their
+    own) are measured afterwards and cost the timed runs nothing.
+
+    Args:
+        bundle: What to profile.
+        engines: Pairs of segment and engine. Several for one segment are shown side by side, and the orchestrator
+            runs the first; `default_engine` for segments left out.
+        runs: Counted turns.
+        warmup: Turns before them, which are recorded apart.
+        compute_units: For Core ML, see `Orchestrator`.
+        progress: Told of each step.
+
+    Raises:
+        UsageError: There is no such segment, or nothing to count.
+        EngineError: An engine cannot run its segment here.
+    """
+    if runs < 1 or warmup < 1:
+        raise UsageError("there is at least one run to count and one before it", received=f"{runs} and {warmup}")
+    chosen = _chosen(bundle, engines)
+    progress("loading")
+    bench = _Bench(bundle, chosen, compute_units)
+    progress("measuring this machine")
+    most = limits.measured()
+    for turn in range(warmup + runs):
+        progress(f"run {turn + 1 - warmup} of {runs}" if turn >= warmup else "warming up")
+        bench.turn()
+    segments = []
+    for segment in bundle.segments:
+        progress(f"looking into {segment.name}")
+        segments.append(_segment(bench, segment, chosen[segment.name], warmup, most))
+    model = bundle.manifest.model
+    return Profile(
+        bundle=str(bundle.path),
+        model=model.name,
+        checkpoint_sha256=model.checkpoint_sha256,
+        samples=model.samples,
+        precision=bundle.manifest.plan.precision,
+        system=platform.platform(),
+        machine=machine(),
+        compute_units=compute_units,
+        limits=most,
+        run=_run(bench, warmup),
+        segments=tuple(segments),
+        boundaries=tuple(_boundary(bench, spec, warmup, most) for spec in bundle.manifest.tensors),
+    )
+
+
+def _chosen(bundle: Bundle, engines: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Names of engines by segment, in the order given."""
+    given = defaultdict(list)
+    for segment, name in engines:
+        given[bundle.segment(segment).name].append(name)
+    return {segment.name: given[segment.name] or [default_engine(segment)] for segment in bundle.segments}
+
+
+@dataclass
+class _Inputs(Hook):
+    """Keeps what each segment was given first."""
+
+    arrays: dict[str, dict[str, Array]] = field(default_factory=dict)
+
+    def before_segment(self, segment: SegmentRecord, inputs: Mapping[str, Array]) -> None:
+        self.arrays.setdefault(segment.name, dict(inputs))
+
+
+class _Bench:
+    """Everything loaded, and the seconds it took so far.
+
+    Attributes:
+        engines: By segment, the orchestrator's own first.
+        inputs: What the segments were given first, by segment and tensor.
+        walls: Of the orchestrator, a figure for each turn, like all that follow.
+        runs: By segment, a list for each of its engines.
+        checks: By tensor.
+    """
+
+    def __init__(self, bundle: Bundle, chosen: Mapping[str, Sequence[str]], compute_units: str) -> None:
+        self.bundle = bundle
+        self.compute_units = compute_units
+        self._timeline, keeper = Timeline(), _Inputs()
+        self.inputs = keeper.arrays
+        first = {segment: names[0] for segment, names in chosen.items()}
+        hooks = (keeper, self._timeline)
+        self._orchestrator = Orchestrator(bundle, first, compute_units=compute_units, hooks=hooks)
+        self.engines: dict[str, list[Engine]] = {}
+        for segment in bundle.segments:
+            others = (loaded(one, bundle, segment, compute_units=compute_units) for one in chosen[segment.name][1:])
+            self.engines[segment.name] = [self._orchestrator.engines[segment.name], *others]
+        golden = bundle.goldens()
+        self._given = {name: golden[name] for name, spec in bundle.tensors.items() if spec.producer == INPUT}
+        self.walls: list[float] = []
+        self.runs: dict[str, list[list[float]]] = {name: [[] for _ in many] for name, many in self.engines.items()}
+        self.checks: dict[str, list[float]] = {name: [] for name in bundle.tensors}
+
+    def turn(self) -> None:
+        """Run everything once."""
+        started = perf_counter()
+        self._orchestrator.run(self._given)
+        self.walls.append(perf_counter() - started)
+        for name, seconds in self._timeline.checks.items():
+            self.checks[name].append(seconds)
+        for name, engines in self.engines.items():
+            self.runs[name][0].append(self._timeline.segments[name])
+            for place, one in enumerate(engines[1:], 1):
+                started = perf_counter()
+                one.run(self.inputs[name])
+                self.runs[name][place].append(perf_counter() - started)
+
+
+def _run(bench: _Bench, warmup: int) -> RunProfile:
+    walls = bench.walls[warmup:]
+    checks = [sum(turn) for turn in zip(*bench.checks.values(), strict=True)][warmup:]
+    engines = [sum(turn) for turn in zip(*(runs[0] for runs in bench.runs.values()), strict=True)][warmup:]
+    return RunProfile(
+        wall=Latency.of(bench.walls, warmup=warmup),
+        accounted=statistics.median((a + b) / wall for a, b, wall in zip(engines, checks, walls, strict=True)),
+        checks=statistics.median(one / wall for one, wall in zip(checks, walls, strict=True)),
+    )
+
+
+def _boundary(bench: _Bench, spec: TensorSpec, warmup: int, most: Limits) -> BoundaryProfile:
+    check = Latency.of(bench.checks[spec.name], warmup=warmup)
+    reading = sum(consumer in bench.engines for consumer in spec.consumers)
+    return BoundaryProfile(
+        name=spec.name,
+        producer=spec.producer,
+        consumers=spec.consumers,
+        bytes=spec.bytes,
+        moved_bytes=(2 + reading) * spec.bytes,
+        check=check,
+        bandwidth_share=spec.bytes / check.median / most.bytes_per_second,
+    )
+
+
+def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup: int, most: Limits) -> SegmentProfile:
+    bundle = bench.bundle
+    done = work.of(bundle.program(segment.program))
+    found = []
+    for name, seconds, one in zip(names, bench.runs[segment.name], bench.engines[segment.name], strict=True):
+        latency = Latency.of(seconds, warmup=warmup)
+        fresh = memory.measured(bundle, segment.name, name, bench.compute_units)
+        package = bundle.path / segment.artifact.path
+        found.append(
+            EngineProfile(
+                engine=name,
+                latency=latency,
+                load_seconds=fresh.load_seconds,
+                memory=fresh.memory,
+                compute_share=done.flops / latency.median / most.flops_per_second,
+                bandwidth_share=done.moved_bytes / latency.median / most.bytes_per_second,
+                families=_families(one, bench.inputs[segment.name]),
+                coreml=core_ml.figures(package, bench.compute_units) if name == "coreml" else None,
+            )
+        )
+    return SegmentProfile(
+        name=segment.name,
+        target=segment.artifact.target,
+        parameters=segment.parameters,
+        flops=done.flops,
+        moved_bytes=done.moved_bytes,
+        boundary_bytes=sum(bundle.tensors[name].bytes for name in (*segment.inputs, *segment.outputs)),
+        engines=tuple(found),
+    )
+
+
+def _families(engine: Engine, inputs: Mapping[str, Array]) -> dict[str, float] | None:
+    """Seconds by family: from the end of one operation to the end of the next."""
+    found: Counter[str] = Counter()
+    latest = perf_counter()
+
+    def done(family: str) -> None:
+        nonlocal latest
+        now = perf_counter()
+        found[family] += now - latest  # type: ignore[assignment] # a Counter counts anything that adds
+        latest = now
+
+    return dict(found.most_common()) if engine.run_in_steps(inputs, done) else None

@@ -1,0 +1,76 @@
+"""What a captured graph has to do, whoever does it: floating-point operations, and bytes read and written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ..program import Program, TensorType
+
+_FOURIER = (torch.ops.aten.stft.default, torch.ops.aten.istft.default)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one run; `records.SegmentProfile` says what counts."""
+
+    flops: int
+    moved_bytes: int
+
+
+@torch.no_grad()
+def of(program: Program) -> Work:
+    """Count by shapes alone: nothing is computed."""
+    # The operator that attention is on a CPU is one that torch's counter leaves out.
+    more = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False, custom_mapping=more) as total:
+        counter = _Counter(program.module())
+        counter.run(*(_empty(node) for node in program.input_nodes))
+    return Work(total.get_total_flops() + counter.fourier_flops, counter.moved_bytes)
+
+
+class _Counter(fx.Interpreter):
+    """Runs a graph on tensors without contents."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.fourier_flops = 0
+        self.moved_bytes = 0
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        if target in _FOURIER:
+            # Its own implementation looks at the window's values, which are not there.
+            result: Any = _empty(self._node)
+            spectrum, length = (result if target is _FOURIER[0] else given[0]), args[1]
+            transforms = spectrum.numel() // (length // 2 + 1)
+            self.fourier_flops += round(transforms * 2.5 * length * math.log2(length))
+        else:
+            result = super().call_function(target, args, kwargs)
+        read = {id(one): one.nbytes for one in given}
+        places = {one.untyped_storage()._cdata for one in given}
+        made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        written = [one.nbytes for one in made if one.untyped_storage()._cdata not in places]
+        if written:
+            self.moved_bytes += sum(read.values()) + sum(written)
+        return result
+
+    def run_node(self, n: fx.Node) -> Any:
+        self._node = n
+        return super().run_node(n)
+
+
+def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, **options: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _empty(node: fx.Node) -> Tensor:
+    kind: TensorType = node.meta["type"]
+    return torch.empty(kind.shape, dtype=getattr(torch, kind.dtype))
