@@ -17,7 +17,7 @@ from .boundary import TensorSpec
 from .errors import PartitionError
 from .plan import Plan, Stage, TensorRule, rank
 from .planner import divide, live, operations
-from .program import Program, TensorType, copy_nodes
+from .program import Program, TensorType, copy_nodes, free_of_strides
 
 INPUT, OUTPUT = "input", "output"
 
@@ -361,6 +361,8 @@ def _segment(
         mapping[node].meta = {"type": node.meta["type"], "module": ""}
     constants = _constants(program, placement, own)
     copy_nodes((node for node in program.graph.nodes if node in constants or node in own_set), graph, mapping)
+    if stage.segments > 1:  # the planner may cut between a tensor and a view of it
+        free_of_strides(graph)
     graph.output(tuple(mapping[node] for node in outputs))
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     weights = {key: tensor for key, tensor in program.weights.items() if key in used}

@@ -132,8 +132,7 @@ class Program:
             needed.add(node)
             frontier.extend(parent for parent in node.all_input_nodes if parent not in needed)
         copy_nodes((node for node in self.graph.nodes if node in needed), graph, mapping)
-        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-            node.target = torch.ops.aten.reshape.default  # what is given may lie otherwise in memory
+        free_of_strides(graph)
         graph.output(tuple(mapping[node] for node in targets.values()))
         return Program("part", graph, self.weights, tuple(targets))
 
@@ -355,6 +354,12 @@ def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
         return value
     ((kind, content),) = value.items()
     return nodes[content] if kind == "node" else _DECODERS[kind](content)
+
+
+def free_of_strides(graph: fx.Graph) -> None:
+    """Let a graph take inputs however they lie in memory: a view of one may need a copy, which `reshape` makes."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
 
 
 def copy_nodes(nodes: Iterable[fx.Node], graph: fx.Graph, mapping: dict[fx.Node, fx.Node]) -> None:

@@ -1,7 +1,6 @@
 """The pipeline as a whole: what a build takes, leaves and refuses."""
 
 import json
-from fractions import Fraction
 from importlib import resources
 
 import numpy as np
@@ -19,7 +18,7 @@ from splitter.errors import AudioError, CheckpointError, PartitionError, PlanErr
 from splitter.separation import Options, separate
 
 from .conftest import snr_db
-from .toys import HYBRID_PLAN, Hybrid
+from .toys import HYBRID_PLAN, Hybrid, separating
 
 DEMO = resources.files("splitter.weights.demo") / "demo.safetensors"
 
@@ -46,8 +45,7 @@ def test_bag_becomes_one_bundle_a_member(tmp_path, song_path):
 
 def test_module_of_the_users_own(tmp_path):
     """Any module with demucs's four attributes, and a plan for it."""
-    model = Hybrid()
-    model.sources, model.samplerate, model.audio_channels, model.segment = ["restored"], 8000, 2, Fraction(64, 8000)
+    model = separating()
     with pytest.raises(PlanError, match="toys.Hybrid"):
         splitter.build(model, tmp_path / "b")
     (bundle,) = splitter.build(model, tmp_path / "b", plan=HYBRID_PLAN).members

@@ -3,12 +3,16 @@
 import pytest
 import torch
 
+import splitter
 from splitter import plan as plans
 from splitter.compiler import captured
 from splitter.errors import PlanError
 from splitter.partition import partition, run
 from splitter.planner import live, operations
 from splitter.planning import compare
+from splitter.verification import verify
+
+from .toys import PACKAGES_PLAN, separating
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +97,21 @@ def test_only_packages_are_cut(demo):
         plans.with_segments(demo[1], {"transformer": 2})
     with pytest.raises(PlanError, match="by stage; got middle"):
         plans.with_segments(demo[1], {"middle": 2})
+
+
+@pytest.mark.parametrize("layout", ["monolith", "segments"])
+def test_every_layout_verifies(tmp_path, layout):
+    plan = plans.with_segments(PACKAGES_PLAN, {"transformer": 3}) if layout == "segments" else PACKAGES_PLAN
+    bag = splitter.build(separating(), tmp_path / "b", plan=plan, monolith=layout == "monolith")
+    (bundle,) = bag.members
+    expected = {
+        "monolith": ["core"],
+        "segments": ["encoder", "transformer_1", "transformer_2", "transformer_3", "decoder"],
+    }
+    assert [one.name for one in bundle.segments if one.artifact.target == "coreml"] == expected[layout]
+    (report,) = verify(bag)
+    assert report.passed
+    assert report.partition_max_abs == 0
+    packages = [check for check in report.checks if check.kind == "package"]
+    assert all(check.parity.snr_db >= 110 for check in packages if check.subject == "restored")
+    assert {spec for one in bundle.segments for spec in one.outputs} == {check.subject for check in packages}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -23,18 +22,7 @@ from splitter.tuning.sensitivity import measure
 from splitter.tuning.trial import Trial, excerpts
 
 from .conftest import snr_db
-from .toys import HYBRID_PLAN, Hybrid
-
-THREE = plans.Plan.model_validate(
-    HYBRID_PLAN.model_dump()
-    | {"stages": [s.model_dump() | ({"target": "coreml"} if s.target == "graph" else {}) for s in HYBRID_PLAN.stages]}
-)
-
-
-def toy():
-    model = Hybrid()
-    model.sources, model.samplerate, model.audio_channels, model.segment = ["restored"], 8000, 2, Fraction(64, 8000)
-    return model
+from .toys import PACKAGES_PLAN, separating
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +34,9 @@ def noise_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trial(tmp_path_factory, noise_path):
-    (bundle,) = splitter.build(toy(), tmp_path_factory.mktemp("toy") / "b", plan=THREE, reference=False).members
+    (bundle,) = splitter.build(
+        separating(), tmp_path_factory.mktemp("toy") / "b", plan=PACKAGES_PLAN, reference=False
+    ).members
     return Trial(bundle, excerpts([noise_path], bundle))
 
 
@@ -58,7 +48,7 @@ def search(trial):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, noise_path):
     out = tmp_path_factory.mktemp("chosen") / "b"
-    bag, choice = build(toy(), out, min_snr_db=75, audio=[noise_path], plan=THREE)
+    bag, choice = build(separating(), out, min_snr_db=75, audio=[noise_path], plan=PACKAGES_PLAN)
     return bag.members[0], choice
 
 
@@ -143,23 +133,25 @@ def test_fewer_operations_would_not_do(built, trial, search):
 def test_plan_repeats_the_build(built, tmp_path):
     bundle, _ = built
     plans.save(bundle.manifest.plan, tmp_path / "plan.toml")
-    (again,) = splitter.build(toy(), tmp_path / "b", plan=plans.load(tmp_path / "plan.toml")).members
+    (again,) = splitter.build(separating(), tmp_path / "b", plan=plans.load(tmp_path / "plan.toml")).members
     weights = {name: file.sha256 for name, file in again.manifest.files.items() if name.endswith("weight.bin")}
     assert weights == {name: bundle.manifest.files[name].sha256 for name in weights}
     assert again.manifest.plan == bundle.manifest.plan
 
 
 def test_half_precision_boundaries_are_made_up_for(tmp_path, noise_path):
-    bag, choice = build(toy(), tmp_path / "b", min_snr_db=60, audio=[noise_path], plan=THREE, boundary_dtype="fp16")
+    bag, choice = build(
+        separating(), tmp_path / "b", min_snr_db=60, audio=[noise_path], plan=PACKAGES_PLAN, boundary_dtype="fp16"
+    )
     assert bag.members[0].manifest.plan.boundary_dtype == "fp16"
     assert choice.chosen.worst_db >= 60
 
 
 def test_out_of_reach_is_said_with_the_best_and_leaves_nothing(tmp_path, noise_path):
-    splitter.build(toy(), tmp_path / "b", plan=THREE)
+    splitter.build(separating(), tmp_path / "b", plan=PACKAGES_PLAN)
     before = (tmp_path / "b" / "manifest.json").read_bytes()
     with pytest.raises(PlanError, match=r"can reach 500 dB; got 1\d\d\.\d dB at best, with (\d+) of \1"):
-        build(toy(), tmp_path / "b", min_snr_db=500, audio=[noise_path], plan=THREE, force=True)
+        build(separating(), tmp_path / "b", min_snr_db=500, audio=[noise_path], plan=PACKAGES_PLAN, force=True)
     assert [one.name for one in tmp_path.iterdir()] == ["b"]
     assert (tmp_path / "b" / "manifest.json").read_bytes() == before
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import torch
 from torch import nn
 
@@ -46,6 +48,18 @@ HYBRID_PLAN = Plan.model_validate(
         ],
     }
 )
+
+PACKAGES_PLAN = Plan.model_validate(  # the same with the attention in a package too
+    HYBRID_PLAN.model_dump()
+    | {"stages": [s.model_dump() | ({"target": "coreml"} if s.target == "graph" else {}) for s in HYBRID_PLAN.stages]}
+)
+
+
+def separating() -> Hybrid:
+    """With what `splitter.build` asks of a module."""
+    model = Hybrid()
+    model.sources, model.samplerate, model.audio_channels, model.segment = ["restored"], 8000, 2, Fraction(64, 8000)
+    return model
 
 
 def cut(model, plan):

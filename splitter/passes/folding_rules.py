@@ -162,6 +162,7 @@ RULES: Mapping[Any, Rule] = {
     _aten.constant_pad_nd.default: _padded,
     _aten.slice.Tensor: _sliced,
     _aten.view.default: _viewed,
+    _aten.reshape.default: _viewed,
     _aten.mean.dim: _reduced,
     _aten.amax.default: _reduced,
 }
