@@ -13,6 +13,7 @@ import splitter
 from splitter import mil, passes
 from splitter import plan as plans
 from splitter.bundle import load_any
+from splitter.doctor import examine
 from splitter.engines import engine
 from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
 from splitter.separation import Options, separate
@@ -121,6 +122,10 @@ def test_packages_for_the_engine_have_no_long_axis(for_ane, demo_bundle):
     assert for_ane.tensors["waveform"].fold is not None
     assert for_ane.tensors["waveform"].shape == demo_bundle.tensors["waveform"].shape
     assert for_ane.tensors["spectrogram"].fold is None
+    report = examine(for_ane.path)
+    assert all(one.measured for one in report.diagnoses)
+    assert report.flop_share(in_half=True) == 1
+    assert examine(demo_bundle.path, run=False).flop_share(in_half=True) < 1
 
 
 def test_folded_packages_equal_unfolded_ones(for_ane, demo_bundle):

@@ -169,7 +169,8 @@ def _inputs_of(bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array
         raise UsageError(
             f"inputs hold every boundary tensor that {segment.name} reads", received=f"no {', '.join(missing)}"
         )
-    return {name: given[name].astype(bundle.tensors[name].dtype) for name in segment.inputs}
+    specs = {name: bundle.tensors[name] for name in segment.inputs}
+    return {name: spec.packaged(given[name].astype(spec.dtype)) for name, spec in specs.items()}
 
 
 def _diagnoses(
