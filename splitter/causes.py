@@ -6,6 +6,7 @@ The chain is: captured segment → fp32 uncompressed package (conversion) → pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,9 +19,10 @@ from .boundary import Array
 from .bundle import Bundle
 from .checks import Check, Overflow, Status, compared
 from .errors import SplitterError
+from .lowering.compression import from_details
 from .manifest import SegmentRecord
 from .mil.program import Block, Operation, Ref
-from .plan import Precision
+from .plan import Precision, Tolerances
 
 
 @dataclass
@@ -97,24 +99,54 @@ def _chain_checks(
         for name in segment.outputs:
             yield compared(kind, name, before[name], after[name], **limits, engine="mil", scope="local")
 
-    if not segment.reference:
-        yield absent("conversion", "the bundle holds no reference package")
-        yield absent("precision", "the bundle holds no reference package")
-    elif _hashes(bundle, segment.reference) == _hashes(bundle, segment.artifact.path):
-        yield from comparisons("conversion", golden, shipped, tolerances.conversion_snr_db)
-        yield absent("precision", "the shipped package is the fp32 one")
+    limit = compression_limit(segment, tolerances)
+    compressed = limit < math.inf
+    nothing = "no weights were compressed"
+    if not segment.reference or (compressed and not segment.uncompressed):
+        why = "the bundle holds no reference package"
+        for kind in ("conversion", "precision"):
+            yield absent(kind, why)
+        yield absent("compression", why if compressed else nothing)
+        return
+    given = {name: golden[name] for name in segment.inputs}
+    is_fp32 = _hashes(bundle, segment.reference) == _hashes(bundle, segment.artifact.path)
+    try:
+        reference = shipped if is_fp32 else _predicted(mil.load(bundle.path / segment.reference), bundle, given)
+    except SplitterError as error:
+        yield Check("conversion", segment.name, Status.FAIL, "mil", "local", note=str(error))
+        return
+    yield from comparisons("conversion", golden, reference, tolerances.conversion_snr_db)
+    try:
+        plain = _uncompressed(bundle, segment, given, reference) if compressed else shipped
+    except SplitterError as error:
+        yield Check("precision", segment.name, Status.FAIL, "mil", "local", note=str(error))
+        return
+    if plain is reference:
+        yield absent("precision", f"the {'uncompressed' if compressed else 'shipped'} package is the fp32 one")
     else:
-        try:
-            given = {name: golden[name] for name in segment.inputs}
-            reference = _predicted(mil.load(bundle.path / segment.reference), bundle, given)
-        except SplitterError as error:
-            yield Check("conversion", segment.name, Status.FAIL, "mil", "local", note=str(error))
-        else:
-            yield from comparisons("conversion", golden, reference, tolerances.conversion_snr_db)
-            rounded = Precision.FP16 in (bundle.manifest.plan.precision, bundle.manifest.plan.boundary_dtype)
-            limit = tolerances.precision_snr_db if rounded else tolerances.conversion_snr_db
-            yield from comparisons("precision", reference, shipped, limit)
-    yield absent("compression", "no weights were compressed")
+        rounded = Precision.FP16 in (bundle.manifest.plan.precision, bundle.manifest.plan.boundary_dtype)
+        least = tolerances.precision_snr_db if rounded else tolerances.conversion_snr_db
+        yield from comparisons("precision", reference, plain, least)
+    if compressed:
+        yield from comparisons("compression", plain, shipped, limit)
+    else:
+        yield absent("compression", nothing)
+
+
+def compression_limit(segment: SegmentRecord, tolerances: Tolerances) -> float:
+    """The lowest limit of the forms that the weights of a segment's package have; infinity if none is compressed."""
+    forms = {one.form for one in from_details(segment.artifact.details.get("compressed", {})).values()}
+    return min((tolerances.package_compression_snr_db[form] for form in forms), default=math.inf)
+
+
+def _uncompressed(
+    bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array], reference: dict[str, Array]
+) -> dict[str, Array]:
+    """What the uncompressed package gives; the reference itself where that is the fp32 one."""
+    if segment.uncompressed == segment.reference:
+        return reference
+    rounded = {name: array.astype(bundle.tensors[name].dtype) for name, array in given.items()}
+    return _predicted(mil.load(bundle.path / segment.uncompressed), bundle, rounded)
 
 
 def _hashes(bundle: Bundle, package: str) -> dict[str, str]:

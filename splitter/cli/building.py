@@ -16,7 +16,7 @@ from .shell import PRECISIONS, command, json_option, print_result, steps
 _TARGETS = click.Choice([target.value for target in plans.DeploymentTarget])
 _LAYOUTS = click.Choice(["torch", "mlx"])
 _QKV = click.Choice(["fused", "split"])
-_COMPRESSIONS = click.Choice(["none", "int8", "pal8", "pal6", "pal4"])
+_COMPRESSIONS = click.Choice(["none", *plans.COMPRESSIONS])
 
 
 def _names_option(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -48,7 +48,9 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
     "--qkv", type=_QKV, help="Its input projections in one matrix or three.  [default: as the layout has them]"
 )
 @click.option("--weights-dtype", type=PRECISIONS, help="Element type of its matrices.  [default: fp32]")
-@click.option("--compress", type=_COMPRESSIONS, help="Compression of its matrices.  [default: none]")
+@click.option(
+    "--compress", type=_COMPRESSIONS, help="How all weights are stored, packages and transformer.  [default: none]"
+)
 @click.option(
     "--passes",
     metavar="NAME,NAME",
@@ -83,7 +85,7 @@ def build(
     layout: str | None,
     qkv: str | None,
     weights_dtype: str | None,
-    compress: str | None,
+    compress: plans.WeightForm | None,
     passes: tuple[str, ...] | None,
     optimise_for: str | None,
     segment: float | None,
@@ -97,12 +99,13 @@ def build(
     """Build the bundle of MODEL: demo, htdemucs, htdemucs_ft, htdemucs_6s, or a checkpoint file."""
     from .. import compiler, tables, tuning
 
-    weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype, "compress": compress}
+    weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype}
     options: dict[str, Any] = {
         "plan": plans.load(plan_file) if plan_file else None,
         "deployment_target": target,
         "boundary_dtype": boundary_dtype,
         "weights": {key: value for key, value in weights.items() if value is not None},
+        "compress": compress,
         "passes": passes,
         "optimise_for": optimise_for,
         "segment": segment,
