@@ -6,7 +6,6 @@ these weights (kernels). Each link is judged by itself, from the golden input of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ import torch
 
 from .boundary import Array
 from .bundle import Bundle
-from .checks import Check, Status, compared
+from .checks import Check, Status, compared, least_to_spare
 from .engines import engine
 from .errors import CheckpointError, SplitterError
 from .kernels.spec import POSITIONS
@@ -132,10 +131,5 @@ def _weight_checks(
             )
             for key, limit in limits.items()
         ),
-        key=_goodness,
+        key=least_to_spare,
     )  # fmt: skip
-
-
-def _goodness(check: Check) -> tuple[bool, float]:
-    snr = check.parity.snr_db if check.parity else None
-    return check.status is not Status.FAIL, math.inf if snr is None else snr - (check.limit_db or 0.0)

@@ -22,7 +22,7 @@ from .errors import PlanError
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 _NAME_TEMPLATE = r"^[a-z{][a-z0-9_{}]*$"
 CompressionForm: TypeAlias = Literal["int8", "pal8", "pal6", "pal4"]
-WeightForm: TypeAlias = Literal["none"] | CompressionForm
+WeightForm: TypeAlias = Literal["none", CompressionForm]
 COMPRESSIONS: tuple[CompressionForm, ...] = get_args(CompressionForm)
 
 
@@ -108,8 +108,8 @@ class WeightsForm(_Strict):
         matrices: Element type.
         compress: ``int8`` with a scale per row, or a palette of 256, 64 or 16 values per matrix; see
             `kernels.compression`.
-        exceptions: Another form for some matrices, by their name in `kernels.spec.parameters` (``layers.0.linear1.weight``)
-            or the path of all below it (``layers.0``); the longest that fits counts.
+        exceptions: Another form for some matrices, by their name in `kernels.spec.parameters`
+            (``layers.0.linear1.weight``) or the path of all below it (``layers.0``); the longest that fits counts.
     """
 
     layout: Literal["torch", "mlx"] = "torch"
@@ -126,7 +126,7 @@ class WeightsForm(_Strict):
         """How a matrix is stored, by its name in `kernels.spec.parameters`."""
         return _form_of(matrix, self.compress, self.exceptions)
 
-    def loss_of(self, matrix: str) -> Literal["fp16"] | CompressionForm | None:
+    def loss_of(self, matrix: str) -> Literal["fp16", CompressionForm] | None:
         """What may change a matrix; None if it is kept bit for bit."""
         form = self.form_of(matrix)
         if form != "none":
@@ -216,14 +216,14 @@ class Tolerances(_Strict):
     precision_snr_db: float = 40.0
     package_fp32_snr_db: float = 100.0
     package_fp16_snr_db: float = 40.0
-    compression_snr_db: dict[Literal["fp16"] | CompressionForm, float] = {
+    compression_snr_db: dict[Literal["fp16", CompressionForm], float] = {
         "fp16": 50.0,
         "int8": 28.0,
         "pal8": 27.0,
         "pal6": 17.0,
         "pal4": 0.0,
     }
-    package_compression_snr_db: dict[CompressionForm, float] = {"int8": 20.0, "pal8": 20.0, "pal6": 10.0, "pal4": 0.0}
+    package_compression_snr_db: dict[CompressionForm, float] = {"int8": 20.0, "pal8": 22.0, "pal6": 10.0, "pal4": 0.0}
     coreml_snr_db: dict[Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"], float] = {
         "CPU_ONLY": 90.0,
         "CPU_AND_GPU": 70.0,
@@ -357,7 +357,7 @@ def changed(plan: Plan, **settings: object) -> Plan:
 
 def compressed(plan: Plan, form: WeightForm) -> Plan:
     """The plan with all its weights in one form: those of packages, and those of a transformer of its own."""
-    whole = {"compress": form, "exceptions": {}}
+    whole: dict[str, object] = {"compress": form, "exceptions": {}}
     own = any(stage.target == "kernels" for stage in plan.stages)
     return changed(plan, compression={"form": form, "exceptions": {}}, weights=whole if own else None)
 

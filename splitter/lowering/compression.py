@@ -150,7 +150,7 @@ def _palettized(bits: int) -> Callable[[Array], tuple[Array, Array]]:
 
 
 def summary(weights: Mapping[str, Compressed] | Mapping[str, StoredWeight]) -> str:
-    """Forms of the compressed weights with their counts, e.g. ``"3 int8, 12 pal6"``; ``"none"`` where there are none."""
+    """Forms of the compressed weights with their counts, e.g. ``"3 int8, 12 pal6"``; without any ``"none"``."""
     counts = Counter(one.form for one in weights.values() if one.form != "none")
     return ", ".join(f"{count} {form}" for form, count in sorted(counts.items())) or "none"
 

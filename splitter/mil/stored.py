@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from .program import Function, Operation, Ref
+from ..errors import PackageError
+from .interpreter import Interpreter
+from .numerics import Numerics
+from .program import Block, Function, Operation, Ref
 from .types import TensorType
 
+Array: TypeAlias = NDArray[np.generic]
 Kind: TypeAlias = Literal["plain", "linear", "palette", "other"]
 
 
@@ -81,6 +88,21 @@ def stored_weights(function: Function) -> dict[str, StoredWeight]:
             elif operation.type.startswith("constexpr"):
                 found[operation.name] = _decompressed(operation, kind, constants)
     return found
+
+
+def decoded(function: Function, names: Collection[str]) -> dict[str, Array]:
+    """Values of some of a function's constants, decompressed where they are compressed.
+
+    Raises:
+        OperationError: One cannot be decompressed.
+        PackageError: One is not there.
+    """
+    fixed = tuple(one for one in function.block.operations if one.type == "const" or one.type.startswith("constexpr"))
+    if missing := sorted(set(names) - {output.name for one in fixed for output in one.outputs}):
+        raise PackageError(f"the constants of function {function.name!r} are known by name", received=missing[0])
+    alone = Function(function.name, function.opset, (), Block((), fixed, tuple(names)))
+    values = Interpreter(alone, function.name, Numerics(), max_iterations=1).run({}, {}, generator=torch.Generator())
+    return {name: value.numpy() for name, value in values.items()}
 
 
 def _arguments(operation: Operation) -> Iterator[Any]:

@@ -44,7 +44,8 @@ def decode(parameter: Parameter, tensors: dict[Role, Array], form: WeightsForm) 
     if "values" in tensors:
         return tensors["values"].astype(np.float32)
     rows, columns = parameter.shape
-    kind: Kind = form.form_of(parameter.kernel)  # type: ignore[assignment] - "none" is stored as values
+    kind = form.form_of(parameter.kernel)
+    assert kind != "none"  # those are stored as values
     decoded: Array = compression.decode(kind, (rows, columns), tensors)  # type: ignore[arg-type]
     return decoded
 
