@@ -16,7 +16,7 @@ from ..mil.coreml_tools import ct
 from ..mil.stored import StoredWeight
 from ..plan import Compression, CompressionForm, WeightsForm
 from ..program import Program
-from ..weights.palettes import nearest, palette
+from ..weights.quantisation import nearest, palette
 
 Forms: TypeAlias = Mapping[str, "Compressed"]
 _BITS: Mapping[CompressionForm, int] = {"pal8": 8, "pal6": 6, "pal4": 4}

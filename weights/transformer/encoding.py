@@ -12,11 +12,10 @@ from splitter.kernels import compression
 from splitter.kernels.compression import Kind
 from splitter.plan import WeightsForm
 
-from ..palettes import nearest, palette
+from ..quantisation import integers, nearest, palette
 from .form import Parameter, Role
 
 Array: TypeAlias = NDArray[Any]
-_LARGEST_INT8 = 127
 
 
 def encode(name: str, parameter: Parameter, values: Array, form: WeightsForm) -> dict[Role, Array]:
@@ -35,7 +34,7 @@ def encode(name: str, parameter: Parameter, values: Array, form: WeightsForm) ->
             f"{name!r} must be finite to be compressed", received="NaN or infinity", fix="Leave --compress out."
         )
     if kind == "int8":
-        return dict(zip(("int8", "scales"), _int8(values), strict=True))
+        return dict(zip(("int8", "scales"), integers(values), strict=True))
     return dict(zip(("indices", "table"), _palette(values, kind), strict=True))
 
 
@@ -60,14 +59,6 @@ def _rounded(name: str, values: Array, form: WeightsForm) -> Array:
             fix="Build with --weights-dtype fp32.",
         )
     return rounded
-
-
-def _int8(values: Array) -> tuple[Array, Array]:
-    """``q = rint(w / s)`` with ``s = max |row| / 127``, 1 for a row of zeros: no weight is further off than s / 2."""
-    scales = np.abs(values).max(axis=1).astype(np.float32) / np.float32(_LARGEST_INT8)
-    scales = np.where(scales > 0, scales, np.float32(1))
-    quotients = np.rint(values.astype(np.float64) / scales[:, None])
-    return np.clip(quotients, -_LARGEST_INT8, _LARGEST_INT8).astype(np.int8), scales
 
 
 def _palette(values: Array, kind: Kind) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""Palettes: tables of a few values that stand for all weights of a tensor, near the least squared error."""
+"""Weights as small integers with scales, and as palettes: tables of a few values, near the least squared error."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 _MOST_ITERATIONS = 1000  # a hundred is usual
+_LARGEST_INT8 = 127
+
+
+def integers(rows: Array) -> tuple[Array, Array]:
+    """``q = rint(w / s)`` int8 ``(rows, columns)`` with ``s = max |row| / 127``, 1 for a row of zeros, float32
+    ``(rows,)``: no weight is further off than s / 2."""
+    scales = np.abs(rows).max(axis=1).astype(np.float32) / np.float32(_LARGEST_INT8)
+    scales = np.where(scales > 0, scales, np.float32(1))
+    quotients = np.rint(rows.astype(np.float64) / scales[:, None])
+    return np.clip(quotients, -_LARGEST_INT8, _LARGEST_INT8).astype(np.int8), scales
 
 
 def palette(values: Array, count: int) -> Array:
