@@ -27,7 +27,7 @@ from ..mil.stored import stored_weights
 from ..plan import COMPRESSIONS, Plan, WeightForm
 from .stems import Listening, Stem, to_json, true_stems
 from .trial import Trial, excerpts
-from .weights import FORMS, Decoder, Weight, planned, weights_of, with_forms
+from .weights import FORMS, Decoder, Exchange, Weight, planned, weights_of
 
 Forms: TypeAlias = Mapping[Weight, WeightForm]
 
@@ -191,6 +191,7 @@ class Search:
         self._progress = progress
         self._decoder = Decoder(trial.bundle)
         self._all = weights_of(trial.bundle)
+        self._exchange = Exchange(trial.bundle, self._decoder, self._all)
         self.weights = _large(self._all)
         if not self.weights:
             raise UsageError("a bundle has weights to compress", received="none of two axes and enough elements")
@@ -213,23 +214,20 @@ class Search:
         return self._found[weight, _PROBE] * self._decoder.error(weight, form) / probed if probed else 0.0
 
     def _measure(self, weight: Weight, form: WeightForm) -> None:
-        (result,) = self._results({weight: form}, self.trial.excerpts[:1])
+        (result,) = self._results({weight: form}, 1)
         self._found[weight, form] = self.listening.damage(0, result)
 
-    def _results(self, forms: Forms, heard: Sequence[Any] | None = None) -> list[Array]:
-        """Stems of excerpts with some weights in their forms, from the first segment that has one."""
+    def _results(self, forms: Forms, count: int | None = None) -> list[Array]:
+        """Stems of the first excerpts with some weights in their forms, from the first segment that has one."""
         trial = self.trial
-        bundle = with_forms(trial.bundle, self._decoder, forms)
         changed = {one.segment for one, form in forms.items() if form != "none"}
-        segments = trial.bundle.segments
-        first = min((index for index, one in enumerate(segments) if one.name in changed), default=len(segments))
-        engines = {
-            one.name: engine("torch")(bundle if one.name in changed else trial.bundle, one, compute_units="ALL")
-            for one in segments[first:]
-        }
+        names = [one.name for one in trial.bundle.segments]
+        first = min(map(names.index, changed), default=len(names))
         (output,) = trial.outputs
-        count = len(trial.excerpts if heard is None else heard)
-        return [trial.run(values, engines, segments[first:])[output][0] for values in trial.reference[:count]]
+        references = trial.reference[: count or len(trial.reference)]
+        with self._exchange.forms(forms):
+            runs = [trial.run(one, self._exchange.engines, trial.bundle.segments[first:]) for one in references]
+        return [one[output][0] for one in runs]
 
     # ------------------------------------------------------------------------------------- choice
 

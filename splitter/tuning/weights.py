@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -12,6 +13,7 @@ import torch
 
 from ..boundary import Array
 from ..bundle import Bundle
+from ..engines import Engine, engine
 from ..lowering.compression import compressible
 from ..manifest import SegmentRecord
 from ..plan import COMPRESSIONS, Compression, Plan, Precision, WeightForm, WeightsForm
@@ -137,20 +139,44 @@ class Decoder:
         return float(np.sum(np.square(weight.values - self.decode(weight, form), dtype=np.float64)))
 
 
-def with_forms(bundle: Bundle, decoder: Decoder, forms: Mapping[Weight, WeightForm]) -> Bundle:
-    """The bundle whose captured segments have their weights as they come back from some forms."""
-    programs: dict[str, Program] = {}
-    for segment in bundle.segments:
-        changed = {one: form for one, form in forms.items() if one.segment == segment.name and form != "none"}
-        if not changed:
-            continue
-        program = bundle.program(segment.program)
-        weights = dict(program.weights)
-        for weight, form in changed.items():
-            values = torch.from_numpy(decoder.decode(weight, form))
-            weights[weight.source] = torch.nn.Parameter(values, program.weights[weight.source].requires_grad)
-        programs[segment.program] = replace(program.copy(), weights=weights)
-    return replace(bundle, _programs=programs)
+class Exchange:
+    """A bundle's captured segments, whose weights can come back from some forms for a while."""
+
+    def __init__(self, bundle: Bundle, decoder: Decoder, weights: Iterable[Weight]) -> None:
+        self._decoder = decoder
+        programs: dict[str, Program] = {}
+        self._held: dict[Weight, torch.Tensor] = {}
+        for segment in bundle.segments:
+            own = [one for one in weights if one.segment == segment.name]
+            program = bundle.program(segment.program)
+            copies = {one.source: _copy(program.weights[one.source]) for one in own}
+            programs[segment.program] = replace(program.copy(), weights=program.weights | copies)
+            self._held |= {one: copies[one.source] for one in own}
+        exchanged = replace(bundle, _programs=programs)
+        self.engines: dict[str, Engine] = {
+            one.name: engine("torch")(exchanged, one, compute_units="ALL") for one in bundle.segments
+        }
+
+    @contextmanager
+    def forms(self, forms: Mapping[Weight, WeightForm]) -> Iterator[None]:
+        """Put weights into their forms, and back."""
+        changed = {one: form for one, form in forms.items() if form != "none"}
+        self._put({one: self._decoder.decode(one, form) for one, form in changed.items()})
+        try:
+            yield
+        finally:
+            self._put({one: one.values for one in changed})
+
+    @torch.no_grad()
+    def _put(self, values: Mapping[Weight, Array]) -> None:
+        for weight, array in values.items():
+            self._held[weight].copy_(torch.from_numpy(array))
+
+
+def _copy(weight: torch.Tensor) -> torch.Tensor:
+    """A parameter where it was one that requires a gradient: PyTorch's choice of kernel depends on it."""
+    copy = weight.detach().clone()
+    return torch.nn.Parameter(copy, weight.requires_grad) if isinstance(weight, torch.nn.Parameter) else copy
 
 
 def planned(plan: Plan, forms: Mapping[Weight, WeightForm]) -> Plan:
