@@ -36,6 +36,7 @@ _SMALL = 0.01  # of all elements: the smallest weights that hold so many togethe
 _PRICES = 400  # λ tried, evenly on a logarithmic scale
 _POINTS = 6  # of the frontier that are measured beside the chosen one
 _ROUNDS = 3  # of measuring what was chosen by an estimate
+_LITTLE = 0.5  # of a choice's damage: so much may be estimated
 _ATTEMPTS = 3  # to make up for what packages add
 
 
@@ -177,9 +178,14 @@ def _unreachable(limit: float, reached: str) -> PlanError:
 
 def _listening(trial: Trial, stems: Path | None) -> Listening:
     model = trial.bundle.manifest.model
-    (output,) = trial.outputs
     truth = true_stems(stems, model.stems) if stems else None
-    return Listening(trial.excerpts, [one[output][0] for one in trial.reference], model, truth)
+    return Listening(trial.excerpts, [_stems(trial, one) for one in trial.reference], model, truth)
+
+
+def _stems(trial: Trial, values: Mapping[str, Array]) -> Array:
+    """The model's output, ``(stems, channels, samples)``; a model of one stem may leave the first axis out."""
+    (output,) = trial.outputs
+    return values[output].reshape(len(trial.bundle.manifest.model.stems), -1, values[output].shape[-1])
 
 
 class Search:
@@ -223,11 +229,10 @@ class Search:
         changed = {one.segment for one, form in forms.items() if form != "none"}
         names = [one.name for one in trial.bundle.segments]
         first = min(map(names.index, changed), default=len(names))
-        (output,) = trial.outputs
         references = trial.reference[: count or len(trial.reference)]
         with self._exchange.forms(forms):
             runs = [trial.run(one, self._exchange.engines, trial.bundle.segments[first:]) for one in references]
-        return [one[output][0] for one in runs]
+        return [_stems(trial, one) for one in runs]
 
     # ------------------------------------------------------------------------------------- choice
 
@@ -247,36 +252,58 @@ class Search:
         return min(FORMS, key=lambda form: weight.bytes(form) + price * self.damage(weight, form))
 
     def smallest(self, limit_db: float) -> Forms:
-        """The smallest choice that holds a drop, each of its weights' damage measured.
+        """The smallest choice that holds a drop; the damage of what does most in it is measured and not estimated.
 
         Raises:
             PlanError: None that compresses anything holds it.
         """
         forms = self._first_to_hold(limit_db)
         for _ in range(_ROUNDS):
-            estimated = [one for one, form in forms.items() if form != "none" and (one, form) not in self._found]
-            if not estimated:
+            doubtful = self._doubtful(forms)
+            if not doubtful:
                 break
-            for index, weight in enumerate(estimated):
-                self._progress(f"measuring choice {index + 1} of {len(estimated)}, {weight.source} {forms[weight]}")
+            for index, weight in enumerate(doubtful):
+                self._progress(f"measuring choice {index + 1} of {len(doubtful)}, {weight.source} {forms[weight]}")
                 self._measure(weight, forms[weight])
             forms = self._first_to_hold(limit_db)
         return forms
 
+    def _doubtful(self, forms: Forms) -> list[Weight]:
+        """Weights whose damage is estimated, the worst first, until the others together do little."""
+        estimated = [one for one, form in forms.items() if form != "none" and (one, form) not in self._found]
+        estimated.sort(key=lambda one: self.damage(one, forms[one]), reverse=True)
+        left = sum(self.damage(one, forms[one]) for one in estimated)
+        little = _LITTLE * self.predicted(forms)
+        found = []
+        for one in estimated:
+            if left <= little:
+                break
+            left -= self.damage(one, forms[one])
+            found.append(one)
+        return found
+
     def _first_to_hold(self, limit_db: float) -> Forms:
+        """By bisection on the first excerpt, and from there to the uncompressed until all hold it."""
         choices = self.choices()
         low, high = 0, len(choices) - 1
         while low < high:
             middle = (low + high) // 2
-            if self.point("", choices[middle]).drop_db <= limit_db:
+            if self._drop_db(choices[middle]) <= limit_db:
                 high = middle
             else:
                 low = middle + 1
+        while low < len(choices) - 1 and self.point("", choices[low]).drop_db > limit_db:
+            low += 1
         if set(choices[low].values()) == {"none"}:
             least = min(choices[:-1], key=self.predicted, default=choices[low])
             best = self.point("", least)
             raise _unreachable(limit_db, f"{best.drop_db:.4f} dB at {best.share:.1%} of the size in fp16")
         return choices[low]
+
+    def _drop_db(self, forms: Forms) -> float:
+        """Of the first excerpt."""
+        self._progress(f"trying {self.share(forms):.1%} of the size in fp16")
+        return max(one.drop_db for one in self.listening.stems(self._results(forms, 1)))
 
     def predicted(self, forms: Forms) -> float:
         """Damage of a choice, taken as additive."""
@@ -317,11 +344,10 @@ class Search:
             for one in bundle.segments
         }
         trial = self.trial
-        (output,) = trial.outputs
         (given,) = {one for one in trial.reference[0] if bundle.tensors[one].producer == "input"}
-        stems = [trial.run({given: values[given]}, engines, bundle.segments)[output][0] for values in trial.reference]
-        size = stored_bytes(bundle)
-        return Point("chosen", size, size / (2 * _elements(bundle)), self.listening.stems(stems))
+        runs = [trial.run({given: values[given]}, engines, bundle.segments) for values in trial.reference]
+        size, stems = stored_bytes(bundle), self.listening.stems([_stems(trial, one) for one in runs])
+        return Point("chosen", size, size / (2 * _elements(bundle)), stems)
 
 
 def _large(weights: Sequence[Weight]) -> tuple[Weight, ...]:

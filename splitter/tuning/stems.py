@@ -80,10 +80,10 @@ class Listening:
         """Every stem of every excerpt; those that are silent left out.
 
         Args:
-            results: Noisy stems of each excerpt, shaped as the reference.
+            results: Noisy stems of each excerpt, shaped as the reference; of the first ones, if there are fewer.
         """
         found = []
-        for index, (excerpt, noisy) in enumerate(zip(self.excerpts, results, strict=True)):
+        for index, (excerpt, noisy) in enumerate(zip(self.excerpts, results, strict=False)):
             length, truth = self._lengths[index], self._truth[index]
             for place, (noise, error) in enumerate(self._noises(index, noisy)):
                 own = self.reference[index][place, :, :length]
