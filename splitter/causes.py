@@ -6,6 +6,7 @@ The chain is: captured segment → fp32 uncompressed package (conversion) → pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,13 @@ from torch import Tensor
 from . import mil
 from .boundary import Array
 from .bundle import Bundle
-from .checks import Check, Overflow, Status, compared
+from .checks import Check, Overflow, Status, compared, least_to_spare
 from .errors import SplitterError
+from .lowering.compression import from_details
 from .manifest import SegmentRecord
 from .mil.program import Block, Operation, Ref
-from .plan import Precision
+from .mil.stored import decoded
+from .plan import Precision, Tolerances
 
 
 @dataclass
@@ -97,24 +100,78 @@ def _chain_checks(
         for name in segment.outputs:
             yield compared(kind, name, before[name], after[name], **limits, engine="mil", scope="local")
 
-    if not segment.reference:
-        yield absent("conversion", "the bundle holds no reference package")
-        yield absent("precision", "the bundle holds no reference package")
-    elif _hashes(bundle, segment.reference) == _hashes(bundle, segment.artifact.path):
-        yield from comparisons("conversion", golden, shipped, tolerances.conversion_snr_db)
-        yield absent("precision", "the shipped package is the fp32 one")
+    limit = compression_limit(segment, tolerances)
+    compressed = limit < math.inf
+    nothing = "no weights were compressed"
+    if not segment.reference or (compressed and not segment.uncompressed):
+        why = "the bundle holds no reference package"
+        for kind in ("conversion", "precision"):
+            yield absent(kind, why)
+        yield absent("compression", why if compressed else nothing)
+        return
+    given = {name: golden[name] for name in segment.inputs}
+    is_fp32 = _hashes(bundle, segment.reference) == _hashes(bundle, segment.artifact.path)
+    try:
+        reference = shipped if is_fp32 else _predicted(mil.load(bundle.path / segment.reference), bundle, given)
+    except SplitterError as error:
+        yield Check("conversion", segment.name, Status.FAIL, "mil", "local", note=str(error))
+        return
+    yield from comparisons("conversion", golden, reference, tolerances.conversion_snr_db)
+    try:
+        plain = _uncompressed(bundle, segment, given, reference) if compressed else shipped
+    except SplitterError as error:
+        yield Check("precision", segment.name, Status.FAIL, "mil", "local", note=str(error))
+        return
+    if plain is reference:
+        yield absent("precision", f"the {'uncompressed' if compressed else 'shipped'} package is the fp32 one")
     else:
-        try:
-            given = {name: golden[name] for name in segment.inputs}
-            reference = _predicted(mil.load(bundle.path / segment.reference), bundle, given)
-        except SplitterError as error:
-            yield Check("conversion", segment.name, Status.FAIL, "mil", "local", note=str(error))
-        else:
-            yield from comparisons("conversion", golden, reference, tolerances.conversion_snr_db)
-            rounded = Precision.FP16 in (bundle.manifest.plan.precision, bundle.manifest.plan.boundary_dtype)
-            limit = tolerances.precision_snr_db if rounded else tolerances.conversion_snr_db
-            yield from comparisons("precision", reference, shipped, limit)
-    yield absent("compression", "no weights were compressed")
+        rounded = Precision.FP16 in (bundle.manifest.plan.precision, bundle.manifest.plan.boundary_dtype)
+        least = tolerances.precision_snr_db if rounded else tolerances.conversion_snr_db
+        yield from comparisons("precision", reference, plain, least)
+    if compressed:
+        yield _weight_check(bundle, segment)
+        yield from comparisons("compression", plain, shipped, limit)
+    else:
+        yield absent("compression", nothing)
+
+
+def compression_limit(segment: SegmentRecord, tolerances: Tolerances) -> float:
+    """The lowest limit of the forms that the weights of a segment's package have; infinity if none is compressed."""
+    forms = {one.form for one in from_details(segment.artifact.details.get("compressed", {})).values()}
+    return min((tolerances.package_compression_snr_db[form] for form in forms), default=math.inf)
+
+
+def _weight_check(bundle: Bundle, segment: SegmentRecord) -> Check:
+    """The weight with the least to spare, as the shipped package decodes it, against the uncompressed one's.
+
+    Where others make more noise, the outputs hardly show what a weight of few bits has become.
+    """
+    compressed = from_details(segment.artifact.details["compressed"])
+    originals = {name: name.rpartition("_")[0] for name in compressed}
+    tolerances = bundle.manifest.plan.tolerances
+    try:
+        stored = decoded(mil.load(bundle.path / segment.artifact.path).function, compressed)
+        own = decoded(mil.load(bundle.path / segment.uncompressed).function, originals.values())
+    except SplitterError as error:
+        return Check("compression", segment.name, Status.FAIL, "mil", "local", note=str(error))
+    checks = [
+        compared(
+            "compression", one.source, own[originals[name]], stored[name],
+            limit_db=tolerances.compression_snr_db[one.form], negligible=0.0, engine="mil", scope="local",
+        )
+        for name, one in compressed.items()
+    ]  # fmt: skip
+    return min(checks, key=least_to_spare)
+
+
+def _uncompressed(
+    bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array], reference: Mapping[str, Array]
+) -> Mapping[str, Array]:
+    """What the uncompressed package gives; the reference itself where that is the fp32 one."""
+    if segment.uncompressed == segment.reference:
+        return reference
+    rounded = {name: array.astype(bundle.tensors[name].dtype) for name, array in given.items()}
+    return _predicted(mil.load(bundle.path / segment.uncompressed), bundle, rounded)
 
 
 def _hashes(bundle: Bundle, package: str) -> dict[str, str]:

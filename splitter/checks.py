@@ -160,3 +160,9 @@ def json_check(check: Check) -> dict[str, Any]:
 
 def _is_json(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def least_to_spare(check: Check) -> tuple[bool, float]:
+    """Orders checks against limits: those that fail first, then by the decibels from the limit to what is reached."""
+    snr = check.parity.snr_db if check.parity else None
+    return check.status is not Status.FAIL, math.inf if snr is None else snr - (check.limit_db or 0.0)

@@ -26,9 +26,10 @@ from .boundary import Array, TensorSpec
 from .bundle import Bag, file_records, load_any, staged, write_manifest
 from .capture import capture
 from .errors import AudioError, PartitionError, PassError, UsageError
+from .lowering import compression
 from .manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
 from .partition import Partition, Segment, partition, run
-from .plan import Plan
+from .plan import Plan, WeightForm
 from .weights import checkpoints
 from .weights.checkpoints import Checkpoint
 from .weights.demo import songs
@@ -50,6 +51,7 @@ def build(
     precision: str | None = None,
     boundary_dtype: str | None = None,
     weights: Mapping[str, str] | None = None,
+    compress: WeightForm | None = None,
     passes: Sequence[str] | None = None,
     optimise_for: str | None = None,
     segment: float | None = None,
@@ -72,6 +74,8 @@ def build(
         boundary_dtype: Element type of the packages' inputs and outputs, ``fp32`` or ``fp16``.
         weights: How the transformer's weights are stored: fields of `splitter.plan.WeightsForm`, e.g.
             ``{"layout": "mlx", "compress": "int8"}``.
+        compress: One form for all weights of the bundle: those of the packages and the transformer's, see
+            `splitter.plan.compressed`; overrides the plan, exceptions included.
         passes: Names of graph passes, see `splitter.passes`; overrides the plan.
         optimise_for: ``ane``, Apple's Neural Engine: the passes with which packages fit it, where ``passes`` does not
             name others, and half precision, where neither ``precision`` nor the plan says which.
@@ -106,8 +110,8 @@ def build(
         graph_passes.known(name)
     if plan is not None:
         plan = plans.changed(plan, **settings)
-    else:  # what contradicts itself under any preset should not wait for the download of a model
-        plans.changed(plans.presets()["htdemucs"], **settings)
+    # What contradicts itself under any preset should not wait for the download of a model.
+    _arranged(plan or plans.changed(plans.presets()["htdemucs"], **settings), monolith, compress)
     with staged(out, force=force) as directory:
         if isinstance(model, nn.Module):
             bag = checkpoints.of_module(model)
@@ -120,12 +124,18 @@ def build(
             target.mkdir(exist_ok=True)
             label = "" if single else f"{member.name}: "
             obeyed = plan or plans.changed(plans.preset_for(_class_path(member.model)), **settings)
-            obeyed = plans.monolith(obeyed) if monolith else obeyed
+            obeyed = _arranged(obeyed, monolith, compress)
             _build_one(member, target, obeyed, segment, golden_audio, reference, partial(_labelled, progress, label))
         if len(bag.members) > 1:
             names = tuple(member.name for member in bag.members)
             write_manifest(directory, BagManifest(name=bag.name, members=names, weights=bag.weights))
     return load_any(out)
+
+
+def _arranged(plan: Plan, monolith: bool, compress: WeightForm | None) -> Plan:
+    """The plan with the options that depend on what its stages are."""
+    plan = plans.monolith(plan) if monolith else plan
+    return plan if compress is None else plans.compressed(plan, compress)
 
 
 def captured(
@@ -188,6 +198,8 @@ def _build_one(
     progress("applying graph passes")
     passed = {segment.name: _passed(segment, plan, golden) for segment in parts.segments}
     parts = _folded(parts, {name: program for name, (program, _) in passed.items()})
+    packaged = (passed[one.name][0] for one in parts.segments if one.stage.target == "coreml")
+    compression.check_names(packaged, plan.compression)
     specs = {spec.name: spec for spec in _at_boundary_dtype(parts, plan)}
     segments = []
     for segment in parts.segments:
@@ -277,9 +289,11 @@ def _lowered(
     )
     arrays: dict[str, Array] = {spec.name: golden[spec.name].numpy() for spec in segment.inputs + segment.outputs}
     artifact = lowering.target(segment.stage.target).lower(ready, plan, arrays, directory)
-    kept = ""
+    kept = uncompressed = ""
     if reference and segment.stage.target == "coreml":
         kept = _reference_package(replace(segment, program=program), artifact.path, plan, directory)
+        if artifact.details:
+            uncompressed = _uncompressed_package(ready, kept, plan, directory)
     return SegmentRecord(
         name=segment.name,
         stage=segment.stage.name,
@@ -291,6 +305,7 @@ def _lowered(
         passes=applied,
         artifact=artifact,
         reference=kept,
+        uncompressed=uncompressed,
     )
 
 
@@ -298,11 +313,26 @@ def _reference_package(segment: Segment, shipped: str, plan: Plan, directory: Pa
     """Write a segment's fp32 uncompressed package, or copy the shipped one where it is just that."""
     home = directory / "reference"
     home.mkdir(exist_ok=True)
-    plain = plans.changed(plan, precision="fp32", boundary_dtype="fp32")
+    plain = plans.changed(_losslessly(plan), precision="fp32", boundary_dtype="fp32")
     if plan == plain:
         shutil.copytree(directory / shipped, home / shipped)
         return f"reference/{shipped}"
     return f"reference/{lowering.target('coreml').lower(segment, plain, {}, home).path}"
+
+
+def _uncompressed_package(segment: Segment, reference: str, plan: Plan, directory: Path) -> str:
+    """Write a segment's package as it is shipped but for the compression, by which `verify` tells that from precision;
+    the reference serves where all is fp32."""
+    plain = _losslessly(plan)
+    if plain == plans.changed(plain, precision="fp32", boundary_dtype="fp32"):
+        return reference
+    home = directory / "reference" / "uncompressed"
+    home.mkdir(exist_ok=True)
+    return f"reference/uncompressed/{lowering.target('coreml').lower(segment, plain, {}, home).path}"
+
+
+def _losslessly(plan: Plan) -> Plan:
+    return plans.changed(plan, compression={"form": "none", "exceptions": {}})
 
 
 def _at_boundary_dtype(parts: Partition, plan: Plan) -> tuple[TensorSpec, ...]:

@@ -6,7 +6,6 @@ these weights (kernels). Each link is judged by itself, from the golden input of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
@@ -14,7 +13,7 @@ import torch
 
 from .boundary import Array
 from .bundle import Bundle
-from .checks import Check, Status, compared
+from .checks import Check, Status, compared, least_to_spare
 from .engines import engine
 from .errors import CheckpointError, SplitterError
 from .kernels.spec import POSITIONS
@@ -34,17 +33,18 @@ def kernel_checks(bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, A
         golden: The recorded run.
     """
     try:
-        loss = weights.record_of(segment.artifact.details).form.loss
+        form = weights.record_of(segment.artifact.details).form
         own = _run(bundle, segment, "torch", golden)
-        if loss is None:
+        if form.is_lossless:
             why = "the weights are stored without loss"
             checks = [Check("compression", segment.name, Status.NOT_APPLICABLE, "torch", "local", note=why)]
             expected = own
         else:
             decoded = with_stored_weights(bundle, segment)
             expected = _run(decoded, segment, "torch", golden)
-            limit = bundle.manifest.plan.tolerances.compression_snr_db[loss]
-            checks = [*_weight_checks(bundle, decoded, segment, limit)]
+            limits = _limits(bundle, segment)
+            checks = [*_weight_checks(bundle, decoded, segment, limits)]
+            limit = min(limits.values())
             checks += _compared(bundle, segment, "compression", "torch", limit, own, expected)
     except SplitterError as error:
         return [Check("kernels", segment.name, Status.FAIL, "torch", "local", note=str(error))]
@@ -98,8 +98,18 @@ def with_stored_weights(bundle: Bundle, segment: SegmentRecord) -> Bundle:
     return replace(bundle, _programs={segment.program: changed})
 
 
-def _weight_checks(bundle: Bundle, decoded: Bundle, segment: SegmentRecord, limit: float) -> Iterator[Check]:
-    """The stored weights against the graph's: the worst matrix in decibels, all else bit for bit.
+def _limits(bundle: Bundle, segment: SegmentRecord) -> dict[str, float]:
+    """What each matrix that may have changed must reach, by its name in the model."""
+    record = weights.record_of(segment.artifact.details)
+    tolerances = bundle.manifest.plan.tolerances.compression_snr_db
+    losses = {record.sources[name]: record.form.loss_of(name) for name in record.matrices}
+    return {source: tolerances[loss] for source, loss in losses.items() if loss is not None}
+
+
+def _weight_checks(
+    bundle: Bundle, decoded: Bundle, segment: SegmentRecord, limits: Mapping[str, float]
+) -> Iterator[Check]:
+    """The stored weights against the graph's: the matrix with the least to spare in decibels, all else bit for bit.
 
     Where layer scales are small the outputs hardly show what a matrix has become.
     """
@@ -107,22 +117,19 @@ def _weight_checks(bundle: Bundle, decoded: Bundle, segment: SegmentRecord, limi
         {key: weight.detach().numpy() for key, weight in one.program(segment.program).weights.items()}
         for one in (bundle, decoded)
     )
-    vectors = [key for key, weight in own.items() if weight.ndim == 1]
-    different = [key for key in vectors if own[key].tobytes() != stored[key].tobytes()]
-    note = f"{len(different)} of {len(vectors)} differ, the first {different[0]!r}" if different else ""
+    kept = [key for key in own if key not in limits]
+    different = [key for key in kept if own[key].tobytes() != stored[key].tobytes()]
+    note = f"{len(different)} of {len(kept)} differ, the first {different[0]!r}" if different else ""
     status = Status.FAIL if different else Status.PASS
     yield Check("compression", f"{segment.name}: norms, biases, scales", status, "torch", "local", note=note)
-    limits = {"limit_db": limit, "negligible": bundle.manifest.plan.tolerances.negligible_max_abs}
+    negligible = bundle.manifest.plan.tolerances.negligible_max_abs
     yield min(
         (
-            compared("compression", key, own[key], stored[key], **limits, engine="torch", scope="local")
-            for key in own
-            if own[key].ndim == 2
+            compared(
+                "compression", key, own[key], stored[key],
+                limit_db=limit, negligible=negligible, engine="torch", scope="local",
+            )
+            for key, limit in limits.items()
         ),
-        key=_goodness,
-    )
-
-
-def _goodness(check: Check) -> tuple[bool, float]:
-    snr = check.parity.snr_db if check.parity else None
-    return check.status is not Status.FAIL, math.inf if snr is None else snr
+        key=least_to_spare,
+    )  # fmt: skip

@@ -75,6 +75,7 @@ class SegmentRecord(Record):
         passes: Graph passes applied before lowering, and in how many places each one changed something.
         artifact: What it was lowered to.
         reference: The fp32 uncompressed package of a Core ML segment; empty if there is none.
+        uncompressed: The uncompressed package in the precision of a compressed one; empty if there is none.
     """
 
     name: str
@@ -87,6 +88,7 @@ class SegmentRecord(Record):
     passes: dict[str, int]
     artifact: Artifact
     reference: str = ""
+    uncompressed: str = ""
 
 
 class Machine(Record):

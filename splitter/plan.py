@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +21,9 @@ from .errors import PlanError
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 _NAME_TEMPLATE = r"^[a-z{][a-z0-9_{}]*$"
+CompressionForm: TypeAlias = Literal["int8", "pal8", "pal6", "pal4"]
+WeightForm: TypeAlias = Literal["none", CompressionForm]
+COMPRESSIONS: tuple[CompressionForm, ...] = get_args(CompressionForm)
 
 
 class DeploymentTarget(StrEnum):
@@ -105,31 +108,77 @@ class WeightsForm(_Strict):
         matrices: Element type.
         compress: ``int8`` with a scale per row, or a palette of 256, 64 or 16 values per matrix; see
             `kernels.compression`.
+        exceptions: Another form for some matrices, by their name in `kernels.spec.parameters`
+            (``layers.0.linear1.weight``) or the path of all below it (``layers.0``); the longest that fits counts.
     """
 
     layout: Literal["torch", "mlx"] = "torch"
     qkv: Literal["fused", "split"] | None = None
     matrices: Precision = Precision.FP32
-    compress: Literal["none", "int8", "pal8", "pal6", "pal4"] = "none"
+    compress: WeightForm = "none"
+    exceptions: dict[str, WeightForm] = {}
 
     @property
     def is_split(self) -> bool:
         return self.qkv == "split" or self.layout == "mlx"
 
-    @property
-    def loss(self) -> Literal["fp16", "int8", "pal8", "pal6", "pal4"] | None:
-        """What may change the matrices; None if they are kept bit for bit."""
-        if self.compress != "none":
-            return self.compress
+    def form_of(self, matrix: str) -> WeightForm:
+        """How a matrix is stored, by its name in `kernels.spec.parameters`."""
+        return _form_of(matrix, self.compress, self.exceptions)
+
+    def loss_of(self, matrix: str) -> Literal["fp16", CompressionForm] | None:
+        """What may change a matrix; None if it is kept bit for bit."""
+        form = self.form_of(matrix)
+        if form != "none":
+            return form
         return "fp16" if self.matrices is Precision.FP16 else None
+
+    @property
+    def is_lossless(self) -> bool:
+        """Every matrix is kept bit for bit."""
+        return {self.compress, *self.exceptions.values()} == {"none"} and self.matrices is Precision.FP32
 
     @model_validator(mode="after")
     def _consistent(self) -> WeightsForm:
         if self.layout == "mlx" and self.qkv == "fused":
             raise ValueError("MLX's attention has its projections split: leave qkv out, or choose the torch layout")
-        if self.compress != "none" and self.matrices is Precision.FP16:
+        if self.compress != "none" and "none" not in self.exceptions.values() and self.matrices is Precision.FP16:
             raise ValueError("compressed matrices have no element type of their own: leave one of the two out")
         return self
+
+
+class Compression(_Strict):
+    """How the weights of the Core ML packages are stored: what an operation multiplies its input with, not biases,
+    norms and scales, which have one axis, and not what a converter folds.
+
+    Attributes:
+        form: ``int8`` with a scale per output channel, a palette of 256, 64 or 16 values per weight, or ``none``: in
+            the element type of the arithmetic.
+        exceptions: Another form for some weights, by their name in the model (``decoder.0.rewrite.weight``) or the path
+            of a module for all in it (``decoder``); the longest that fits counts.
+        min_elements: Weights of fewer stay as they are. 2048 is Core ML Tools' own limit.
+    """
+
+    form: WeightForm = "none"
+    exceptions: dict[str, WeightForm] = {}
+    min_elements: int = Field(default=2048, ge=1)
+
+    @property
+    def is_lossless(self) -> bool:
+        """No weight is compressed."""
+        return {self.form, *self.exceptions.values()} == {"none"}
+
+    def form_of(self, weight: str) -> WeightForm:
+        """How a weight is stored, by its name in the model."""
+        return _form_of(weight, self.form, self.exceptions)
+
+
+def _form_of(name: str, default: WeightForm, exceptions: Mapping[str, WeightForm]) -> WeightForm:
+    while name:
+        if name in exceptions:
+            return exceptions[name]
+        name = name.rpartition(".")[0]
+    return default
 
 
 class Tolerances(_Strict):
@@ -149,6 +198,8 @@ class Tolerances(_Strict):
             transformer with the stored matrices against itself with its own, local. Each limit is 5 to 10 dB below
             the least that the outputs of an honest build of the released model were measured to have, so that a
             palette does not fail for being a small one. Matrices decoded wrongly have less than 0 dB.
+        package_compression_snr_db: The same for packages: the compressed against the uncompressed, local; and for a
+            run with the shipped packages. Where weights have several forms, the lowest limit counts.
         coreml_snr_db: Core ML's own prediction, per compute unit.
         port_snr_db: A tap that a port dumped against the captured graph, per dtype of the dump; local.
         port_accumulated_snr_db: The same where the dump lacks what the step read.
@@ -165,13 +216,14 @@ class Tolerances(_Strict):
     precision_snr_db: float = 40.0
     package_fp32_snr_db: float = 100.0
     package_fp16_snr_db: float = 40.0
-    compression_snr_db: dict[Literal["fp16", "int8", "pal8", "pal6", "pal4"], float] = {
+    compression_snr_db: dict[Literal["fp16", CompressionForm], float] = {
         "fp16": 50.0,
         "int8": 28.0,
         "pal8": 27.0,
         "pal6": 17.0,
         "pal4": 0.0,
     }
+    package_compression_snr_db: dict[CompressionForm, float] = {"int8": 20.0, "pal8": 22.0, "pal6": 10.0, "pal4": 0.0}
     coreml_snr_db: dict[Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"], float] = {
         "CPU_ONLY": 90.0,
         "CPU_AND_GPU": 70.0,
@@ -200,6 +252,7 @@ class Plan(_Strict):
             name that their first result has in the segment's fp32 package. `tuning.precision` chooses them.
         boundary_dtype: Element type of the packages' inputs and outputs.
         weights: How the weights of a stage lowered to ``kernels`` are stored.
+        compression: How those of the packages are.
         imbalance: ε: where a stage is cut into N segments, none has more than (1 + ε) / N of its operations.
         segment_samples: Samples in one run of the model; the training segment where None.
         tolerances: What `verify` demands.
@@ -216,6 +269,7 @@ class Plan(_Strict):
     fp32_operations: dict[Name, tuple[str, ...]] = {}
     boundary_dtype: Precision = Precision.FP32
     weights: WeightsForm = WeightsForm()
+    compression: Compression = Compression()
     imbalance: float = Field(default=0.2, ge=0)
     segment_samples: int | None = Field(default=None, gt=0)
     tolerances: Tolerances = Tolerances()
@@ -248,6 +302,8 @@ class Plan(_Strict):
             raise ValueError("a form of weights needs a stage with the target 'kernels': no other one reads it")
         if self.boundary_dtype is Precision.FP16 and self.deployment_target is DeploymentTarget.IOS15:
             raise ValueError("fp16 boundaries need iOS16 or later: iOS15 packages take and give float32 only")
+        if not self.compression.is_lossless and self.deployment_target is DeploymentTarget.IOS15:
+            raise ValueError("compressed packages need iOS16 or later: iOS15 has no operation that decodes weights")
         return self
 
 
@@ -297,6 +353,13 @@ def changed(plan: Plan, **settings: object) -> Plan:
         return Plan.model_validate({**current, **given, **parts})
     except ValidationError as error:
         raise PlanError("the settings must agree with each other", received=readable(error)) from error
+
+
+def compressed(plan: Plan, form: WeightForm) -> Plan:
+    """The plan with all its weights in one form: those of packages, and those of a transformer of its own."""
+    whole: dict[str, object] = {"compress": form, "exceptions": {}}
+    own = any(stage.target == "kernels" for stage in plan.stages)
+    return changed(plan, compression={"form": form, "exceptions": {}}, weights=whole if own else None)
 
 
 def save(plan: Plan, path: Path) -> None:

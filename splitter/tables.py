@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do with
     from .planning import Layout
     from .profiling import Profile
     from .tuning import Choice
+    from .tuning import compression as compression_search
 
 _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
 
@@ -275,6 +276,31 @@ def frontier_table(choice: Choice) -> RenderableType:
                 *(f"{snr:.1f} dB" for snr in point.snr_db),
                 style="bold" if point is choice.chosen else "",
             )
+        table.add_section()
+    return table
+
+
+def sizes_table(choice: compression_search.Choice) -> RenderableType:
+    """What was measured in choosing forms of weights: size against every stem's SNR, SDR and what it loses."""
+    table = Table(title=f"Weights for a drop of {choice.max_sdr_drop_db:g} dB", title_justify="left")
+    table.add_column("")
+    for name in ("size", "of fp16", "drop"):
+        table.add_column(name, justify="right")
+    heard = list(dict.fromkeys((one.excerpt, one.name) for one in choice.chosen.stems))
+    for excerpt, stem in heard:
+        table.add_column(f"{excerpt}: {stem}", justify="right")
+    for points in ((choice.chosen,), choice.uniform, choice.frontier):
+        for point in points:
+            found = {(one.excerpt, one.name): one for one in point.stems}
+            cells = []
+            for key in heard:
+                one = found[key]
+                sdr = "" if one.sdr_db is None else f"\nSDR {one.sdr_db:.3f} dB"
+                cells.append(f"{one.snr_db:.1f} dB{sdr}")
+            table.add_row(
+                point.name, size(point.bytes), _share(point.share), f"{point.drop_db:.3f} dB", *cells,
+                style="bold" if point is choice.chosen else "",
+            )  # fmt: skip
         table.add_section()
     return table
 

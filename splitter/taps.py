@@ -50,7 +50,7 @@ class TappedTransformer:
         self.config = self.record.config
         self.taps = taps(self.config)
         self._bundle = bundle
-        holder = with_stored_weights(bundle, self.segment) if self.record.form.loss else bundle
+        holder = with_stored_weights(bundle, self.segment) if not self.record.form.is_lossless else bundle
         self._program = holder.program(self.segment.program)
         (stage,) = (stage for stage in bundle.manifest.plan.stages if stage.name == self.segment.stage)
         try:

@@ -11,7 +11,7 @@ import torch
 from . import goldens, lowering
 from .boundary import Array
 from .bundle import Bag, Bundle
-from .causes import package_checks
+from .causes import compression_limit, package_checks
 from .checks import Check, Overflow, Report, Status, compared
 from .engines import engine
 from .errors import BundleError, SplitterError
@@ -68,6 +68,7 @@ def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progr
         progress("running the shipped packages in a row")
         half = Precision.FP16 in (plan.precision, plan.boundary_dtype)
         limit = tolerances.package_fp16_snr_db if half else tolerances.package_fp32_snr_db
+        limit = min(limit, *(compression_limit(segment, tolerances) for segment in bundle.segments))
         checks += _run_checks(bundle, golden, "package", "mil", limit)
     return Report(str(bundle.path), same, worst, tuple(checks), tuple(overflows))
 
@@ -188,7 +189,9 @@ def _coreml_checks(
     kind = engine("coreml")
     if obstacle := kind.obstacle(segment):
         return [Check("coreml", segment.name, Status.NOT_RUN, "coreml", "local", note=obstacle)]
-    limit = bundle.manifest.plan.tolerances.coreml_snr_db[compute_units]  # type: ignore[index]
+    tolerances = bundle.manifest.plan.tolerances
+    limit = tolerances.coreml_snr_db[compute_units]  # type: ignore[index]
+    limit = min(limit, compression_limit(segment, tolerances))
     given = {one: golden[one].astype(bundle.tensors[one].dtype) for one in segment.inputs}
     try:
         results = kind(bundle, segment, compute_units=compute_units).run(given)

@@ -8,6 +8,7 @@ import torch
 
 import splitter
 from splitter import mil
+from splitter import plan as plans
 from splitter import program as programs
 from splitter.bundle import Bundle, file_records
 from splitter.causes import OverflowWatch, package_checks
@@ -24,6 +25,15 @@ def half(tmp_path_factory) -> Bundle:
     settings = {"precision": "fp16", "boundary_dtype": "fp16", "deployment_target": "iOS16"}
     settings["passes"] = ["keep-broadcasts-small"]
     return splitter.build("demo", path, **settings).members[0]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Bundle:
+    """The same with its weights in eight bits, the decoder's largest in four."""
+    path = tmp_path_factory.mktemp("small") / "small.bundle"
+    plan = plans.changed(plans.presets()["htdemucs"], compression={"exceptions": {"decoder.0.rewrite": "pal4"}})
+    plan = plans.changed(plan, compression={"form": "int8"}, precision="fp16", passes=["keep-broadcasts-small"])
+    return splitter.build("demo", path, plan=plan).members[0]
 
 
 def segment_of(bundle, name):
@@ -103,6 +113,75 @@ def test_shipped_package_that_is_no_longer_the_reference_fails(demo_bundle, tmp_
     found = statuses(checks)
     assert found["conversion"] == {Status.PASS}
     assert Status.FAIL in found["precision"]
+
+
+def test_compression_is_a_link_of_its_own(small):
+    """The precision is judged before the weights are touched, and what they lose is not laid to it."""
+    for name, limit in (("encoder", 20.0), ("decoder", 0.0)):
+        segment = segment_of(small, name)
+        assert segment.uncompressed == f"reference/uncompressed/{name}.mlpackage"
+        checks, _ = package_checks(small, segment, small.goldens())
+        by_kind = {}
+        for check in checks:
+            assert check.status is Status.PASS
+            if check.parity and check.subject in segment.outputs:
+                by_kind.setdefault(check.kind, []).append(check.parity.snr_db)
+        conversion, precision, lost = (min(by_kind[kind]) for kind in ("conversion", "precision", "compression"))
+        assert conversion > 110 > precision > 45
+        assert precision > lost > limit
+        assert {c.limit_db for c in checks if c.kind == "compression" and c.subject in segment.outputs} == {limit}
+        (worst,) = (c for c in checks if c.kind == "compression" and c.subject not in segment.outputs)
+        assert worst.limit_db == 28.0 or worst.subject == "decoder.0.rewrite.weight"
+    assert small.manifest.files.keys() >= {"reference/uncompressed/encoder.mlpackage/Manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("package", "blamed"),
+    [
+        ("reference/decoder.mlpackage", {"conversion", "precision"}),
+        ("reference/uncompressed/decoder.mlpackage", {"precision"}),
+    ],
+)
+def test_a_broken_reference_is_blamed_where_it_stands(small, tmp_path, package, blamed):
+    """Weights a fifth off still give what a palette of 16 may lose."""
+    bundle = tampered(small, tmp_path, package)
+    checks, _ = package_checks(bundle, segment_of(bundle, "decoder"), small.goldens())
+    found = statuses(checks)
+    assert {kind for kind in found if Status.FAIL in found[kind]} == blamed
+
+
+def test_wrongly_decoded_weights_fail_as_compression(small, tmp_path):
+    """The decoder's palette upside down: what a table read backwards gives."""
+    path = tmp_path / "tampered"
+    shutil.copytree(small.path, path)
+    (file,) = (path / "decoder.mlpackage").rglob("weight.bin")
+    (table,) = (
+        one.attributes["lut"].numpy()
+        for one in mil.load(path / "decoder.mlpackage").operations
+        if one.type == "constexpr_lut_to_dense"
+    )
+    raw = file.read_bytes()
+    assert raw.count(table.tobytes()) == 1
+    file.write_bytes(raw.replace(table.tobytes(), table[::-1].tobytes()))
+    checks, _ = package_checks(replace(small, path=path), segment_of(small, "decoder"), small.goldens())
+    found = statuses(checks)
+    assert found["conversion"] == found["precision"] == {Status.PASS}
+    assert Status.FAIL in found["compression"]
+
+
+def test_compression_without_references_is_not_applicable(small):
+    for gone in ({"reference": "", "uncompressed": ""}, {"uncompressed": ""}):
+        segment = segment_of(small, "encoder").model_copy(update=gone)
+        checks, _ = package_checks(small, segment, small.goldens())
+        assert {check.kind for check in checks if check.status is Status.NOT_APPLICABLE} >= {"precision", "compression"}
+        assert not [check for check in checks if check.parity]
+
+
+def test_a_run_of_compressed_packages_has_their_limit(small):
+    report = verify_bundle(small)
+    assert report.passed
+    assert {check.limit_db for check in report.checks if check.kind == "package"} == {0.0}
+    assert {check.limit_db for check in report.checks if check.kind == "coreml" and check.limit_db} <= {0.0, 20.0}
 
 
 def test_without_references_the_causes_are_not_applicable(demo_bundle):

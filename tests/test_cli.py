@@ -102,6 +102,10 @@ FAILURES = {
         ["build", "demo", "-o", "OUT", "--boundary-dtype", "fp16", "--target", "iOS15"],
         "iOS16",
     ),
+    "compressed weights below iOS16": (
+        ["build", "demo", "-o", "OUT", "--compress", "pal6", "--target", "iOS15"],
+        "iOS15 has no operation that decodes weights",
+    ),
     "segment too long": (["build", "demo", "-o", "OUT", "--segment", "1.6"], "1.5 s"),
     "segment of nothing": (["build", "demo", "-o", "OUT", "--segment", "0"], "longer than 0 s"),
     "missing plan": (["build", "demo", "-o", "OUT", "--plan", "none.toml"], "none.toml"),

@@ -14,7 +14,8 @@ from splitter.kernels import reference
 from splitter.plan import WeightsForm
 from splitter.weights import transformer as weights
 
-LOSSY = [{"matrices": "fp16"}, {"compress": "int8"}, {"compress": "pal4"}]
+MIXED = {"layers.0": "pal4", "layers_t.1": "none"}
+LOSSY = [{"matrices": "fp16"}, {"compress": "int8"}, {"compress": "pal4"}, {"compress": "int8", "exceptions": MIXED}]
 
 
 def reformed(bundle, directory, form, change=lambda tensors: tensors):
@@ -154,6 +155,28 @@ def test_command_line_builds_the_form_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "build", build)
     arguments = ["build", "demo", "-o", str(tmp_path / "x"), "--layout", "mlx", "--compress", "pal6"]
     assert CliRunner().invoke(cli.command, arguments).exit_code == 7
-    assert asked["weights"] == {"layout": "mlx", "compress": "pal6"}
+    assert (asked["weights"], asked["compress"]) == ({"layout": "mlx"}, "pal6")
     CliRunner().invoke(cli.command, ["build", "demo", "-o", "x", "--weights-dtype", "fp16", "--qkv", "split"])
     assert asked["weights"] == {"matrices": "fp16", "qkv": "split"}
+
+
+def test_each_matrix_is_held_to_the_limit_of_its_own_form(demo_bundle, tmp_path):
+    """Noise that a palette of 16 may make fails an int8 matrix, though the other one allows the outputs more."""
+
+    def noisy(tensors):
+        name = "layers.1.cross_attn.out_proj.weight"
+        noise = np.random.default_rng(0).standard_normal(tensors[name].shape)
+        return tensors | {name: (tensors[name] * (1 + 0.1 * noise)).astype(np.float32)}  # 20 dB
+
+    for form, expected in (("int8", FAIL), ("pal4", PASS)):
+        (tmp_path / form).mkdir()
+        exceptions = {"layers.0": "pal4", "layers.1": form}
+        bundle = reformed(demo_bundle, tmp_path / form, WeightsForm(compress="int8", exceptions=exceptions), noisy)
+        checks = kernel_checks(bundle, bundle.segment("transformer"), bundle.goldens())
+        (worst,) = (check for check in checks if check.kind == "compression" and "crosstransformer" in check.subject)
+        assert {worst.status} == expected
+        assert worst.limit_db == 28.0 or form == "pal4"
+        outputs = {
+            check.limit_db for check in checks if check.subject == "freq_transformed" and check.kind == "compression"
+        }
+        assert outputs == {0.0}

@@ -84,13 +84,15 @@ def test_changed_keeps_what_is_not_given():
 
 def test_form_of_weights_changes_by_its_parts():
     plan = plans.presets()["htdemucs"]
-    assert plan.weights.loss is None
+    assert plan.weights.is_lossless
     half = plans.changed(plan, weights={"matrices": "fp16"})
     mlx = plans.changed(half, weights={"layout": "mlx"})
-    assert (mlx.weights.layout, mlx.weights.loss, mlx.weights.is_split) == ("mlx", "fp16", True)
+    assert (mlx.weights.layout, mlx.weights.loss_of("a"), mlx.weights.is_split) == ("mlx", "fp16", True)
     assert not half.weights.is_split
     assert plans.changed(plan, weights={"qkv": "split"}).weights.is_split
-    assert plans.changed(plan, weights={"compress": "pal6"}).weights.loss == "pal6"
+    assert plans.changed(plan, weights={"compress": "pal6"}).weights.loss_of("a") == "pal6"
+    assert not half.weights.is_lossless
+    assert not plans.changed(plan, weights={"exceptions": {"layers.0": "pal6"}}).weights.is_lossless
     assert mlx.tolerances == plan.tolerances
 
 
@@ -107,6 +109,31 @@ def test_forms_of_weights_that_contradict_are_named(family, weights, message):
     with pytest.raises(PlanError, match=message):
         plans.changed(plans.presets()[family], weights=weights)
     assert plans.changed(plans.presets()[family], weights={}) == plans.presets()[family]
+
+
+def test_forms_of_weights_are_by_the_longest_name_that_fits():
+    for part in (
+        plans.Compression(form="int8", exceptions={"a": "pal6", "a.b.c": "none"}),
+        plans.WeightsForm(compress="int8", exceptions={"a": "pal6", "a.b.c": "none"}),
+    ):
+        found = [part.form_of(name) for name in ("x", "ab", "a", "a.b", "a.b.c", "a.b.c.d", "a.b.cd")]
+        assert found == ["int8", "int8", "pal6", "pal6", "none", "none", "pal6"]
+
+
+def test_half_matrices_may_stand_beside_compressed_ones():
+    form = plans.WeightsForm(matrices="fp16", compress="pal6", exceptions={"layers.0": "none"})
+    assert [form.loss_of(name) for name in ("layers.0.a", "layers.1.a")] == ["fp16", "pal6"]
+
+
+def test_one_form_for_all_weights_of_a_bundle(tmp_path):
+    plan = plans.changed(plans.presets()["htdemucs"], compression={"exceptions": {"encoder": "pal4"}})
+    whole = plans.compressed(plan, "int8")
+    assert (whole.compression.form, whole.weights.compress) == ("int8", "int8")
+    assert whole.compression.exceptions == {}
+    without = plans.compressed(plans.monolith(plans.presets()["htdemucs"]), "pal6")
+    assert (without.compression.form, without.weights.compress) == ("pal6", "none")
+    plans.save(plan, tmp_path / "plan.toml")
+    assert plans.load(tmp_path / "plan.toml") == plan
 
 
 @pytest.mark.parametrize(("layout", "axes"), [("b c f t", 4), ("b (t f) c", 3), ("b (s c) f t", 4), ("", 0)])

@@ -19,6 +19,7 @@ from .conftest import ROOT
 from .test_compression import by_hand
 
 CONFIG = Config(width=12, heads=3, layers=2, hidden=20, freq_tokens=7, time_tokens=5)  # no size is a round one
+MIXED = {"layers.0": "int8", "layers.0.self_attn.in_proj_weight": "pal4", "layers_t": "none"}
 LOSSLESS = [{}, {"qkv": "split"}, {"layout": "mlx"}]
 LOSSY = [
     {"matrices": "fp16"},
@@ -30,6 +31,7 @@ LOSSY = [
     {"qkv": "split", "compress": "pal4"},
     {"layout": "mlx", "compress": "int8"},
     {"layout": "mlx", "compress": "pal6"},
+    {"layout": "mlx", "compress": "pal6", "matrices": "fp16", "exceptions": MIXED},
 ]
 forms = pytest.mark.parametrize("form", [WeightsForm(**f) for f in LOSSLESS + LOSSY], ids=repr)
 
@@ -58,7 +60,7 @@ def read_as_a_port(path, manifest):
     for name, part in parts.items():
         record = part.pop("record")
         shape = tuple(record["parameter_shape"])
-        kind = manifest["form"]["compress"]
+        kind = f"pal{len(part['table']).bit_length() - 1}" if "table" in part else "int8"
         value = part["values"].astype(np.float32) if "values" in part else by_hand(kind, shape, part)
         target = record["source"].removeprefix("crosstransformer.") if record["source"] != "graph" else name
         result.setdefault(target, []).append((record["rows"] or [0, shape[0]], value))
@@ -90,11 +92,22 @@ def test_a_port_reads_every_form_from_manifest_and_file_alone(form, tmp_path):
     for name, array in loaded.items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, read[name])
-        if array.ndim == 1 or name.startswith("positions") or form.loss is None:
+        if array.ndim == 1 or name.startswith("positions") or form.is_lossless:
             np.testing.assert_array_equal(array, tensors[name])
         elif array.size > 256:  # as many as the largest table holds
             assert not np.array_equal(array, tensors[name]), "near miss: a lossy form loses"
             assert 15 < 10 * np.log10((tensors[name] ** 2).sum() / ((tensors[name] - array) ** 2).sum()) < 80
+
+
+def test_each_matrix_is_in_its_own_form(tmp_path):
+    form = WeightsForm(compress="pal6", matrices="fp16", exceptions=MIXED)
+    tensors = exported(tmp_path / "t", form)[0].tensors
+    assert len(tensors["layers.0.self_attn.in_proj_weight.table"].shape) == 1
+    assert tensors["layers.0.self_attn.in_proj_weight.table"].shape == (16,)
+    assert tensors["layers.0.linear1.weight.int8"].dtype == "int8"
+    assert tensors["layers.1.linear1.weight.table"].shape == (64,)
+    assert tensors["layers_t.0.linear1.weight"].dtype == "float16"
+    assert tensors["layers_t.0.linear1.bias"].dtype == tensors["layers.0.linear1.bias"].dtype == "float32"
 
 
 def test_layouts_have_their_own_names(tmp_path):

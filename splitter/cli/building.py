@@ -16,7 +16,7 @@ from .shell import PRECISIONS, command, json_option, print_result, steps
 _TARGETS = click.Choice([target.value for target in plans.DeploymentTarget])
 _LAYOUTS = click.Choice(["torch", "mlx"])
 _QKV = click.Choice(["fused", "split"])
-_COMPRESSIONS = click.Choice(["none", "int8", "pal8", "pal6", "pal4"])
+_COMPRESSIONS = click.Choice(["none", *plans.COMPRESSIONS, "auto"])
 
 
 def _names_option(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -38,9 +38,9 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
     "--tune-on",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="With --precision auto: a song to measure on; repeat.",
+    help="With auto: a song to measure on; repeat.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), help="With --precision auto: picture to draw, .svg or .png.")
+@click.option("--plot", type=click.Path(path_type=Path), help="With auto: picture to draw, .svg or .png.")
 @click.option("--save-plan", type=click.Path(path_type=Path), help="File for the plan as obeyed, for --plan.")
 @click.option("--boundary-dtype", type=PRECISIONS, help="Element type of package inputs and outputs.  [default: fp32]")
 @click.option("--layout", type=_LAYOUTS, help="Whose names the transformer's weights have.  [default: torch]")
@@ -48,7 +48,20 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
     "--qkv", type=_QKV, help="Its input projections in one matrix or three.  [default: as the layout has them]"
 )
 @click.option("--weights-dtype", type=PRECISIONS, help="Element type of its matrices.  [default: fp32]")
-@click.option("--compress", type=_COMPRESSIONS, help="Compression of its matrices.  [default: none]")
+@click.option(
+    "--compress",
+    type=_COMPRESSIONS,
+    help="How all weights are stored, packages and transformer; auto: each as small as --max-sdr-drop allows.  "
+    "[default: none]",
+)
+@click.option(
+    "--max-sdr-drop", type=float, metavar="DB", help="With --compress auto: most that any stem may lose on any song."
+)
+@click.option(
+    "--tune-stems",
+    type=click.Path(path_type=Path),
+    help="With --compress auto: directory of the first song's true stems, [NAME_]STEM.*; a model of 10 dB otherwise.",
+)
 @click.option(
     "--passes",
     metavar="NAME,NAME",
@@ -84,6 +97,8 @@ def build(
     qkv: str | None,
     weights_dtype: str | None,
     compress: str | None,
+    max_sdr_drop: float | None,
+    tune_stems: Path | None,
     passes: tuple[str, ...] | None,
     optimise_for: str | None,
     segment: float | None,
@@ -97,7 +112,7 @@ def build(
     """Build the bundle of MODEL: demo, htdemucs, htdemucs_ft, htdemucs_6s, or a checkpoint file."""
     from .. import compiler, tables, tuning
 
-    weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype, "compress": compress}
+    weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype}
     options: dict[str, Any] = {
         "plan": plans.load(plan_file) if plan_file else None,
         "deployment_target": target,
@@ -112,32 +127,72 @@ def build(
         "monolith": monolith,
         "force": force,
     }
-    tuned = {"--min-snr": min_snr, "--tune-on": tune_on, "--plot": plot}
-    choice = None
+    _check_search(
+        precision,
+        compress,
+        {"--tune-on": tune_on, "--plot": plot},
+        {"--min-snr": min_snr},
+        {"--max-sdr-drop": max_sdr_drop, "--tune-stems": tune_stems},
+    )
+    choice: tuning.Choice | None = None
+    sizes: tuning.compression.Choice | None = None
     with steps() as progress:
         if precision == "auto":
-            if min_snr is None or not tune_on:
-                raise UsageError("--precision auto needs --min-snr and --tune-on", received="not both")
+            assert min_snr is not None
             bag, choice = tuning.build(model, out, min_snr_db=min_snr, audio=tune_on, progress=progress, **options)
-        elif given := [name for name, value in tuned.items() if value]:
-            raise UsageError(f"{', '.join(given)} goes with --precision auto", received=f"--precision {precision}")
+        elif compress == "auto":
+            assert max_sdr_drop is not None
+            options |= {"precision": precision, "audio": tune_on, "stems": tune_stems}
+            bag, sizes = tuning.compression.build(
+                model, out, max_sdr_drop_db=max_sdr_drop, progress=progress, **options
+            )
         else:
-            bag = compiler.build(model, out, precision=precision, progress=progress, **options)
+            bag = compiler.build(model, out, precision=precision, compress=compress, progress=progress, **options)  # type: ignore[arg-type]
     if save_plan is not None:
         plans.save(bag.members[0].manifest.plan, save_plan)
-    if choice is not None and plot is not None:
+    if plot is not None and choice is not None:
         tuning.draw(choice, plot)
+    if plot is not None and sizes is not None:
+        tuning.draw_sizes(sizes, plot)
     print_result(
         as_json,
         lambda: (
             {"bundle": str(out), "members": [str(member.path) for member in bag.members]}
             | ({"precision": choice.to_json()} if choice else {})
+            | ({"compression": sizes.to_json()} if sizes else {})
         ),
         lambda: Group(
             *(tables.bundle_tables(member) for member in bag.members),
             *([tables.frontier_table(choice)] if choice else []),
+            *([tables.sizes_table(sizes)] if sizes else []),
         ),
     )
+
+
+def _check_search(
+    precision: str | None,
+    compress: str | None,
+    both: Mapping[str, object],
+    for_precision: Mapping[str, object],
+    for_compression: Mapping[str, object],
+) -> None:
+    """Options of a search go with one, and a search with its options; one at a time."""
+    if precision == "auto" and compress not in (None, "none"):
+        raise UsageError(
+            "precision is chosen before weights are compressed",
+            received=f"--precision auto and --compress {compress} together",
+            fix="Choose the precision with --save-plan FILE, and build again with --plan FILE and --compress.",
+        )
+    for name, is_search, needed, own in (
+        ("--precision", precision == "auto", "--min-snr", for_precision),
+        ("--compress", compress == "auto", "--max-sdr-drop", for_compression),
+    ):
+        if is_search and (own[needed] is None or not both["--tune-on"]):
+            raise UsageError(f"{name} auto needs {needed} and --tune-on", received="not both")
+        if not is_search and (given := [option for option, value in own.items() if value is not None]):
+            raise UsageError(f"{', '.join(given)} goes with {name} auto", received=f"no {name} auto")
+    if "auto" not in (precision, compress) and (given := [option for option, value in both.items() if value]):
+        raise UsageError(f"{', '.join(given)} goes with --precision auto or --compress auto", received="neither")
 
 
 def _counts_option(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> Mapping[str, int]:

@@ -159,7 +159,7 @@ def _packages(
         given = (inputs if inputs is not None else bundle.goldens()) if run and segments else None
         for segment in segments:
             package = bundle.path / segment.artifact.path
-            yield package, _inputs_of(bundle, segment, given), (by_plan(bundle.manifest.plan, segment.name),)
+            yield package, _inputs_of(bundle, segment, given), (by_plan(bundle.manifest.plan, segment),)
 
 
 def _inputs_of(bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array] | None) -> Mapping[str, Array] | None:

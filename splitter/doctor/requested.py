@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from ..manifest import SegmentRecord
 from ..mil.coreml_tools import ct
 from ..mil.model import Facts
 from ..plan import Plan
@@ -20,9 +21,10 @@ _COMPRESSED = re.compile(r"compress|quanti[sz]|palett")
 _NOT = ("", "0", "false", "no", "none", "off")
 
 
-def by_plan(plan: Plan, segment: str) -> Asked:
+def by_plan(plan: Plan, segment: SegmentRecord) -> Asked:
     """What a bundle's plan asks of a segment's package."""
-    return Asked("the plan", plan.obtained(segment), plan.deployment_target.value, plan.boundary_dtype.value)
+    values = (plan.obtained(segment.name), plan.deployment_target.value, plan.boundary_dtype.value)
+    return Asked("the plan", *values, compressed=bool(segment.artifact.details.get("compressed")))
 
 
 def by_metadata(facts: Facts) -> tuple[Asked, ...]:

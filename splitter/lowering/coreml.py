@@ -19,8 +19,10 @@ from ..manifest import Artifact, SegmentRecord
 from ..mil import load
 from ..mil.coreml_tools import ct, quiet_and_quick
 from ..mil.model import Facts
+from ..mil.stored import StoredWeight, stored_weights
 from ..partition import Segment
 from ..plan import Plan, Precision
+from . import compression
 
 KEYS = "io.github.splitter"  # reverse-DNS prefix of the metadata keys
 # Turns mul + add into a batch_norm with variance 1 and eps 1e-5, a gain of 0.999995: 20 dB in fp32.
@@ -32,25 +34,47 @@ class CoreMLTarget:
         """Convert, describe, save, and read back."""
         path = directory / f"{segment.name}.mlpackage"
         model = _convert(segment, plan)
-        _describe(model, segment, plan)
+        wanted: dict[str, compression.Compressed] = {}
+        if not plan.compression.is_lossless:
+            model, wanted = _compressed(model, segment, plan)
+        _describe(model, segment, plan, compression.summary(wanted))
         shutil.rmtree(path, ignore_errors=True)
         model.save(str(path))
-        artifact = Artifact(target="coreml", path=path.name)
-        findings = _differences(load(path).spec, segment.name, segment.inputs, segment.outputs, plan)
+        saved = load(path)
+        stored = stored_weights(saved.function)
+        findings = _differences(saved.spec, segment.name, segment.inputs, segment.outputs, plan, stored)
+        findings += compression.differences(stored, wanted, plan.compression)
         if findings:
             raise LoweringError(f"{path.name} must be what the plan asks for", received="; ".join(findings))
-        return artifact
+        details = {"compressed": compression.to_details(wanted)} if wanted else {}
+        return Artifact(target="coreml", path=path.name, details=details)
 
     def audit(
         self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
     ) -> list[str]:
         try:
-            facts = load(directory / segment.artifact.path).spec
+            saved = load(directory / segment.artifact.path)
+            stored = stored_weights(saved.function)
         except (PackageError, OperationError) as error:
             return [str(error)]
         inputs = tuple(tensors[name] for name in segment.inputs)
         outputs = tuple(tensors[name] for name in segment.outputs)
-        return _differences(facts, segment.name, inputs, outputs, plan)
+        wanted = compression.from_details(segment.artifact.details.get("compressed", {}))
+        findings = _differences(saved.spec, segment.name, inputs, outputs, plan, stored)
+        return findings + compression.differences(stored, wanted, plan.compression)
+
+
+def _compressed(
+    model: "ct.models.MLModel", segment: Segment, plan: Plan
+) -> tuple["ct.models.MLModel", dict[str, compression.Compressed]]:
+    try:
+        with warnings.catch_warnings(), quiet_and_quick():
+            warnings.simplefilter("ignore")  # Core ML Tools' own
+            return compression.compressed(model, segment.program, plan.compression, segment.name)
+    except LoweringError:
+        raise
+    except Exception as error:  # Core ML Tools raises every kind
+        raise _refused("compress", segment, error) from error
 
 
 def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
@@ -74,11 +98,15 @@ def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
         model._mil_program.validate()
         return model
     except Exception as error:  # Core ML Tools raises every kind
-        raise LoweringError(
-            f"Core ML Tools must be able to convert segment {segment.name!r}",
-            received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            fix='Give the stage the target "graph" in the plan, or report the operator.',
-        ) from error
+        raise _refused("convert", segment, error) from error
+
+
+def _refused(what: str, segment: Segment, error: Exception) -> LoweringError:
+    return LoweringError(
+        f"Core ML Tools must be able to {what} segment {segment.name!r}",
+        received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+        fix='Give the stage the target "graph" in the plan, or report the operator.',
+    )
 
 
 def _precision(plan: Plan, segment: str) -> Any:
@@ -92,7 +120,7 @@ def _element(spec: TensorSpec) -> type[np.generic]:
     return np.dtype(spec.dtype).type
 
 
-def _describe(model: "ct.models.MLModel", segment: Segment, plan: Plan) -> None:
+def _describe(model: "ct.models.MLModel", segment: Segment, plan: Plan, forms: str) -> None:
     model.author = "splitter"
     model.license = "Converter output; the weights keep the terms of their checkpoint."
     model.version = version("splitter")
@@ -101,16 +129,17 @@ def _describe(model: "ct.models.MLModel", segment: Segment, plan: Plan) -> None:
         model.input_description[spec.name] = _description(spec)
     for spec in segment.outputs:
         model.output_description[spec.name] = _description(spec)
-    model.user_defined_metadata.update(_metadata(segment.name, plan))
+    model.user_defined_metadata.update(_metadata(segment.name, plan, forms))
 
 
-def _metadata(segment: str, plan: Plan) -> dict[str, str]:
+def _metadata(segment: str, plan: Plan, forms: str) -> dict[str, str]:
     return {
         f"{KEYS}.segment": segment,
         f"{KEYS}.family": plan.family,
         f"{KEYS}.precision": plan.obtained(segment),
         f"{KEYS}.boundary_dtype": plan.boundary_dtype.value,
         f"{KEYS}.deployment_target": plan.deployment_target.value,
+        f"{KEYS}.compression": forms,
     }
 
 
@@ -127,6 +156,7 @@ def _differences(
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     plan: Plan,
+    stored: Mapping[str, StoredWeight],
 ) -> list[str]:
     """Everything in which a saved package is not what was asked for."""
     findings = []
@@ -162,7 +192,7 @@ def _differences(
     for field in ("author", "license", "version", "short_description"):
         if not getattr(facts, field):
             findings.append(f"no {field} in the metadata")
-    for key, value in _metadata(segment, plan).items():
+    for key, value in _metadata(segment, plan, compression.summary(stored)).items():
         if facts.user_defined.get(key) != value:
             findings.append(f"metadata {key} is {facts.user_defined.get(key)!r}, asked {value!r}")
     return findings

@@ -21,6 +21,7 @@ from ..partition import Segment, within
 from ..plan import Plan, rank
 from ..program import Program
 from ..weights import transformer as weights
+from .compression import check_matrices
 
 _aten = torch.ops.aten
 
@@ -33,6 +34,7 @@ class KernelsTarget:
         path = directory / f"{segment.name}.safetensors"
         try:
             config, tensors, sources = _read(segment)
+            check_matrices((name for name in tensors if name.endswith("weight")), plan.weights)
             _prove(config, tensors, [example[name] for name in inputs], {name: example[name] for name in outputs}, plan)
             record = weights.export(config, tensors, sources, path, form=plan.weights, inputs=inputs, outputs=outputs)
         except SpecError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ..errors import UsageError
+from . import compression
 from .precision import Choice, Point
 
 
@@ -33,6 +35,47 @@ def draw(choice: Choice, path: Path) -> None:
     axes.set_xlabel("operations in fp32, %")
     axes.set_ylabel("SNR of the worst excerpt, dB")
     axes.legend()
+    _save(figure, path)
+
+
+def draw_sizes(choice: compression.Choice, path: Path) -> None:
+    """Draw what each stem keeps over the size of the weights: SNR against the uncompressed model's, and SDR where the
+    true stems are known; of several excerpts the worst.
+
+    Args:
+        choice: What was measured.
+        path: Picture to write: ``.svg``, ``.png`` or ``.pdf``.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    known = any(stem.sdr_db is not None for stem in choice.chosen.stems)
+    figure = Figure(figsize=(8, 8 if known else 5), layout="constrained")
+    kinds = [("snr_db", "SNR of the stem, dB")] + ([("sdr_db", "SDR of the stem, dB")] if known else [])
+    for axes, (kind, label) in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds, strict=True):
+        for index, stem in enumerate(dict.fromkeys(one.name for one in choice.chosen.stems)):
+            colour = f"C{index}"
+            axes.plot(*_sizes(choice.frontier, stem, kind), marker="o", color=colour, label=stem)
+            axes.plot(*_sizes(choice.uniform, stem, kind), linestyle="", marker="x", color=colour)
+            axes.plot(*_sizes([choice.chosen], stem, kind), linestyle="", marker="*", markersize=16, color=colour)
+        axes.set_xlabel("size of the weights, % of fp16")
+        axes.set_ylabel(label)
+        axes.legend(title="lines: chosen by damage; ×: one form; ★: built")
+    _save(figure, path)
+
+
+def _sizes(points: Sequence[compression.Point], stem: str, kind: str) -> tuple[list[float], list[float]]:
+    """Sizes in per cent of fp16, and the least decibels of a stem that are known and finite."""
+    found = []
+    for point in points:
+        values = [getattr(one, kind) for one in point.stems if one.name == stem]
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        if finite:
+            found.append((100 * point.share, min(finite)))
+    return [size for size, _ in found], [value for _, value in found]
+
+
+def _save(figure: Figure, path: Path) -> None:
     try:
         with rc_context({"svg.hashsalt": "splitter"}):  # the same picture from the same figures
             figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

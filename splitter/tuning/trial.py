@@ -25,10 +25,14 @@ class Excerpt:
 
     Attributes:
         name: Of the file, and where in it.
+        path: The file.
+        start: The first sample.
         mixture: As `separate` feeds it, ``(channels, samples)``, float32.
     """
 
     name: str
+    path: Path
+    start: int
     mixture: Array
 
 
@@ -59,7 +63,8 @@ def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[E
                     received=f"{path.name} from {start / model.samplerate:.1f} s",
                     fix="Choose another file.",
                 )
-            found.append(Excerpt(f"{path.name} at {start / model.samplerate:.1f} s", goldens.normalised(mixture)))
+            name = f"{path.name} at {start / model.samplerate:.1f} s"
+            found.append(Excerpt(name, path, start, goldens.normalised(mixture)))
     return tuple(found)
 
 

@@ -71,10 +71,11 @@ def stored(parameter: Parameter, form: WeightsForm) -> dict[Role, tuple[tuple[in
     """Shape and dtype of the tensors that hold a parameter, by role."""
     if not parameter.is_matrix:
         return {"values": (parameter.shape, "float32")}
-    if form.compress == "none":
+    kind = form.form_of(parameter.kernel)
+    if kind == "none":
         return {"values": (parameter.shape, form.matrices.dtype)}
     rows, columns = parameter.shape
-    return compression.companions(form.compress, (rows, columns))  # type: ignore[return-value]
+    return compression.companions(kind, (rows, columns))  # type: ignore[return-value]
 
 
 def tensor_name(parameter: str, role: Role) -> str:

@@ -91,6 +91,12 @@ class TransformerRecord(_Record):
     padding: tuple[str, ...] = ()
 
     @property
+    def matrices(self) -> tuple[str, ...]:
+        """Names of `kernels.spec.parameters` that are linear maps' weights, which alone a form may change."""
+        named = parameters_of(self.config, self.form).values()
+        return tuple(dict.fromkeys(one.kernel for one in named if one.is_matrix))
+
+    @property
     def sources(self) -> dict[str, str]:
         """Checkpoint key of each parameter of `kernels.spec.parameters`."""
         named = parameters_of(self.config, self.form)

@@ -1,0 +1,380 @@
+"""How small each weight is stored, by measured damage to the stems per byte saved.
+
+The damage d(w, f) of a weight w in a form f is the energy of the noise it alone makes at a stem, over the energy of
+the model's own error there, for the worst stem. Noise of different weights is taken as additive, so that all together
+take ``10 log10(1 + Σ d)`` dB of SDR. The choice that is best at a price λ minimises ``Σ bytes(w, f) + λ Σ d(w, f)``,
+for each weight by itself. Raising λ from zero traces the choices from the smallest to the uncompressed. The additive
+model only ranks them: which of them is taken is decided by runs with all weights of a choice in their forms together,
+and at last by the packages that were built.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from .. import compiler, mil
+from ..boundary import Array
+from ..bundle import Bag, Bundle, load_any, staged
+from ..engines import engine
+from ..errors import PlanError, UsageError
+from ..mil.stored import stored_weights
+from ..plan import COMPRESSIONS, Plan, WeightForm
+from .stems import Listening, Stem, to_json, true_stems
+from .trial import Trial, excerpts
+from .weights import FORMS, Decoder, Exchange, Weight, planned, weights_of
+
+Forms: TypeAlias = Mapping[Weight, WeightForm]
+
+_PROBE: WeightForm = "pal6"  # measured for every weight; other forms' damage is first scaled from it by squared error
+_SMALL = 0.01  # of all elements: the smallest weights that hold so many together stay as they are
+_PRICES = 400  # λ tried, evenly on a logarithmic scale
+_POINTS = 6  # of the frontier that are measured beside the chosen one
+_ROUNDS = 3  # of measuring what was chosen by an estimate
+_LITTLE = 0.5  # of a choice's damage: so much may be estimated
+_ATTEMPTS = 3  # to make up for what packages add
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice, measured.
+
+    Attributes:
+        name: How it was chosen.
+        bytes: Of all weights as they are stored, biases and norms included, position tables not.
+        share: Of what they take in fp16 throughout.
+        stems: Each stem of each excerpt.
+    """
+
+    name: str
+    bytes: int
+    share: float
+    stems: tuple[Stem, ...]
+
+    @property
+    def drop_db(self) -> float:
+        """Of the worst stem."""
+        return max(one.drop_db for one in self.stems)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"name": self.name, "bytes": self.bytes, "share": self.share, "stems": to_json(self.stems)}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the search found.
+
+    Attributes:
+        max_sdr_drop_db: What was asked.
+        chosen: The choice, measured on the files that were built.
+        frontier: From the smallest to the least compressed.
+        uniform: One form for all weights, for comparison.
+        forms: Of each weight that is compressed, by its name in the model.
+    """
+
+    max_sdr_drop_db: float
+    chosen: Point
+    frontier: tuple[Point, ...]
+    uniform: tuple[Point, ...]
+    forms: Mapping[str, WeightForm]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "max_sdr_drop_db": self.max_sdr_drop_db,
+            "chosen": self.chosen.to_json(),
+            "frontier": [one.to_json() for one in self.frontier],
+            "uniform": [one.to_json() for one in self.uniform],
+            "forms": dict(self.forms),
+        }
+
+
+def build(
+    model: str | Path,
+    out: str | Path,
+    *,
+    max_sdr_drop_db: float,
+    audio: Sequence[Path],
+    stems: Path | None = None,
+    plan: Plan | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+    **options: Any,
+) -> tuple[Bag, Choice]:
+    """Build a bundle whose weights are as small as a drop of SDR allows.
+
+    Args:
+        model: As for `compiler.build`, but no bag of several.
+        out: Directory to create.
+        max_sdr_drop_db: No stem of any excerpt may lose more, with the files as they are saved.
+        audio: Songs to measure on. Damage is ranked on the beginning of the first; the drop is held on all.
+        stems: Directory with the true stems of the first, see `stems.true_stems`. Where they are not known, the drop is
+            that of a model of `stems.ASSUMED_SDR_DB`.
+        plan: The plan to start from, whose forms of weights are ignored; the model's preset by default.
+        force: Replace a bundle that is already there.
+        progress: Called with a phrase as each step begins.
+        options: Others of `compiler.build`.
+
+    Returns:
+        The bundle, whose plan holds the choice, and what was measured.
+
+    Raises:
+        UsageError: The model is a bag, has no weights to compress, or ``max_sdr_drop_db`` is not positive.
+        PlanError: No form of any weight holds the drop; the message says what was reached. Nothing is left behind.
+    """
+    if not max_sdr_drop_db > 0:
+        raise UsageError("an SDR drop to allow is more than 0 dB", received=f"{max_sdr_drop_db:g} dB")
+    with staged(Path(out), force=force) as directory, tempfile.TemporaryDirectory(prefix="splitter-") as work:
+        base = compiler.build(
+            model, Path(work) / "base", plan=plan, compress="none", progress=progress, **options | {"reference": False}
+        )
+        if len(base.members) != 1:
+            raise UsageError(
+                "compression is chosen for a single model",
+                received=f"a bag of {len(base.members)}",
+                fix="Build each of its members by itself.",
+            )
+        bundle = base.members[0]
+        trial = Trial(bundle, excerpts(audio, bundle, each=1))
+        search = Search(trial, _listening(trial, stems), progress)
+        limit = max_sdr_drop_db
+        for _ in range(_ATTEMPTS):
+            forms = search.smallest(limit)
+            progress(f"building with {search.share(forms):.1%} of the weights' size in fp16")
+            obeyed = planned(bundle.manifest.plan, forms)
+            built = compiler.build(
+                model, directory, plan=obeyed, force=True, progress=progress, **_rest(options)
+            ).members[0]
+            progress("running what was built")
+            chosen = search.built(built)
+            if chosen.drop_db <= max_sdr_drop_db:
+                break
+            limit *= 0.9 * max_sdr_drop_db / chosen.drop_db
+        else:
+            raise _unreachable(max_sdr_drop_db, f"{chosen.drop_db:.3f} dB at {chosen.share:.1%} of the size in fp16")
+        frontier, uniform = search.frontier(), search.uniform()
+    named = {weight.source: form for weight, form in forms.items() if form != "none"}
+    return load_any(out), Choice(max_sdr_drop_db, chosen, frontier, uniform, named)
+
+
+def _rest(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that the plan does not hold."""
+    return {
+        key: value for key, value in options.items() if key in ("segment", "random_init", "golden_audio", "reference")
+    }
+
+
+def _unreachable(limit: float, reached: str) -> PlanError:
+    return PlanError(
+        f"no stem may lose more than {limit:g} dB of SDR",
+        received=f"at best {reached}",
+        fix="Allow more, or build without --compress.",
+    )
+
+
+def _listening(trial: Trial, stems: Path | None) -> Listening:
+    model = trial.bundle.manifest.model
+    truth = true_stems(stems, model.stems) if stems else None
+    return Listening(trial.excerpts, [_stems(trial, one) for one in trial.reference], model, truth)
+
+
+def _stems(trial: Trial, values: Mapping[str, Array]) -> Array:
+    """The model's output, ``(stems, channels, samples)``; a model of one stem may leave the first axis out."""
+    (output,) = trial.outputs
+    return values[output].reshape(len(trial.bundle.manifest.model.stems), -1, values[output].shape[-1])
+
+
+class Search:
+    """Best choices of forms, and measurements of them."""
+
+    def __init__(self, trial: Trial, listening: Listening, progress: Callable[[str], None]) -> None:
+        """Measure the damage of every weight in one form."""
+        self.trial, self.listening = trial, listening
+        self._progress = progress
+        self._decoder = Decoder(trial.bundle)
+        self._all = weights_of(trial.bundle)
+        self._exchange = Exchange(trial.bundle, self._decoder, self._all)
+        self.weights = _large(self._all)
+        if not self.weights:
+            raise UsageError("a bundle has weights to compress", received="none of two axes and enough elements")
+        self._beside = _elements(trial.bundle) - sum(one.values.size for one in self._all)
+        self._found: dict[tuple[Weight, WeightForm], float] = {}
+        self._points: dict[tuple[WeightForm, ...], Point] = {}
+        for index, weight in enumerate(self.weights):
+            progress(f"measuring weight {index + 1} of {len(self.weights)}, {weight.source}")
+            self._measure(weight, _PROBE)
+
+    # ------------------------------------------------------------------------------------- damage
+
+    def damage(self, weight: Weight, form: WeightForm) -> float:
+        """Measured, or for its squared error what the measured one has."""
+        if form == "none":
+            return 0.0
+        if (weight, form) in self._found:
+            return self._found[weight, form]
+        probed = self._decoder.error(weight, _PROBE)
+        return self._found[weight, _PROBE] * self._decoder.error(weight, form) / probed if probed else 0.0
+
+    def _measure(self, weight: Weight, form: WeightForm) -> None:
+        (result,) = self._results({weight: form}, 1)
+        self._found[weight, form] = self.listening.damage(0, result)
+
+    def _results(self, forms: Forms, count: int | None = None) -> list[Array]:
+        """Stems of the first excerpts with some weights in their forms, from the first segment that has one."""
+        trial = self.trial
+        changed = {one.segment for one, form in forms.items() if form != "none"}
+        names = [one.name for one in trial.bundle.segments]
+        first = min(map(names.index, changed), default=len(names))
+        references = trial.reference[: count or len(trial.reference)]
+        with self._exchange.forms(forms):
+            runs = [trial.run(one, self._exchange.engines, trial.bundle.segments[first:]) for one in references]
+        return [_stems(trial, one) for one in runs]
+
+    # ------------------------------------------------------------------------------------- choice
+
+    def choices(self) -> tuple[Forms, ...]:
+        """Best choices for rising prices of damage, from the smallest to the uncompressed."""
+        found: list[Forms] = []
+        damages = [self.damage(weight, form) for weight in self.weights for form in COMPRESSIONS]
+        least, most = min(filter(None, damages), default=1.0), max(damages) or 1.0
+        sizes = [weight.bytes("none") for weight in self.weights]
+        for price in np.geomspace(min(sizes) / most / 1e3, 4 * max(sizes) / least, _PRICES):
+            chosen = {one: self._best(one, float(price)) for one in self.weights}
+            if not found or chosen != found[-1]:
+                found.append(chosen)
+        return tuple(found)
+
+    def _best(self, weight: Weight, price: float) -> WeightForm:
+        return min(FORMS, key=lambda form: weight.bytes(form) + price * self.damage(weight, form))
+
+    def smallest(self, limit_db: float) -> Forms:
+        """The smallest choice that holds a drop; the damage of what does most in it is measured and not estimated.
+
+        Raises:
+            PlanError: None that compresses anything holds it.
+        """
+        forms = self._first_to_hold(limit_db)
+        for _ in range(_ROUNDS):
+            doubtful = self._doubtful(forms)
+            if not doubtful:
+                break
+            for index, weight in enumerate(doubtful):
+                self._progress(f"measuring choice {index + 1} of {len(doubtful)}, {weight.source} {forms[weight]}")
+                self._measure(weight, forms[weight])
+            forms = self._first_to_hold(limit_db)
+        return forms
+
+    def _doubtful(self, forms: Forms) -> list[Weight]:
+        """Weights whose damage is estimated, the worst first, until the others together do little."""
+        estimated = [one for one, form in forms.items() if form != "none" and (one, form) not in self._found]
+        estimated.sort(key=lambda one: self.damage(one, forms[one]), reverse=True)
+        left = sum(self.damage(one, forms[one]) for one in estimated)
+        little = _LITTLE * self.predicted(forms)
+        found = []
+        for one in estimated:
+            if left <= little:
+                break
+            left -= self.damage(one, forms[one])
+            found.append(one)
+        return found
+
+    def _first_to_hold(self, limit_db: float) -> Forms:
+        """By bisection on the first excerpt, and from there to the uncompressed until all hold it."""
+        choices = self.choices()
+        low, high = 0, len(choices) - 1
+        while low < high:
+            middle = (low + high) // 2
+            if self._drop_db(choices[middle]) <= limit_db:
+                high = middle
+            else:
+                low = middle + 1
+        while low < len(choices) - 1 and self.point("", choices[low]).drop_db > limit_db:
+            low += 1
+        if set(choices[low].values()) == {"none"}:
+            least = min(choices[:-1], key=self.predicted, default=choices[low])
+            best = self.point("", least)
+            raise _unreachable(limit_db, f"{best.drop_db:.4f} dB at {best.share:.1%} of the size in fp16")
+        return choices[low]
+
+    def _drop_db(self, forms: Forms) -> float:
+        """Of the first excerpt."""
+        self._progress(f"trying {self.share(forms):.1%} of the size in fp16")
+        return max(one.drop_db for one in self.listening.stems(self._results(forms, 1)))
+
+    def predicted(self, forms: Forms) -> float:
+        """Damage of a choice, taken as additive."""
+        return sum(self.damage(weight, form) for weight, form in forms.items())
+
+    # -------------------------------------------------------------------------------- measurement
+
+    def point(self, name: str, forms: Forms) -> Point:
+        """Measure a choice on the captured graph, unless it was already."""
+        key = tuple(forms.get(weight, "none") for weight in self._all)
+        if key not in self._points:
+            self._progress(f"measuring a choice of {self.share(forms):.1%} of the size in fp16")
+            stems = self.listening.stems(self._results(forms))
+            self._points[key] = Point(name, self.bytes(forms), self.share(forms), stems)
+        return replace(self._points[key], name=name)
+
+    def bytes(self, forms: Forms) -> int:
+        return sum(one.bytes(forms.get(one, "none")) for one in self._all) + self._beside * 4
+
+    def share(self, forms: Forms) -> float:
+        return self.bytes(forms) / (2 * _elements(self.trial.bundle))
+
+    def frontier(self) -> tuple[Point, ...]:
+        """Some of the best choices, evenly from the smallest to the uncompressed."""
+        choices = self.choices()
+        places = sorted({round(place) for place in np.linspace(0, len(choices) - 1, _POINTS)})
+        return tuple(self.point(f"frontier {number + 1}", choices[place]) for number, place in enumerate(places))
+
+    def uniform(self) -> tuple[Point, ...]:
+        """One form for all weights."""
+        return tuple(self.point(form, dict.fromkeys(self._all, form)) for form in COMPRESSIONS)
+
+    def built(self, bundle: Bundle) -> Point:
+        """A built bundle, its saved files run: packages by `splitter.mil`, a transformer by NumPy."""
+        names = {"coreml": "mil", "kernels": "numpy"}
+        engines = {
+            one.name: engine(names.get(one.artifact.target, "torch"))(bundle, one, compute_units="ALL")
+            for one in bundle.segments
+        }
+        trial = self.trial
+        (given,) = {one for one in trial.reference[0] if bundle.tensors[one].producer == "input"}
+        runs = [trial.run({given: values[given]}, engines, bundle.segments) for values in trial.reference]
+        size, stems = stored_bytes(bundle), self.listening.stems([_stems(trial, one) for one in runs])
+        return Point("chosen", size, size / (2 * _elements(bundle)), stems)
+
+
+def _large(weights: Sequence[Weight]) -> tuple[Weight, ...]:
+    """Those that are worth a measurement, in the order given."""
+    total, left = sum(one.values.size for one in weights), 0
+    small = set()
+    for one in sorted(weights, key=lambda one: one.values.size):
+        left += one.values.size
+        if left > _SMALL * total:
+            break
+        small.add(one)
+    return tuple(one for one in weights if one not in small)
+
+
+def _elements(bundle: Bundle) -> int:
+    """Numbers in the weights of all packages and of a transformer of its own."""
+    return sum(one.parameters for one in bundle.segments if one.artifact.target in ("coreml", "kernels"))
+
+
+def stored_bytes(bundle: Bundle) -> int:
+    """What the saved weights of a bundle take, read off its files; position tables left out."""
+    total = 0
+    for segment in bundle.segments:
+        if segment.artifact.target == "coreml":
+            stored = stored_weights(mil.load(bundle.path / segment.artifact.path).function)
+            total += sum(one.bytes for one in stored.values())
+        elif segment.artifact.target == "kernels":
+            tensors = segment.artifact.details["tensors"].values()
+            total += sum(one["bytes"] for one in tensors if one["source"] != "graph")
+    return total
