@@ -322,6 +322,7 @@ def test_peak_is_seen_though_it_is_over_at_the_end(sample):
         held = np.ones(LARGE, np.uint8)
         time.sleep(0.05)
         del held
+        time.sleep(0.05)
     assert LARGE * 0.9 < watch.bytes - before < LARGE * 1.5
     with memory.PeakWatch(sample=sample) as after:
         time.sleep(0.01)
