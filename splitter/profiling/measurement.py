@@ -59,10 +59,12 @@ def profile(
     progress("loading")
     bench = _Bench(bundle, chosen, compute_units)
     progress("measuring this machine")
-    most = limits.measured()
+    before = limits.measured()
     for turn in range(warmup + runs):
         progress(f"run {turn + 1 - warmup} of {runs}" if turn >= warmup else "warming up")
         bench.turn()
+    progress("measuring this machine again")
+    most = limits.best(before, limits.measured())
     segments = []
     for segment in bundle.segments:
         progress(f"looking into {segment.name}")

@@ -177,7 +177,7 @@ class RunProfile(Record):
 
 
 class Limits(Record):
-    """What this machine can do, measured before the runs; the best of several attempts.
+    """What this machine can do, measured before the runs and after them; the best of all attempts.
 
     Attributes:
         flops_per_second: A float32 matrix product.
