@@ -284,17 +284,12 @@ class Search:
         return found
 
     def _first_to_hold(self, limit_db: float) -> Forms:
-        """By bisection on the first excerpt, and from there to the uncompressed until all hold it."""
+        """By bisection: on the first excerpt, and from what that one admits on all."""
         choices = self.choices()
-        low, high = 0, len(choices) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._drop_db(choices[middle]) <= limit_db:
-                high = middle
-            else:
-                low = middle + 1
-        while low < len(choices) - 1 and self.point("", choices[low]).drop_db > limit_db:
-            low += 1
+        last = len(choices) - 1
+        low = _bisected(0, last, lambda place: self._drop_db(choices[place]) <= limit_db)
+        if self.point("", choices[low]).drop_db > limit_db:
+            low = _bisected(low + 1, last, lambda place: self.point("", choices[place]).drop_db <= limit_db)
         if set(choices[low].values()) == {"none"}:
             least = min(choices[:-1], key=self.predicted, default=choices[low])
             best = self.point("", least)
@@ -349,6 +344,14 @@ class Search:
         runs = [trial.run({given: values[given]}, engines, bundle.segments) for values in trial.reference]
         size, stems = stored_bytes(bundle), self.listening.stems([_stems(trial, one) for one in runs])
         return Point("chosen", size, size / (2 * _elements(bundle)), stems)
+
+
+def _bisected(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The first place that holds, where those behind it do and the last is known to."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
 
 
 def _large(weights: Sequence[Weight]) -> tuple[Weight, ...]:
