@@ -12,7 +12,7 @@ import torch
 from demucs.apply import apply_model
 
 import splitter
-from splitter import lowering, mil, passes, verify
+from splitter import lowering, mil, passes, tuning, verify
 from splitter import plan as plans
 from splitter.audio import Encoding, statistics
 from splitter.bundle import load_any
@@ -300,3 +300,28 @@ def test_statistics_of_a_song_are_plausible(real_path):
     heard = statistics(track)
     assert heard.samples == 479_832
     assert 0.01 < heard.std < 1
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Each weight as small as a tenth of a decibel allows, on a song whose true stems are known and on another."""
+    songs = [DATA / "audio" / name for name in ("falcon69_mix.flac", "slow-motion-dream.mp3")]
+    out = tmp_path_factory.mktemp("small") / "small.bundle"
+    return tuning.compression.build(
+        CHECKPOINT, out, max_sdr_drop_db=0.1, audio=songs, stems=DATA / "audio", precision="fp16", golden_audio=songs[0]
+    )
+
+
+def test_weights_are_two_fifths_for_a_tenth_of_a_decibel(small):
+    bag, choice = small
+    assert choice.chosen.share <= 0.4
+    assert choice.chosen.drop_db <= 0.1
+    heard = {one.excerpt.split(" ")[0] for one in choice.chosen.stems}
+    assert heard == {"falcon69_mix.flac", "slow-motion-dream.mp3"}
+    for one in choice.chosen.stems:
+        if one.sdr_db is not None:
+            assert one.sdr_db >= REFERENCE_SDR[one.name] - 0.15, "the excerpt lies elsewhere in the model's run"
+    of_its_size = [one for one in choice.uniform if one.share <= choice.chosen.share]
+    assert of_its_size
+    assert all(one.drop_db > choice.chosen.drop_db for one in of_its_size), "one form for all does as well"
+    assert verify_bundle(bag.members[0]).passed

@@ -3,15 +3,15 @@
 The damage d(w, f) of a weight w in a form f is the energy of the noise it alone makes at a stem, over the energy of
 the model's own error there, for the worst stem. Noise of different weights is taken as additive, so that all together
 take ``10 log10(1 + Σ d)`` dB of SDR. The choice that is best at a price λ minimises ``Σ bytes(w, f) + λ Σ d(w, f)``,
-for each weight by itself. Raising λ from zero traces the choices from the smallest to the uncompressed. The additive
-model only ranks them: which of them is taken is decided by runs with all weights of a choice in their forms together,
-and at last by the packages that were built.
+for each weight by itself. Raising λ from zero traces the choices from the smallest to the uncompressed, which differ
+in one weight from the next. The additive model only ranks them: which of them is taken is decided by runs with all
+weights of a choice in their forms together, and at last by the packages that were built.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,7 +33,6 @@ Forms: TypeAlias = Mapping[Weight, WeightForm]
 
 _PROBE: WeightForm = "pal6"  # measured for every weight; other forms' damage is first scaled from it by squared error
 _SMALL = 0.01  # of all elements: the smallest weights that hold so many together stay as they are
-_PRICES = 400  # λ tried, evenly on a logarithmic scale
 _POINTS = 6  # of the frontier that are measured beside the chosen one
 _ROUNDS = 3  # of measuring what was chosen by an estimate
 _LITTLE = 0.5  # of a choice's damage: so much may be estimated
@@ -238,19 +237,28 @@ class Search:
     # ------------------------------------------------------------------------------------- choice
 
     def choices(self) -> tuple[Forms, ...]:
-        """Best choices for rising prices of damage, from the smallest to the uncompressed."""
-        found: list[Forms] = []
-        damages = [self.damage(weight, form) for weight in self.weights for form in COMPRESSIONS]
-        least, most = min(filter(None, damages), default=1.0), max(damages) or 1.0
-        sizes = [weight.bytes("none") for weight in self.weights]
-        for price in np.geomspace(min(sizes) / most / 1e3, 4 * max(sizes) / least, _PRICES):
-            chosen = {one: self._best(one, float(price)) for one in self.weights}
-            if not found or chosen != found[-1]:
-                found.append(chosen)
+        """Best choices for rising prices of damage, from the smallest to the uncompressed; each differs from the last
+        in one weight."""
+        steps = [(price, weight, form) for weight in self.weights for price, form in self._steps(weight)]
+        steps.sort(key=lambda step: step[0])
+        found: list[Forms] = [{one: self._smallest_form(one) for one in self.weights}]
+        for _, weight, form in steps:
+            found.append({**found[-1], weight: form})
         return tuple(found)
 
-    def _best(self, weight: Weight, price: float) -> WeightForm:
-        return min(FORMS, key=lambda form: weight.bytes(form) + price * self.damage(weight, form))
+    def _smallest_form(self, weight: Weight) -> WeightForm:
+        return min(FORMS, key=lambda form: (weight.bytes(form), self.damage(weight, form)))
+
+    def _steps(self, weight: Weight) -> Iterator[tuple[float, WeightForm]]:
+        """Its forms on the lower hull of bytes over damage, and the price from which each is the best."""
+        form = self._smallest_form(weight)
+        while better := {
+            other: (weight.bytes(other) - weight.bytes(form)) / saved
+            for other in FORMS
+            if (saved := self.damage(weight, form) - self.damage(weight, other)) > 0
+        }:
+            form = min(better, key=lambda other: better[other])
+            yield better[form], form
 
     def smallest(self, limit_db: float) -> Forms:
         """The smallest choice that holds a drop; the damage of what does most in it is measured and not estimated.
@@ -284,17 +292,12 @@ class Search:
         return found
 
     def _first_to_hold(self, limit_db: float) -> Forms:
-        """By bisection on the first excerpt, and from there to the uncompressed until all hold it."""
+        """By bisection: on the first excerpt, and from what that one admits on all."""
         choices = self.choices()
-        low, high = 0, len(choices) - 1
-        while low < high:
-            middle = (low + high) // 2
-            if self._drop_db(choices[middle]) <= limit_db:
-                high = middle
-            else:
-                low = middle + 1
-        while low < len(choices) - 1 and self.point("", choices[low]).drop_db > limit_db:
-            low += 1
+        last = len(choices) - 1
+        low = _bisected(0, last, lambda place: self._drop_db(choices[place]) <= limit_db)
+        if self.point("", choices[low]).drop_db > limit_db:
+            low = _bisected(low + 1, last, lambda place: self.point("", choices[place]).drop_db <= limit_db)
         if set(choices[low].values()) == {"none"}:
             least = min(choices[:-1], key=self.predicted, default=choices[low])
             best = self.point("", least)
@@ -349,6 +352,14 @@ class Search:
         runs = [trial.run({given: values[given]}, engines, bundle.segments) for values in trial.reference]
         size, stems = stored_bytes(bundle), self.listening.stems([_stems(trial, one) for one in runs])
         return Point("chosen", size, size / (2 * _elements(bundle)), stems)
+
+
+def _bisected(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """The first place that holds, where those behind it do and the last is known to."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
 
 
 def _large(weights: Sequence[Weight]) -> tuple[Weight, ...]:
