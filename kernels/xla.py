@@ -17,6 +17,7 @@ import numpy as np
 from einops import rearrange
 from jax import Array, lax
 from jaxtyping import Float
+from numpy.typing import NDArray
 
 from . import taps as points
 from .inputs import check_inputs
@@ -52,7 +53,7 @@ def prepared(weights: Mapping[str, Any]) -> Prepared:
     return found
 
 
-def _parts(matrix: np.ndarray[Any, Any], width: int) -> tuple[np.ndarray[Any, Any], ...]:
+def _parts(matrix: NDArray[Any], width: int) -> tuple[NDArray[Any], ...]:
     """A matrix by so many of its input channels."""
     return tuple(map(np.ascontiguousarray, np.split(matrix, range(width, matrix.shape[1], width), axis=1)))
 
