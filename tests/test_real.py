@@ -219,18 +219,15 @@ def test_half_accumulators_in_reductions_hold_too(safe_half, monkeypatch):
     assert snr_db(golden["stems"], stems) >= 50
 
 
-@pytest.mark.parametrize("name", ["encoder", "decoder"])
-def test_folded_packages_equal_unfolded_ones(safe_half, tmp_path, name):
-    """No axis beyond what the Neural Engine takes; both with norms written out, so that folding alone differs."""
-    plan = plans.changed(safe_half.manifest.plan, precision="fp32", passes=passes.preset("ane"))
-    record = safe_half.segment(name)
-    golden = safe_half.goldens()
-    given = {key: golden[key] for key in record.inputs}
-    program = safe_half.program(record.program)
+def packaged(bundle, name, directory, plan):
+    """The package of a segment under another plan, and its boundaries as that package has them."""
+    record = bundle.segment(name)
+    golden = bundle.goldens()
+    program = bundle.program(record.program)
     for one in plan.graph_passes:
-        program, _ = passes.apply(one, program, {key: torch.from_numpy(array) for key, array in given.items()})
+        program, _ = passes.apply(one, program, {key: torch.from_numpy(golden[key]) for key in record.inputs})
     specs = {
-        key: safe_half.tensors[key].with_fold(program.folds[key]) if key in program.folds else safe_half.tensors[key]
+        key: bundle.tensors[key].with_fold(program.folds[key]) if key in program.folds else bundle.tensors[key]
         for key in record.inputs + record.outputs
     }
     segment = Segment(
@@ -240,36 +237,41 @@ def test_folded_packages_equal_unfolded_ones(safe_half, tmp_path, name):
         inputs=tuple(specs[key] for key in record.inputs),
         outputs=tuple(specs[key] for key in record.outputs),
     )
-    lowering.target("coreml").lower(segment, plan, {}, tmp_path)
-    model = mil.load(tmp_path / f"{name}.mlpackage")
-    shapes = [feature.shape for feature in model.spec.inputs + model.spec.outputs]
-    shapes += [output.type.shape for one in model.function.block.operations for output in one.outputs]
-    assert max(extent for shape in shapes for extent in shape) <= 16_384
-    folded = model.predict({key: specs[key].packaged(array) for key, array in given.items()})
-    unfolded = mil.load(safe_half.path / record.reference).predict(given)
+    lowering.target("coreml").lower(segment, plan, {}, directory)
+    return mil.load(directory / f"{name}.mlpackage"), specs
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_folded_packages_equal_unfolded_ones(safe_half, tmp_path, name):
+    """No axis beyond what the Neural Engine takes; both with the other passes of its preset, so that folding alone differs."""
+    golden = safe_half.goldens()
+    record = safe_half.segment(name)
+    ane = passes.preset("ane")
+    results = []
+    for chosen in (ane, [one for one in ane if one != "fold-long-axes"]):
+        plan = plans.changed(safe_half.manifest.plan, precision="fp32", passes=chosen)
+        model, specs = packaged(safe_half, name, tmp_path / str(len(chosen)), plan)
+        given = {key: specs[key].packaged(golden[key]) for key in record.inputs}
+        results.append({key: specs[key].unpackaged(array) for key, array in model.predict(given).items()})
+        if chosen is ane:
+            shapes = [feature.shape for feature in model.spec.inputs + model.spec.outputs]
+            shapes += [output.type.shape for one in model.function.block.operations for output in one.outputs]
+            assert max(extent for shape in shapes for extent in shape) <= 16_384
+    folded, unfolded = results
     for key in record.outputs:
-        assert snr_db(unfolded[key], specs[key].unpackaged(folded[key])) >= 120, key
+        assert snr_db(unfolded[key], folded[key]) >= 120, key
+        # In float32 the decoder is 115 dB from the model, folded or not.
+        assert snr_db(golden[key], folded[key]) >= 110, key
 
 
 @pytest.mark.parametrize("target", ["iOS15", "iOS16", "iOS17", "iOS18"])
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
 def test_packages_for_every_system_equal_the_model(all_half, tmp_path, name, target):
     plan = plans.changed(all_half.manifest.plan, precision="fp32", deployment_target=target)
-    record = next(segment for segment in all_half.segments if segment.name == name)
+    model, _ = packaged(all_half, name, tmp_path, plan)
     golden = all_half.goldens()
-    program = all_half.program(record.program)
-    for one in plan.graph_passes:
-        program, _ = passes.apply(one, program, {key: torch.from_numpy(golden[key]) for key in record.inputs})
-    specs = {key: all_half.tensors[key] for key in record.inputs + record.outputs}
-    segment = Segment(
-        name=name,
-        stage=next(stage for stage in plan.stages if stage.name == record.stage),
-        program=program,
-        inputs=tuple(specs[key] for key in record.inputs),
-        outputs=tuple(specs[key] for key in record.outputs),
-    )
-    lowering.target("coreml").lower(segment, plan, {}, tmp_path)
-    results = mil.load(tmp_path / f"{name}.mlpackage").predict({key: golden[key] for key in record.inputs})
+    record = all_half.segment(name)
+    results = model.predict({key: golden[key] for key in record.inputs})
     for key in record.outputs:
         assert snr_db(golden[key], results[key]) >= 115, key
 
