@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BUNDLE ?= demo.bundle
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test real lint types check format schema mil-ops doctor-rules bench clean
+.PHONY: help demo test browser real lint types check format schema mil-ops doctor-rules bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -20,7 +21,13 @@ demo: .venv/.installed ## Build the embedded demo model, verify the bundle, sepa
 	$(BIN)/python -m splitter.weights.demo.songs --out demo-song.wav
 	$(BIN)/splitter separate demo-song.wav -b $(BUNDLE)
 
-test: .venv/.installed ## Run every test that needs neither the released model nor recorded music.
+browser: ## Install Chromium and its driver, for the tests of the report; on Debian, and where they are missing.
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || { \
+		$(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
+	} || echo "No chromium and chromedriver: the tests that open a report in a browser are skipped. Install both."
+
+test: .venv/.installed browser ## Run every test that needs neither the released model nor recorded music.
 	$(BIN)/python -m pytest -m "not real" -n auto --dist loadfile
 
 real: .venv/.installed ## Run the tests on the released model and recorded music ($$SPLITTER_DATA or ../shared/data).

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .bundle import Bundle
-from .checks import Check, Report, Status
+from .checks import Report, Status
 from .port import PortReport
+from .units import cosine, deviation, duration, limit, operations, share, size, snr, time
 
 if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do without
     from .doctor import Diagnosis, Finding
@@ -25,21 +26,6 @@ _COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yell
 
 _SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _PLACES = 3  # of a rule's findings; the JSON document has all
-
-
-def size(count: int) -> str:
-    """Bytes in decimal units: ``33.0 MB``."""
-    return _scaled(count, "B", ("kB", "MB", "GB"))
-
-
-def _scaled(count: float, unit: str, larger: Sequence[str]) -> str:
-    """A number in the largest unit of which there is at least one; each is a thousand of the one before."""
-    shown = unit
-    for one in larger:
-        if count < 1000:
-            break
-        count, shown = count / 1000, one
-    return f"{count:.0f} {shown}".rstrip() if shown == unit else f"{count:.1f} {shown}"
 
 
 def bundle_tables(bundle: Bundle) -> RenderableType:
@@ -93,12 +79,12 @@ def report_tables(report: Report) -> RenderableType:
         local, accumulated = (graph["golden", scope, subject] for scope in ("local", "accumulated"))
         boundaries.add_row(
             subject,
-            _deviation(partition),
-            _snr(local),
-            _snr(accumulated),
-            _deviation(accumulated),
-            _cosine(accumulated),
-            _limit(accumulated),
+            deviation(partition.parity),
+            snr(local.parity),
+            snr(accumulated.parity),
+            deviation(accumulated.parity),
+            cosine(accumulated.parity),
+            limit(accumulated.parity, accumulated.limit_db),
             _status(*(check.status for check in (partition, local, accumulated))),
         )
     others = Table(title=f"{report.bundle}: artifacts, kernels, engines", title_justify="left")
@@ -110,7 +96,8 @@ def report_tables(report: Report) -> RenderableType:
     for one in report.checks:
         if (one.kind, one.scope, one.subject) not in graph:
             others.add_row(
-                one.kind, one.subject, one.engine, one.scope, _snr(one), _deviation(one), _cosine(one), _limit(one),
+                one.kind, one.subject, one.engine, one.scope, snr(one.parity), deviation(one.parity),
+                cosine(one.parity), limit(one.parity, one.limit_db),
                 _status(one.status),
             )  # fmt: skip
     said = ", ".join(
@@ -173,11 +160,11 @@ def port_table(report: PortReport) -> RenderableType:
             check.subject,
             one.dtype,
             check.scope,
-            _snr(check),
-            _deviation(check),
+            snr(check.parity),
+            deviation(check.parity),
             "" if parity is None or parity.relative is None else f"{parity.relative:.1e}",
             "" if one.accumulated is None or one.accumulated.snr_db is None else f"{one.accumulated.snr_db:.1f} dB",
-            _limit(check),
+            limit(check.parity, check.limit_db),
             _status(check.status),
             check.note,
         )
@@ -190,30 +177,6 @@ def port_table(report: PortReport) -> RenderableType:
         notes.append(Text(f"{len(report.missing)} taps are not in the dump: {shown}"))
     verdict = Text(report.verdict, style=_COLOURS[Status.PASS if report.passed else Status.FAIL])
     return Group(table, *notes, verdict)
-
-
-def _snr(check: Check) -> str:
-    if check.parity is None:
-        return ""
-    if check.parity.snr_db is None:
-        return "n/a"
-    return "exact" if check.parity.max_abs == 0.0 else f"{check.parity.snr_db:.1f} dB"
-
-
-def _deviation(check: Check) -> str:
-    return "" if check.parity is None else f"{check.parity.max_abs:.1e}"
-
-
-def _cosine(check: Check) -> str:
-    if check.parity is None:
-        return ""
-    return "n/a" if check.parity.cosine is None else f"{check.parity.cosine:.8f}"
-
-
-def _limit(check: Check) -> str:
-    if check.parity is None:
-        return ""
-    return "exact" if check.limit_db is None else f"{check.limit_db:g} dB"
 
 
 def _status(*statuses: Status) -> Text:
@@ -231,7 +194,7 @@ def doctor_tables(report: DoctorReport) -> RenderableType:
     counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items())
     worst = next((severity for severity, count in report.counts.items() if count), None)
     shares = " and ".join(
-        f"{_share(report.flop_share(in_half=half))} {how}"
+        f"{share(report.flop_share(in_half=half))} {how}"
         for half, how in ((False, "as it is"), (True, "in half precision"))
     )
     verdict = Text(
@@ -271,7 +234,7 @@ def frontier_table(choice: Choice) -> RenderableType:
             table.add_row(
                 point.name,
                 f"{point.fp32_operations} of {point.operations}",
-                _share(point.fp16_flops),
+                share(point.fp16_flops),
                 f"{point.device_changes}",
                 *(f"{snr:.1f} dB" for snr in point.snr_db),
                 style="bold" if point is choice.chosen else "",
@@ -298,7 +261,7 @@ def sizes_table(choice: compression_search.Choice) -> RenderableType:
                 sdr = "" if one.sdr_db is None else f"\nSDR {one.sdr_db:.3f} dB"
                 cells.append(f"{one.snr_db:.1f} dB{sdr}")
             table.add_row(
-                point.name, size(point.bytes), _share(point.share), f"{point.drop_db:.3f} dB", *cells,
+                point.name, size(point.bytes), share(point.share), f"{point.drop_db:.3f} dB", *cells,
                 style="bold" if point is choice.chosen else "",
             )  # fmt: skip
         table.add_section()
@@ -312,26 +275,15 @@ def _engine_table(diagnosis: Diagnosis, chip: str) -> RenderableType:
     table.add_column("in half precision", justify="right")
     placements = (diagnosis.placement, diagnosis.placement_in_half)
     times = (diagnosis.compile_time, diagnosis.compile_time_in_half)
-    table.add_row("operations that can run there", *(_share(p.operation_share) for p in placements))
-    table.add_row("FLOPs of convolutions and products", *(_share(p.flop_share) for p in placements))
+    table.add_row("operations that can run there", *(share(p.operation_share) for p in placements))
+    table.add_row("FLOPs of convolutions and products", *(share(p.flop_share) for p in placements))
     table.add_row("changes of device", *(f"{p.changes}" for p in placements))
     table.add_row(
         "values that cross",
         *(f"{len(p.crossing)} ({size(p.crossing_bytes)})" if p.crossing else "0" for p in placements),
     )
-    table.add_row("compile time, estimated", *(_duration(t.bounds) for t in times))
+    table.add_row("compile time, estimated", *(duration(t.bounds) for t in times))
     return table
-
-
-def _share(share: float | None) -> str:
-    return "n/a" if share is None else f"{100 * share:.1f} %"
-
-
-def _duration(bounds: tuple[float, float] | None) -> str:
-    if bounds is None:
-        return "none"
-    least, most = (f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" for seconds in bounds)
-    return f"{least} … {most}"
 
 
 def profile_tables(profile: Profile) -> RenderableType:
@@ -354,10 +306,10 @@ def _machine_text(profile: Profile, number: int) -> Text:
         f"{f'[{number}] ' if number else ''}{profile.model}: {profile.samples} samples a run, {profile.precision} "
         f"packages; {profile.system}\n"
         f"{machine.processor}, PyTorch {machine.torch}, threads: {machine.threads}; at most "
-        f"{_operations(profile.limits.flops_per_second)}FLOP/s in a matrix product and "
+        f"{operations(profile.limits.flops_per_second)}FLOP/s in a matrix product and "
         f"{size(round(profile.limits.bytes_per_second))}/s in a copy\n"
-        f"a run takes {_time(run.wall.median)} (spread {_time(run.wall.spread)}, warm-up {_time(*run.wall.warmup)}); "
-        f"segments and checks account for {_share(run.accounted)}, the checks alone for {_share(run.checks)}"
+        f"a run takes {time(run.wall.median)} (spread {time(run.wall.spread)}, warm-up {time(*run.wall.warmup)}); "
+        f"segments and checks account for {share(run.accounted)}, the checks alone for {share(run.checks)}"
     )
 
 
@@ -376,10 +328,10 @@ def _times_table(profiles: Sequence[Profile]) -> Table:
                     latency = one.latency
                     table.add_row(
                         "" if place else name, f"[{number}] {one.engine}" if len(profiles) > 1 else one.engine,
-                        _time(latency.median), _time(latency.spread), _time(*latency.warmup),
-                        "" if place else _share(first / profile.run.wall.median),
-                        f"{latency.median / first:.2f}" if place else "", _time(one.load_seconds),
-                        _share(one.compute_share), _share(one.bandwidth_share),
+                        time(latency.median), time(latency.spread), time(*latency.warmup),
+                        "" if place else share(first / profile.run.wall.median),
+                        f"{latency.median / first:.2f}" if place else "", time(one.load_seconds),
+                        share(one.compute_share), share(one.bandwidth_share),
                     )  # fmt: skip
     return table
 
@@ -393,7 +345,7 @@ def _work_table(profile: Profile) -> Table:
     for column in ("loaded", "running"):
         table.add_column(column, justify="right")
     for segment in profile.segments:
-        work = (f"{segment.parameters:,}", _operations(segment.flops), size(segment.moved_bytes))
+        work = (f"{segment.parameters:,}", operations(segment.flops), size(segment.moved_bytes))
         for place, one in enumerate(segment.engines):
             table.add_row(
                 *(("",) * 5 if place else (segment.name, *work, size(segment.boundary_bytes))), one.engine,
@@ -414,7 +366,7 @@ def _families_table(profile: Profile) -> RenderableType:
                 columns.append(one.families)
     total = {family: sum(column.get(family, 0.0) for column in columns) for column in columns for family in column}
     for family in sorted(total, key=total.__getitem__, reverse=True):
-        table.add_row(family, *(_time(column.get(family)) for column in columns))
+        table.add_row(family, *(time(column.get(family)) for column in columns))
     return table if columns else Text("no engine looks inside its segment")
 
 
@@ -429,10 +381,10 @@ def _core_ml_table(profiles: Sequence[Profile]) -> RenderableType:
     for number, profile in enumerate(profiles, 1):
         for segment in profile.segments:
             for figures in (one.coreml for one in segment.engines if one.coreml is not None):
-                devices = (f"{name}: {one.operations} ({_share(one.cost)})" for name, one in figures.devices.items())
+                devices = (f"{name}: {one.operations} ({share(one.cost)})" for name, one in figures.devices.items())
                 table.add_row(
                     f"[{number}] {segment.name}" if len(profiles) > 1 else segment.name, figures.compute_units,
-                    _time(figures.compile_seconds), _time(figures.load_seconds), ", ".join(devices),
+                    time(figures.compile_seconds), time(figures.load_seconds), ", ".join(devices),
                 )  # fmt: skip
     return table if table.row_count else Text("Core ML (compile time, load time, placement): not run here")
 
@@ -447,21 +399,7 @@ def _checks_table(profile: Profile) -> Table:
         check = one.check
         table.add_row(
             one.name, one.producer, ", ".join(one.consumers), size(one.bytes), size(one.moved_bytes),
-            _time(check.median), _time(check.spread), _time(*check.warmup),
-            _share(check.median / profile.run.wall.median), _share(one.bandwidth_share),
+            time(check.median), time(check.spread), time(*check.warmup),
+            share(check.median / profile.run.wall.median), share(one.bandwidth_share),
         )  # fmt: skip
     return table
-
-
-def _operations(count: float) -> str:
-    return _scaled(count, "", ("k", "M", "G", "T"))
-
-
-def _time(*seconds: float | None) -> str:
-    """The first of several."""
-    if not seconds or seconds[0] is None:
-        return ""
-    value = seconds[0]
-    if value < 1e-3:
-        return f"{1e6 * value:.0f} µs"
-    return f"{1e3 * value:.1f} ms" if value < 1 else f"{value:.2f} s"

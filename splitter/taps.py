@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -29,7 +29,7 @@ class TappedTransformer:
     """The captured transformer of a bundle, observable at every tap.
 
     Where the bundle ships halved or compressed matrices the graph has these in the place of its own, so that a port
-    is not blamed for them: what they cost is `verify`'s to say.
+    is not blamed for them: what they cost is `verify`'s to say. With ``shipped=False`` it keeps its own.
 
     Attributes:
         record: The exported weights' part of the manifest.
@@ -39,7 +39,7 @@ class TappedTransformer:
             the graph, so they are computed from the nodes of q and k.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, shipped: bool = True) -> None:
         """Find the taps.
 
         Raises:
@@ -50,7 +50,8 @@ class TappedTransformer:
         self.config = self.record.config
         self.taps = taps(self.config)
         self._bundle = bundle
-        holder = with_stored_weights(bundle, self.segment) if not self.record.form.is_lossless else bundle
+        replaced = shipped and not self.record.form.is_lossless
+        holder = with_stored_weights(bundle, self.segment) if replaced else bundle
         self._program = holder.program(self.segment.program)
         (stage,) = (stage for stage in bundle.manifest.plan.stages if stage.name == self.segment.stage)
         try:
@@ -80,10 +81,14 @@ class TappedTransformer:
         known = self.inputs["input"].shape  # bins and frames, which the configuration leaves open
         return tuple(known[axis] if extent is None else extent for axis, extent in enumerate(fixed))
 
-    def run(self, observe: Callable[[str, Array], object]) -> None:
-        """Run on the golden input and show every tap's value as soon as it is known, in float32.
+    def run(self, observe: Callable[[str, Array], object], inputs: Mapping[str, Array] | None = None) -> None:
+        """Run and show every tap's value as soon as it is known, in float32.
 
         A value may be shown before another tap's that the list has first.
+
+        Args:
+            observe: Receives a tap's name and its value.
+            inputs: By tap name; the golden ones where None.
         """
         names: dict[fx.Node, list[str]] = {}
         for name, node in self.nodes.items():
@@ -100,7 +105,7 @@ class TappedTransformer:
                     observe(f"{layer}.logits", _logits(queries.pop(layer), value).numpy())
 
         given = {}
-        for name, array in self.inputs.items():
+        for name, array in (self.inputs if inputs is None else inputs).items():
             tensor = torch.from_numpy(array).float()
             observe(name, tensor.numpy())
             given[str(self.nodes[name].target)] = tensor
@@ -145,7 +150,7 @@ def goldens(
             )
     wanted = {name for name in model.taps if not patterns or any(fnmatch.fnmatchcase(name, one) for one in patterns)}
     if tiny:
-        wanted = {name for name in wanted if _SKELETON.fullmatch(name)}
+        wanted &= skeleton(wanted)
     values: dict[str, Array] = {}
     model.run(lambda name, value: values.update({name: value.copy()} if name in wanted else {}))
     manifest = bundle.manifest
@@ -156,6 +161,11 @@ def goldens(
         "weights": manifest.model.checkpoint_sha256 or f"random, seed {manifest.model.random_init}",
     }
     return {name: values[name] for name in model.taps if name in values}, about
+
+
+def skeleton(names: Iterable[str]) -> set[str]:
+    """Of some taps, those that tell which layer is wrong."""
+    return {name for name in names if _SKELETON.fullmatch(name)}
 
 
 def _transformer(bundle: Bundle) -> SegmentRecord:

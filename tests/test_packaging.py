@@ -30,6 +30,7 @@ def test_wheel_squats_no_generic_names(wheel):
         "splitter/kernels/metal/host/runtime.cpp",
         "splitter/weights/demo/demo.safetensors",
         "splitter/plans/htdemucs.toml",
+        *(f"splitter/reporting/templates/{path.name}" for path in (ROOT / "splitter/reporting/templates").iterdir()),
     ):
         assert needed in names
     assert not any("__pycache__" in name or "tests" in name for name in names)

@@ -12,7 +12,7 @@ import torch
 from demucs.apply import apply_model
 
 import splitter
-from splitter import lowering, mil, passes, tuning, verify
+from splitter import lowering, mil, passes, reporting, tuning, verify
 from splitter import plan as plans
 from splitter.audio import Encoding, statistics
 from splitter.bundle import load_any
@@ -110,6 +110,16 @@ def test_inspect_shows_the_four_stem_boundaries(real_path):
     stored = {name: record["bytes"] for name, record in manifest["files"].items() if name.endswith("weight.bin")}
     encoder = next(size for name, size in stored.items() if name.startswith("encoder"))
     assert encoder < 14e6, "the frequency embedding was folded at its broadcast size"
+
+
+def test_report_is_small_and_tells_of_the_stems(real_path, tmp_path):
+    findings = reporting.gather(splitter.Bundle.load(real_path), runs=0)
+    assert reporting.write(findings, tmp_path / "report.html") <= 15_000_000
+    assert findings.verification.passed
+    assert findings.chain.worst_stem.accumulated.snr_db > 100
+    assert not findings.chain.taps
+    assert findings.listening.title == "falcon69_mix.flac"
+    assert {one.name for one in findings.listening.stems if one.gain_db > 80} == set(REFERENCE_SDR)
 
 
 @pytest.fixture(scope="module")

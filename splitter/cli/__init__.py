@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from ..errors import SplitterError
-from . import building, checking, measuring, separating  # noqa: F401 - each adds its verbs to the command
+from . import building, checking, measuring, reporting, separating  # noqa: F401 - each adds its verbs to the command
 from .shell import command, print_json
 
 _INTERRUPTED = 130  # what shells report for SIGINT

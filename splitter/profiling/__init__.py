@@ -1,7 +1,17 @@
 """Says where the time and the memory of a bundle go on a machine."""
 
 from .measurement import profile
-from .records import Profile, json_schema, merged, read
+from .records import EngineProfile, Profile, apart, check_same_model, json_schema, merged, read
 from .timeline import Timeline
 
-__all__ = ["Profile", "Timeline", "json_schema", "merged", "profile", "read"]
+__all__ = [
+    "EngineProfile",
+    "Profile",
+    "Timeline",
+    "apart",
+    "check_same_model",
+    "json_schema",
+    "merged",
+    "profile",
+    "read",
+]

@@ -242,15 +242,29 @@ def merged(profile: Profile, others: Sequence[Profile]) -> Profile:
     Raises:
         UsageError: They are not of the same checkpoint and length.
     """
-    beside = [one for other in others for one in (other.model_copy(update={"others": ()}), *other.others)]
+    beside = [one for other in others for one in apart(other)]
     for other in beside:
-        if (other.checkpoint_sha256, other.samples) != (profile.checkpoint_sha256, profile.samples):
-            raise UsageError(
-                "profiles side by side are of one checkpoint and one length",
-                received=f"{other.model}, {other.samples} samples, beside {profile.model}, {profile.samples}",
-                fix="Copy the bundle to the other machine and profile it there.",
-            )
+        check_same_model(other, profile.model, profile.checkpoint_sha256, profile.samples)
     return profile.model_copy(update={"others": (*profile.others, *beside)})
+
+
+def apart(profile: Profile) -> tuple[Profile, ...]:
+    """A profile, and those beside it, each by itself."""
+    return profile.model_copy(update={"others": ()}), *profile.others
+
+
+def check_same_model(profile: Profile, name: str, checkpoint_sha256: str | None, samples: int) -> None:
+    """Hold a profile against the model that it is to be shown with.
+
+    Raises:
+        UsageError: It is of another checkpoint or length.
+    """
+    if (profile.checkpoint_sha256, profile.samples) != (checkpoint_sha256, samples):
+        raise UsageError(
+            "profiles side by side are of one checkpoint and one length",
+            received=f"{profile.model}, {profile.samples} samples, beside {name}, {samples}",
+            fix="Copy the bundle to the other machine and profile it there.",
+        )
 
 
 def json_schema() -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""The verb report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.text import Text
+
+from .shell import COMPUTE_UNITS, command, engine_pairs, json_option, print_result, steps
+
+
+@command.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+@click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
+              help="Run a segment with this engine; others of a segment are profiled beside the first.  "
+              "[default: what runs the file that ships]")  # fmt: skip
+@click.option("--audio", type=click.Path(path_type=Path), help="File to listen to.  [default: the golden input]")
+@click.option(
+    "--start", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Of the excerpt, in seconds."
+)
+@click.option("--seconds", type=click.FloatRange(min=0, min_open=True, max=60), default=20.0, show_default=True,
+              help="Length of the excerpt, at most.")  # fmt: skip
+@click.option("--runs", type=click.IntRange(min=0), default=3, show_default=True,
+              help="Counted runs of the profile; 0 for none.")  # fmt: skip
+@click.option("--warmup", type=click.IntRange(min=1), default=1, show_default=True, help="Runs before them.")
+@click.option("--profile", "profiles", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
+              help="What `splitter profile --json` printed, perhaps on a Mac, to show beside.")  # fmt: skip
+@click.option("--chip", type=click.Choice(["m1", "m2", "m3", "m4", "m5"]), default="m1", show_default=True,
+              help="Family whose Neural Engine's limits the doctor counts.")  # fmt: skip
+@click.option("--compute-units", type=COMPUTE_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
+@click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@json_option
+def report(
+    bundle: Path,
+    out: Path,
+    engines: tuple[tuple[str, str], ...],
+    audio: Path | None,
+    start: float,
+    seconds: float,
+    runs: int,
+    warmup: int,
+    profiles: tuple[Path, ...],
+    chip: str,
+    compute_units: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Show BUNDLE on one HTML page that loads nothing: its split, sound, errors by cause, doctor, profile.
+
+    Exits with 0 once the page is written, whatever it says; `splitter verify` is the judge.
+    """
+    from .. import reporting, units
+    from ..bundle import Bundle
+
+    reporting.check_free(out, force=force)
+    opened = Bundle.load(bundle)
+    with steps() as progress:
+        findings = reporting.gather(
+            opened,
+            engines,
+            audio=audio,
+            start=start,
+            seconds=seconds,
+            runs=runs,
+            warmup=warmup,
+            profiles=profiles,
+            chip=chip,
+            compute_units=compute_units,
+            progress=progress,
+        )
+        progress("drawing the page")
+        size = reporting.write(findings, out, force=force)
+    print_result(
+        as_json,
+        lambda: {"report": str(out), "bytes": size, "verified": findings.verification.passed},
+        lambda: Text(f"{out}, {units.size(size)}"),
+    )

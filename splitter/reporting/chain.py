@@ -1,0 +1,215 @@
+"""Runs the split once on the golden input and holds everything it hands over against the untouched model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import jax
+import numpy as np
+
+from ..boundary import Array
+from ..bundle import Bundle
+from ..errors import SplitterError
+from ..kernels import reference, xla
+from ..kernels.taps import Observer
+from ..manifest import SegmentRecord
+from ..orchestrator import Hook, Orchestrator, default_engine
+from ..parity import Parity, compare
+from ..partition import INPUT, OUTPUT
+from ..taps import TappedTransformer, skeleton
+
+Kind: TypeAlias = Literal["boundary", "tap", "stem"]
+_OFF_MAC = {"coreml": "mil", "kernels": "jax", "host": "numpy"}  # by target: what runs the file that ships
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of the split against the untouched model's.
+
+    Attributes:
+        name: Of the boundary tensor, tap or stem.
+        segment: That computes it.
+        kind: What it is.
+        accumulated: Its distance in a run of the whole split; None if the run did not get there.
+        local: The same where the segment was given the model's own input; None for taps, and where that did not run.
+    """
+
+    name: str
+    segment: str
+    kind: Kind
+    accumulated: Parity | None
+    local: Parity | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One run of the split.
+
+    Attributes:
+        engines: By segment.
+        points: In the order of computation.
+        stems: What came out, ``(stems, channels, samples)``; None if the run did not get there.
+        error: Why the run stopped; empty if it did not.
+        taps: Why there is no look inside the transformer; empty if there is.
+    """
+
+    engines: Mapping[str, str]
+    points: tuple[Point, ...]
+    stems: Array | None
+    error: str = ""
+    taps: str = ""
+
+    @property
+    def worst_stem(self) -> Point | None:
+        """The stem with the lowest SNR, of those that are not silent."""
+        heard = [one for one in self.points if one.kind == "stem" and one.accumulated and one.accumulated.snr_db]
+        return min(heard, key=lambda one: one.accumulated.snr_db or 0.0) if heard else None  # type: ignore[union-attr]
+
+
+def chosen_engines(bundle: Bundle, asked: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The first engine asked for each segment; for the others what runs the file that ships, on this machine.
+
+    Raises:
+        UsageError: There is no such segment.
+    """
+    chosen: dict[str, str] = {}
+    for name, engine in asked:
+        chosen.setdefault(bundle.segment(name).name, engine)
+    return {one.name: chosen.get(one.name) or _usual_engine(one) for one in bundle.segments}
+
+
+def _usual_engine(segment: SegmentRecord) -> str:
+    usual = default_engine(segment)
+    return _OFF_MAC.get(segment.artifact.target, usual) if usual == "torch" else usual
+
+
+@dataclass
+class Seen(Hook):
+    """Keeps what the segments of the latest run handed over."""
+
+    arrays: dict[str, Array] = field(default_factory=dict)
+
+    def before_segment(self, segment: SegmentRecord, inputs: Mapping[str, Array]) -> None:
+        self.arrays.update(inputs)
+
+    def after_segment(self, segment: SegmentRecord, outputs: Mapping[str, Array]) -> None:
+        self.arrays.update(outputs)
+
+
+def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> Chain:
+    """Run from the golden input, look into the transformer, then run each segment from the model's own tensors.
+
+    A run that breaks a boundary's contract is a result like any other: what came before it is told.
+
+    Args:
+        orchestrator: The split, with the engines to judge.
+        seen: One of its hooks.
+        golden: The bundle's goldens.
+    """
+    bundle = orchestrator.bundle
+    given = {name: golden[name] for name, spec in bundle.tensors.items() if spec.producer == INPUT}
+    seen.arrays.clear()
+    error = ""
+    try:
+        orchestrator.run(given)
+    except SplitterError as stopped:
+        error = str(stopped)
+    points: list[Point] = []
+    why = "the bundle has no transformer for the kernels"
+    stems = None
+    for segment in bundle.segments:
+        if segment.artifact.target == "kernels":
+            found, why = _taps(bundle, segment, orchestrator.engines[segment.name].name, seen.arrays)
+            points += found
+        local = _local(orchestrator, segment, golden)
+        for name in segment.outputs:
+            points.append(
+                Point(
+                    name,
+                    segment.name,
+                    "boundary",
+                    compare(golden[name], seen.arrays[name]) if name in seen.arrays else None,
+                    compare(golden[name], local[name]) if name in local else None,
+                )
+            )
+            if OUTPUT in bundle.tensors[name].consumers and name in seen.arrays:
+                stems = seen.arrays[name][0]
+                points += _stems(bundle, segment, golden[name][0], stems)
+    return Chain({n: one.name for n, one in orchestrator.engines.items()}, tuple(points), stems, error, why)
+
+
+def _local(orchestrator: Orchestrator, segment: SegmentRecord, golden: Mapping[str, Array]) -> Mapping[str, Array]:
+    """What a segment makes of the model's own tensors; nothing where it fails on them."""
+    specs = orchestrator.bundle.tensors
+    try:
+        return orchestrator.engines[segment.name].run(
+            {name: golden[name].astype(specs[name].dtype) for name in segment.inputs}
+        )
+    except SplitterError:
+        return {}
+
+
+def _stems(bundle: Bundle, segment: SegmentRecord, reference: Array, candidate: Array) -> list[Point]:
+    names = bundle.manifest.model.stems
+    return [
+        Point(name, segment.name, "stem", compare(r, x)) for name, r, x in zip(names, reference, candidate, strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------- inside the transformer
+
+
+def _taps(
+    bundle: Bundle, segment: SegmentRecord, engine_name: str, values: Mapping[str, Array]
+) -> tuple[list[Point], str]:
+    """The transformer's skeleton in a run of its own from what reached it; and why not, if not."""
+    if engine_name not in _LOOKS:
+        return [], f"the engine {engine_name!r} cannot be looked into"
+    if any(name not in values for name in segment.inputs):
+        return [], "the run did not get there"
+    model = TappedTransformer(bundle, shipped=False)
+    wanted = [name for name in model.taps if name in skeleton(model.taps) and not name.startswith(("input", "output"))]
+    expected = _collected(model.run, wanted)
+    inputs = {
+        f"input{branch}": values[name].astype(np.float32)
+        for branch, name in zip(("", "_t"), model.record.inputs, strict=True)
+    }
+    found = _LOOKS[engine_name](model, inputs, wanted)
+    return [Point(name, segment.name, "tap", compare(expected[name], found[name])) for name in wanted], ""
+
+
+def _collected(run: Callable[[Observer], object], wanted: Collection[str]) -> dict[str, Array]:
+    """Some of the values that a run shows."""
+    found: dict[str, Array] = {}
+
+    def observe(name: str, value: Array) -> None:
+        if name in wanted:
+            found[name] = np.array(value)
+
+    run(observe)
+    return found
+
+
+_Inputs: TypeAlias = Mapping[str, Array]
+
+
+def _by_torch(model: TappedTransformer, inputs: _Inputs, wanted: Collection[str]) -> dict[str, Array]:
+    return _collected(lambda observe: model.run(observe, inputs), wanted)
+
+
+def _by_numpy(model: TappedTransformer, inputs: _Inputs, wanted: Collection[str]) -> dict[str, Array]:
+    def run(observe: Observer) -> None:
+        reference.transformer(model.config, model.tensors, inputs["input"], inputs["input_t"], observe=observe)
+
+    return _collected(run, wanted)
+
+
+def _by_jax(model: TappedTransformer, inputs: _Inputs, wanted: Collection[str]) -> dict[str, Array]:
+    function = xla.compiled(model.config, wanted)
+    *_, found = function(xla.prepared(model.tensors), *(jax.numpy.asarray(array) for array in inputs.values()))
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+_LOOKS = {"torch": _by_torch, "numpy": _by_numpy, "jax": _by_jax}

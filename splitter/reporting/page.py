@@ -1,0 +1,287 @@
+"""Findings as one HTML page that loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from .. import units
+from ..checks import Check, Status, least_to_spare
+from ..doctor import Diagnosis, Finding
+from ..errors import UsageError
+from ..profiling import Profile
+from . import charts, diagram
+from .findings import Findings, NotRun
+from .listening import Listening, Sound
+
+_MOST_PLACES = 12  # of a rule's findings; the doctor's JSON document has all
+_FILES = resources.files(__package__).joinpath("templates")
+_TEMPLATES = Environment(
+    loader=PackageLoader(__package__),
+    autoescape=True,  # names of models, tensors, stems and files are anybody's
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write(findings: Findings, out: Path, *, force: bool = False) -> int:
+    """Write the page; whole, or not at all.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UsageError: Something is there and ``force`` is not given, or it cannot be written.
+    """
+    check_free(out, force=force)
+    waiting = out.with_name(f".{out.name}.writing")
+    try:
+        waiting.write_bytes(render(findings).encode())
+        size = waiting.stat().st_size
+        waiting.replace(out)
+    except OSError as error:
+        raise UsageError(f"{out} must be writable", received=str(error)) from error
+    finally:
+        waiting.unlink(missing_ok=True)
+    return size
+
+
+def check_free(out: Path, *, force: bool) -> None:
+    """Before all that takes minutes.
+
+    Raises:
+        UsageError: Something is there and ``force`` is not given, or it is no file, or nowhere.
+    """
+    if out.exists() and not (force and out.is_file()):
+        fix = "Use --force to replace it." if out.is_file() else "Choose another name."
+        raise UsageError(f"{out} must not exist yet", received="something there", fix=fix)
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent} must be a directory", received="none there")
+
+
+def render(findings: Findings) -> str:
+    """The page."""
+    player, style = (_FILES.joinpath(name).read_text(encoding="utf-8") for name in ("player.js", "page.css"))
+    digest = base64.b64encode(hashlib.sha256(player.encode()).digest()).decode()
+    manifest, checks = findings.bundle.manifest, findings.verification.checks
+    heard = None if isinstance(findings.listening, NotRun) else findings.listening
+    profiles = _profiles(findings)
+    return _TEMPLATES.get_template("page.html").render(
+        findings=findings,
+        bundle=findings.bundle,
+        manifest=manifest,
+        model=manifest.model,
+        seconds=manifest.model.samples / manifest.model.samplerate,
+        split=diagram.draw(findings.bundle, findings.engines),
+        waterfall=charts.waterfall(findings.chain.points, manifest.plan.tolerances.negligible_max_abs),
+        causes=charts.causes(checks),
+        cause_rows=[_Answer.of(cause, checks) for cause in charts.CAUSES],
+        markers=_MARKERS,
+        answers=[_Answer.of(kind, checks) for kind in _QUESTIONS if any(one.kind == kind for one in checks)],
+        statuses=", ".join(f"{count} {status}" for status, count in _counts(checks).items()),
+        doctor=None if isinstance(findings.doctor, NotRun) else findings.doctor,
+        most=_MOST_PLACES,
+        profiles=profiles,
+        unprofiled=findings.profile.why if isinstance(findings.profile, NotRun) else "",
+        times=charts.times([(one.number, one.profile) for one in profiles]) if profiles else None,
+        core_ml=[
+            (one.number, segment.name, engine.coreml)
+            for one in profiles
+            for segment in one.profile.segments
+            for engine in segment.engines
+            if engine.coreml is not None
+        ],
+        heard=heard,
+        rows=list(_rows(heard)) if heard else [],
+        scale=_scale(heard) if heard else [],
+        sound=_sound(heard) if heard else {},
+        player=Markup(player),  # noqa: S704 (the package's own file)
+        player_digest=digest,
+        style=Markup(style),  # noqa: S704 (the same)
+    )
+
+
+# ---------------------------------------------------------------------------------------------- checks
+
+_MARKERS = dict(zip(charts.CAUSES, "●■▲◆", strict=True))
+_QUESTIONS: Mapping[str, str] = {
+    "files": "every file has the hash that the manifest says",
+    "partition": "the segments in order give what the whole capture gives, bit for bit",
+    "golden": "the captured programs give what the untouched model gave",
+    "boundary": "so they do with tensors rounded where they cross",
+    "host": "the host's specification does what the graph does",
+    "kernels": "the transformer written by hand does what the graph does",
+    "artifact": "what was saved is what was asked for",
+    "conversion": "the fp32 package does what the captured segment does",
+    "precision": "the package in the asked precision does what the fp32 one does",
+    "compression": "the package with compressed weights does what the uncompressed one does",
+    "finite": "nothing overflows inside a package",
+    "package": "a run with the shipped packages gives what the untouched model gives",
+    "coreml": "Core ML predicts what the untouched model gives",
+}
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """All checks of one kind.
+
+    Attributes:
+        status: The worst, where what was not run weighs more than what passed.
+        counts: How many have each.
+        worst: The comparison with the least to spare.
+        notes: Why, where something did not pass.
+    """
+
+    kind: str
+    question: str
+    status: Status
+    counts: Mapping[Status, int]
+    worst: Check | None
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, kind: str, checks: Sequence[Check]) -> _Answer:
+        mine = [one for one in checks if one.kind == kind]
+        counts = _counts(mine)
+        order = (Status.FAIL, Status.PASS, Status.NOT_RUN, Status.NOT_APPLICABLE)
+        notes = dict.fromkeys(
+            f"{one.subject}: {one.note}" for one in mine if one.note and one.status is not Status.PASS
+        )
+        return cls(
+            kind,
+            _QUESTIONS[kind],
+            next((status for status in order if counts.get(status)), Status.NOT_RUN),
+            counts,
+            min((one for one in mine if one.parity is not None and _decides(one)), key=least_to_spare, default=None),
+            tuple(notes),
+        )
+
+
+def _decides(check: Check) -> bool:
+    """Its decibels do, and not that the difference is negligible whatever they are."""
+    snr = check.parity.snr_db if check.parity else None
+    return check.status is Status.FAIL or check.limit_db is None or snr is None or snr >= check.limit_db
+
+
+def _counts(checks: Sequence[Check]) -> dict[Status, int]:
+    found = Counter(one.status for one in checks)
+    return {status: found[status] for status in Status if found[status]}
+
+
+def _by_rule(diagnosis: Diagnosis) -> dict[str, list[Finding]]:
+    """The findings of each rule, the worst rules first."""
+    found: dict[str, list[Finding]] = {}
+    for finding in diagnosis.findings:
+        found.setdefault(finding.rule, []).append(finding)
+    return found
+
+
+# -------------------------------------------------------------------------------------------- profiles
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A profile on the page.
+
+    Attributes:
+        number: That it goes by, if there are several.
+        source: Where it comes from.
+    """
+
+    number: str
+    source: str
+    profile: Profile
+
+
+def _profiles(findings: Findings) -> list[_Shown]:
+    measured = [] if isinstance(findings.profile, NotRun) else [("measured for this report", findings.profile)]
+    every = measured + [(f"read from {one.file}, not run here", one.profile) for one in findings.recorded]
+    several = len(every) > 1
+    return [_Shown(f"[{place}]" if several else "", *one) for place, one in enumerate(every, 1)]
+
+
+# ----------------------------------------------------------------------------------------------- sound
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One thing that can be heard: two pictures with the names that the player knows it by."""
+
+    key: str
+    stem: str
+    source: str
+    about: str
+    waveform: Markup
+    spectrogram: str
+
+
+def _rows(heard: Listening) -> Iterator[_Row]:
+    yield _row("mixture", "", "mixture", "mixture", heard.mixture)
+    for place, stem in enumerate(heard.stems):
+        for source, sound in (("reference", stem.reference), ("split", stem.split), ("difference", stem.difference)):
+            if sound is not None:
+                yield _row(f"{place}-{source}", str(place), source, f"{stem.name}, {source}", sound)
+
+
+def _row(key: str, stem: str, source: str, about: str, sound: Sound) -> _Row:
+    picture = f"data:image/png;base64,{_text(sound.spectrogram)}"
+    return _Row(key, stem, source, about, charts.waveform(sound, f"wave-{key}"), picture)
+
+
+def _sound(heard: Listening) -> dict[str, Any]:
+    """What the player reads."""
+    streams = {"mixture": _text(heard.mixture.mp3)}
+    for place, stem in enumerate(heard.stems):
+        streams[f"{place}-reference"] = _text(stem.reference.mp3)
+        streams[f"{place}-split"] = _text(stem.split.mp3)
+        if stem.difference is not None:
+            streams[f"{place}-difference"] = _text(stem.difference.mp3)
+    return {"seconds": heard.seconds, "streams": streams}
+
+
+def _scale(heard: Listening) -> list[tuple[float, str]]:
+    """Frequencies along a spectrogram, in per cent of its height."""
+    span = math.log(heard.highest / heard.lowest)
+    marks = ((100.0, "100 Hz"), (1000.0, "1 kHz"), (10_000.0, "10 kHz"))
+    return [(100 * math.log(hertz / heard.lowest) / span, told) for hertz, told in marks if hertz < heard.highest]
+
+
+def _text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+# --------------------------------------------------------------------------------------------- wording
+
+
+def _signed(decibels: float) -> str:
+    return f"{decibels:+.0f} dB".replace("-", "−")
+
+
+_TEMPLATES.filters |= {
+    "size": units.size,
+    "operations": units.operations,
+    "share": units.share,
+    "time": units.time,
+    "duration": units.duration,
+    "snr": units.snr,
+    "deviation": units.deviation,
+    "cosine": units.cosine,
+    "limit": lambda check: units.limit(check.parity, check.limit_db),
+    "signed": _signed,
+    "by_rule": _by_rule,
+    "because": lambda note: note.partition(": ")[2],
+    "filename": lambda path: Path(path).name,
+    "link": lambda url: url if url.startswith("https://") else "#doctor",
+    "css": lambda status: str(status).replace(" ", "-").replace("/", ""),
+}

@@ -1,0 +1,29 @@
+"""One report of the demo bundle, for all tests that only look at it."""
+
+import pytest
+
+from splitter import kernel_causes, reporting
+from splitter.bundle import Bundle
+from splitter.engines import engine
+from splitter.profiling import limits, memory
+from splitter.profiling.records import Limits, Memory
+
+FRESH = memory.Fresh(
+    load_seconds=0.5, memory=Memory(loaded=1_000_000, running=2_000_000, process=9_000_000, how="kernel")
+)
+LIMITS = Limits(flops_per_second=1e9, bytes_per_second=1e8)
+
+
+@pytest.fixture(scope="session")
+def findings(demo_path):
+    """What ships runs, but for JAX, which takes seconds to compile; memory and the machine are not measured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel_causes, "engine", lambda name: engine("numpy" if name == "jax" else name))
+        patch.setattr(memory, "measured", lambda *asked: FRESH)
+        patch.setattr(limits, "measured", lambda: LIMITS)
+        return reporting.gather(Bundle.load(demo_path), [("transformer", "numpy")], runs=1)
+
+
+@pytest.fixture(scope="session")
+def page(findings) -> str:
+    return reporting.render(findings)
