@@ -33,7 +33,8 @@ from .shell import command, engine_pairs, json_option, print_json, stderr, steps
 )
 @click.option("--filename", default="{track}/{stem}.{ext}", show_default=True, help="Below OUT/<model>/.")
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
-              help="Run a segment with this engine, e.g. transformer=jax.")  # fmt: skip
+              help="Run a segment with this engine, e.g. transformer=jax.  "
+                   "[default: the fastest, as measured once]")  # fmt: skip
 @json_option
 def separate(
     files: tuple[Path, ...],
@@ -57,10 +58,12 @@ def separate(
     as_json: bool,
 ) -> None:
     """Separate FILES into OUT/<model>/<track>/<stem>.wav."""
+    from .. import heap
     from ..progress import bars
     from ..separation import Options
     from ..separation import separate as run
 
+    heap.keep_freed()  # before threads start
     encoding = _encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode)
     bag = _find_bundle(bundle, name)
     options = Options(
@@ -82,7 +85,9 @@ def separate(
                 click.echo(stem)
 
     with bars(stderr) as progress:
-        outcomes = run(files, bag, out, options=options, engines=dict(engines), progress=progress, done=report)
+        outcomes = run(
+            files, bag, out, options=options, engines=_choosing(dict(engines)), progress=progress, done=report
+        )
     if as_json:
         print_json({"files": [
             {
@@ -94,6 +99,19 @@ def separate(
         ]})  # fmt: skip
     if any(outcome.error for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+def _choosing(asked: dict[str, str]) -> Any:
+    """Gives the engine of every segment: what was asked for, and the fastest for the rest. Says which it is."""
+    from ..selection import fastest
+
+    def choose(bundle: Any) -> dict[str, str]:
+        chosen = fastest(bundle, asked, stderr.print).engines
+        pairs = ", ".join(f"{segment}={engine}" for segment, engine in chosen.items())
+        stderr.print(f"engines: {pairs}", soft_wrap=True)
+        return chosen
+
+    return choose
 
 
 def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> Any:

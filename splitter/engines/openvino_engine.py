@@ -1,0 +1,118 @@
+"""OpenVINO: a captured segment converted and compiled for this processor, in float32.
+
+Converting takes much longer than loading what was converted, so that is kept in the user's cache, by the digest of
+the segment's graph and weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from platformdirs import user_cache_path
+
+from ..boundary import Array
+from ..bundle import Bundle
+from ..capture import exported
+from ..errors import EngineError
+from ..manifest import SegmentRecord
+from ..program import Program
+from . import Engine
+
+_GRAPH, _WEIGHTS = "segment.xml", "segment.bin"
+
+
+class OpenVINOEngine(Engine):
+    name: ClassVar[str] = "openvino"
+    competes: ClassVar[bool] = True
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        if segment.artifact.target == "host":
+            return "OpenVINO runs what lies between the host's stages"
+        return None if find_spec("openvino") else "OpenVINO is not installed (the extra `openvino` brings it)"
+
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        home = _home(bundle, segment)
+        try:
+            if not (home / _GRAPH).exists():
+                _keep(_converted(bundle.program(segment.program)), home)
+            self._model = _core().compile_model(home / _GRAPH, "CPU", {
+                "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32",
+                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                "ENABLE_CPU_PINNING": False,  # other threads of this process work beside it
+            })  # fmt: skip
+        except Exception as error:  # OpenVINO raises every kind
+            raise EngineError(
+                f"OpenVINO must convert and compile segment {segment.name!r}", received=str(error).strip()
+            ) from error
+        self._request = self._model.create_infer_request()
+        kinds = {str(node.target): node.meta["type"].dtype for node in bundle.program(segment.program).input_nodes}
+        self._inputs = kinds
+        self._outputs = {name: bundle.tensors[name].dtype for name in bundle.program(segment.program).outputs}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        given = [np.ascontiguousarray(inputs[name], dtype) for name, dtype in self._inputs.items()]
+        results = self._request.infer(given, share_inputs=True, share_outputs=True)
+        # Copies: the request's own memory is overwritten by the next run.
+        return {name: np.array(results[place], dtype) for place, (name, dtype) in enumerate(self._outputs.items())}
+
+
+@cache
+def _core() -> Any:
+    import openvino
+
+    return openvino.Core()
+
+
+def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
+    """Where the converted segment is kept."""
+    files = bundle.manifest.files
+    facts = (files[segment.program].sha256, files[bundle.manifest.weights].sha256, version("openvino"))
+    return user_cache_path("splitter") / "openvino" / hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
+
+
+def _converted(program: Program) -> Any:
+    """The program as OpenVINO's model, by its frontend itself: `openvino.convert_model` reports its use to Intel."""
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # about operators of its tables that this PyTorch does not have
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decoder = TorchFXPythonDecoder.from_exported_program(exported(program), dynamic_shapes=False)
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            return frontend.convert(frontend.load(decoder))
+    finally:
+        logging.disable(level)
+
+
+def _keep(model: Any, home: Path) -> None:
+    """Write a converted model aside, then rename: there is never half of one."""
+    import openvino
+
+    home.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=home.parent))
+    try:
+        openvino.serialize(model, staging / _GRAPH, staging / _WEIGHTS)
+        if not home.exists():
+            staging.rename(home)
+    except OSError:
+        if not (home / _GRAPH).exists():  # unless another process was faster
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
