@@ -12,7 +12,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,34 +46,22 @@ class OpenVINOEngine(Engine):
         home = _home(bundle, segment)
         try:
             if not (home / _GRAPH).exists():
-                _keep(_converted(bundle.program(segment.program)), home)
-            self._model = _core().compile_model(home / _GRAPH, "CPU", {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "ENABLE_CPU_PINNING": False,  # other threads of this process work beside it
-            })  # fmt: skip
+                _keep(converted(bundle.program(segment.program)), home)
+            model = compiled(home / _GRAPH)
         except Exception as error:  # OpenVINO raises every kind
             raise EngineError(
                 f"OpenVINO must convert and compile segment {segment.name!r}", received=str(error).strip()
             ) from error
-        self._request = self._model.create_infer_request()
-        kinds = {str(node.target): node.meta["type"].dtype for node in bundle.program(segment.program).input_nodes}
-        self._inputs = kinds
-        self._outputs = {name: bundle.tensors[name].dtype for name in bundle.program(segment.program).outputs}
+        self._request = model.create_infer_request()
+        program = bundle.program(segment.program)
+        self._inputs = {str(node.target): node.meta["type"].dtype for node in program.input_nodes}
+        self._outputs = {name: bundle.tensors[name].dtype for name in program.outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         given = [np.ascontiguousarray(inputs[name], dtype) for name, dtype in self._inputs.items()]
         results = self._request.infer(given, share_inputs=True, share_outputs=True)
         # Copies: the request's own memory is overwritten by the next run.
         return {name: np.array(results[place], dtype) for place, (name, dtype) in enumerate(self._outputs.items())}
-
-
-@cache
-def _core() -> Any:
-    import openvino
-
-    return openvino.Core()
 
 
 def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
@@ -84,7 +71,7 @@ def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
     return user_cache_path("splitter") / "openvino" / hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
 
 
-def _converted(program: Program) -> Any:
+def converted(program: Program) -> Any:
     """The program as OpenVINO's model, by its frontend itself: `openvino.convert_model` reports its use to Intel."""
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
@@ -99,6 +86,18 @@ def _converted(program: Program) -> Any:
             return frontend.convert(frontend.load(decoder))
     finally:
         logging.disable(level)
+
+
+def compiled(graph: Path) -> Any:
+    """A converted model, ready to run in float32 with as many threads as PyTorch has now."""
+    import openvino
+
+    return openvino.Core().compile_model(graph, "CPU", {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # other threads of this process work beside it
+    })  # fmt: skip
 
 
 def _keep(model: Any, home: Path) -> None:
