@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import memory, packages, peers, profile, separate, transformer
+from . import cuts, memory, packages, peers, profile, separate, transformer
 
 _BENCHMARKS = {
     "separate": separate.main,
@@ -13,6 +13,7 @@ _BENCHMARKS = {
     "packages": packages.main,
     "transformer": transformer.main,
     "profile": profile.main,
+    "cuts": cuts.main,
 }
 
 
