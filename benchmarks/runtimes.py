@@ -89,7 +89,7 @@ def _to_openvino(program: Program, example: tuple[torch.Tensor, ...], file: Path
 def _openvino(file: Path) -> Core:
     from splitter.engines.openvino_engine import compiled
 
-    request = compiled(file).create_infer_request()
+    request = compiled(file, "f32").create_infer_request()
     return lambda arrays: [*request.infer([*arrays]).to_tuple()]
 
 

@@ -24,6 +24,7 @@ from .orchestrator import Orchestrator, default_engine
 from .parity import compare
 
 MIN_SNR_DB = 100.0  # of the stems to the untouched model's: far below what a 16-bit file keeps
+FAST = "openvino-bf16"
 _RUNS = 2  # timed, after one that warms up
 _WORTH = 0.97  # of the default's time: what is not clearly faster is noise
 # What may change the answer when it is installed in another version.
@@ -103,6 +104,26 @@ def fastest(
             file.write(choice.model_dump_json(indent=1))
         Path(file.name).replace(kept)
     return choice
+
+
+def fast(bundle: Bundle, asked: Mapping[str, str] | None = None) -> Choice:
+    """All between the host's stages in bfloat16, and what that costs on the golden input.
+
+    Args:
+        bundle: What to run.
+        asked: Engines by segment that are not in question.
+
+    Raises:
+        UsageError: ``asked`` names a segment that the bundle does not have.
+        EngineError: This machine cannot, or would be no faster for it. Nothing else is tried in its place.
+    """
+    given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
+    chosen = {}
+    for segment in bundle.segments:
+        host = segment.artifact.target == "host"
+        chosen[segment.name] = given.get(segment.name, default_engine(segment) if host else FAST)
+        engines.able(chosen[segment.name], segment)
+    return Choice(engines=chosen, snr_db=_end_to_end(bundle, chosen, bundle.goldens()), trials=())
 
 
 def _rivals(segment: SegmentRecord) -> list[str]:

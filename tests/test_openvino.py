@@ -3,7 +3,7 @@ import pytest
 
 from splitter import Orchestrator
 from splitter.engines import openvino_engine
-from splitter.engines.openvino_engine import OpenVINOEngine
+from splitter.engines.openvino_engine import OpenVINOBFloat16Engine, OpenVINOEngine
 from splitter.errors import EngineError
 
 from .conftest import snr_db
@@ -15,6 +15,15 @@ def test_it_runs_what_lies_between_the_host_stages(demo_bundle, monkeypatch):
     assert "not installed" in OpenVINOEngine.obstacle(demo_bundle.segment("encoder"))
     with pytest.raises(EngineError, match="the extra `openvino`"):
         Orchestrator(demo_bundle, {"encoder": "openvino"})
+
+
+@pytest.mark.parametrize(("capabilities", "able"), [(("FP32", "INT8"), False), (("FP32", "BF16"), True)])
+def test_bfloat16_runs_where_the_processor_computes_in_it(demo_bundle, monkeypatch, capabilities, able):
+    monkeypatch.setattr(openvino_engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(openvino_engine, "_capabilities", lambda: capabilities)
+    assert (OpenVINOBFloat16Engine.obstacle(demo_bundle.segment("encoder")) is None) == able
+    assert "host's stages" in OpenVINOBFloat16Engine.obstacle(demo_bundle.segment("analysis"))
+    assert not OpenVINOBFloat16Engine.competes, "never chosen for its speed alone"
 
 
 @pytest.fixture

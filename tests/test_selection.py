@@ -108,3 +108,28 @@ def test_what_is_asked_for_is_not_in_question(demo_bundle, rivals):
         chosen(demo_bundle, asked={"decoder": "rival"})
     with pytest.raises(UsageError, match="enkoder"):
         chosen(demo_bundle, asked={"enkoder": "torch"})
+
+
+def test_fast_is_measured_and_never_half(demo_bundle, monkeypatch):
+    class Half(TorchEngine):
+        name = selection.FAST
+        unable = None
+
+        @classmethod
+        def obstacle(cls, segment):
+            return cls.unable
+
+        def run(self, inputs):
+            return {name: array * np.float32(1 + 1e-3) for name, array in super().run(inputs).items()}
+
+    kinds = {"torch": TorchEngine, selection.FAST: Half}
+    monkeypatch.setattr(engines, "engine", lambda name: kinds[name])
+    choice = selection.fast(demo_bundle, {"transformer": "torch"})
+    assert choice.engines == {
+        "analysis": "torch", "encoder": selection.FAST, "transformer": "torch", "decoder": selection.FAST,
+        "synthesis": "torch",
+    }  # fmt: skip
+    assert 40 < choice.snr_db < 65
+    Half.unable = "no bfloat16"
+    with pytest.raises(EngineError, match="no bfloat16"):
+        selection.fast(demo_bundle)

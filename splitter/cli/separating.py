@@ -35,6 +35,7 @@ from .shell import command, engine_pairs, json_option, print_json, stderr, steps
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
               help="Run a segment with this engine, e.g. transformer=jax.  "
                    "[default: the fastest, as measured once]")  # fmt: skip
+@click.option("--fast", is_flag=True, help="In bfloat16, on a processor that computes in it; says what that costs.")
 @json_option
 def separate(
     files: tuple[Path, ...],
@@ -55,6 +56,7 @@ def separate(
     clip_mode: Any,
     filename: str,
     engines: tuple[tuple[str, str], ...],
+    fast: bool,
     as_json: bool,
 ) -> None:
     """Separate FILES into OUT/<model>/<track>/<stem>.wav."""
@@ -85,9 +87,8 @@ def separate(
                 click.echo(stem)
 
     with bars(stderr) as progress:
-        outcomes = run(
-            files, bag, out, options=options, engines=_choosing(dict(engines)), progress=progress, done=report
-        )
+        choose = _choosing(dict(engines), fast)
+        outcomes = run(files, bag, out, options=options, engines=choose, progress=progress, done=report)
     if as_json:
         print_json({"files": [
             {
@@ -101,15 +102,17 @@ def separate(
         raise click.exceptions.Exit(1)
 
 
-def _choosing(asked: dict[str, str]) -> Any:
+def _choosing(asked: dict[str, str], fast: bool) -> Any:
     """Gives the engine of every segment: what was asked for, and the fastest for the rest. Says which it is."""
-    from ..selection import fastest
+    from .. import selection
 
     def choose(bundle: Any) -> dict[str, str]:
-        chosen = fastest(bundle, asked, stderr.print).engines
-        pairs = ", ".join(f"{segment}={engine}" for segment, engine in chosen.items())
+        choice = selection.fast(bundle, asked) if fast else selection.fastest(bundle, asked, stderr.print)
+        pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())
         stderr.print(f"engines: {pairs}", soft_wrap=True)
-        return chosen
+        if fast and choice.snr_db is not None:
+            stderr.print(f"fast: {choice.snr_db:.1f} dB from float32 on the bundle's golden input")
+        return choice.engines
 
     return choose
 

@@ -1,4 +1,4 @@
-"""OpenVINO: a captured segment converted and compiled for this processor, in float32.
+"""OpenVINO: a captured segment converted and compiled for this processor, in float32 or bfloat16.
 
 Converting takes much longer than loading what was converted, so that is kept in the user's cache, by the digest of
 the segment's graph and weights.
@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ _GRAPH, _WEIGHTS = "segment.xml", "segment.bin"
 class OpenVINOEngine(Engine):
     name: ClassVar[str] = "openvino"
     competes: ClassVar[bool] = True
+    precision: ClassVar[str] = "f32"
 
     @classmethod
     def obstacle(cls, segment: SegmentRecord) -> str | None:
@@ -47,7 +49,7 @@ class OpenVINOEngine(Engine):
         try:
             if not (home / _GRAPH).exists():
                 _keep(converted(bundle.program(segment.program)), home)
-            model = compiled(home / _GRAPH)
+            model = compiled(home / _GRAPH, self.precision)
         except Exception as error:  # OpenVINO raises every kind
             raise EngineError(
                 f"OpenVINO must convert and compile segment {segment.name!r}", received=str(error).strip()
@@ -62,6 +64,30 @@ class OpenVINOEngine(Engine):
         results = self._request.infer(given, share_inputs=True, share_outputs=True)
         # Copies: the request's own memory is overwritten by the next run.
         return {name: np.array(results[place], dtype) for place, (name, dtype) in enumerate(self._outputs.items())}
+
+
+class OpenVINOBFloat16Engine(OpenVINOEngine):
+    """In bfloat16, where the processor computes in it: OpenVINO would take float32 elsewhere and not say so."""
+
+    name: ClassVar[str] = "openvino-bf16"
+    competes: ClassVar[bool] = False
+    precision: ClassVar[str] = "bf16"
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        if obstacle := super().obstacle(segment):
+            return obstacle
+        if "BF16" in _capabilities():
+            return None
+        return "this processor has no instructions for bfloat16 (AMX or AVX-512), so it would be no faster"
+
+
+@cache
+def _capabilities() -> tuple[str, ...]:
+    """What this processor computes in, in OpenVINO's words."""
+    import openvino
+
+    return tuple(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
@@ -88,13 +114,13 @@ def converted(program: Program) -> Any:
         logging.disable(level)
 
 
-def compiled(graph: Path) -> Any:
-    """A converted model, ready to run in float32 with as many threads as PyTorch has now."""
+def compiled(graph: Path, precision: str) -> Any:
+    """A converted model, ready to run in ``f32`` or ``bf16`` with as many threads as PyTorch has now."""
     import openvino
 
     return openvino.Core().compile_model(graph, "CPU", {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # other threads of this process work beside it
     })  # fmt: skip
