@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import click
 
-from . import cuts, memory, packages, profile, separate, transformer
+from . import cuts, memory, packages, peers, profile, separate, transformer
 
 _BENCHMARKS = {
     "separate": separate.main,
+    "peers": peers.main,
     "memory": memory.main,
     "packages": packages.main,
     "transformer": transformer.main,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from threading import Lock
 
 from . import boundary
 from .boundary import Array, TensorSpec
@@ -43,7 +44,8 @@ class Orchestrator:
     """A bundle, ready to run segment by segment.
 
     Each boundary tensor is held against its `TensorSpec` when it is produced (name, shape, dtype, finite)
-    and freed after its last consumer.
+    and freed after its last consumer. Several threads may run it at once: each segment then serves one at a time,
+    so that the runs are one behind the other and not all in the segment that takes the most memory.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Orchestrator:
         for segment in bundle.segments:
             name = chosen.get(segment.name) or default_engine(segment)
             self.engines[segment.name] = loaded(name, bundle, segment, compute_units=compute_units)
+        self._serving = {segment.name: Lock() for segment in bundle.segments}
         self._last_consumer = {name: index for index, segment in enumerate(bundle.segments) for name in segment.inputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -98,7 +101,8 @@ class Orchestrator:
             given = {name: values[name] for name in segment.inputs}
             for hook in self.hooks:
                 hook.before_segment(segment, given)
-            results = self.engines[segment.name].run(given)
+            with self._serving[segment.name]:
+                results = self.engines[segment.name].run(given)
             for hook in self.hooks:
                 hook.computed(segment)
             for name in segment.inputs:

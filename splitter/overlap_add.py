@@ -8,7 +8,9 @@ segment of real sound; a shifted pass starts inside half a second of silence bef
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -19,7 +21,7 @@ from .audio import Block, Statistics, Window
 from .errors import UsageError
 
 Stems: TypeAlias = NDArray[np.float32]  # (stems, channels, samples)
-RunModel: TypeAlias = Callable[[Block], Stems]
+StartModel: TypeAlias = Callable[[Block], "Future[Stems]"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Pass:
 
     def __init__(
         self,
-        run: RunModel,
+        start: StartModel,
         window: Window,
         statistics: Statistics,
         geometry: Geometry,
@@ -92,7 +94,7 @@ class Pass:
         """Start at the song's first sample.
 
         Args:
-            run: The model: ``(channels, geometry.model)`` → ``(stems, channels, geometry.model)``.
+            start: Starts the model: ``(channels, geometry.model)`` → ``(stems, channels, geometry.model)``, some time.
             window: The song.
             statistics: Its normalisation and length.
             geometry: How it is cut.
@@ -101,11 +103,13 @@ class Pass:
             offset: Where in the leading silence a shifted pass starts; None for a plain pass.
             advanced: Called after every run of the model.
         """
-        self._run, self._window, self._statistics, self._geometry = run, window, statistics, geometry
+        self._start, self._window, self._statistics, self._geometry = start, window, statistics, geometry
         self._advanced = advanced
         self._length = geometry.virtual(statistics.samples, offset)
         self._silence = self._length - statistics.samples  # virtual samples before the song
         self._position = 0  # virtual start of the next chunk
+        self._started = 0  # the same of the next one to start
+        self._running: deque[Future[Stems]] = deque()
         chunk = geometry.chunk
         rising = np.arange(1, chunk // 2 + 1)
         falling = np.arange(chunk - chunk // 2, 0, -1)
@@ -115,6 +119,12 @@ class Pass:
         self._weights = np.zeros(chunk, np.float32)
         self._ready: list[Stems] = []
         self._skip = self._silence
+
+    def begin(self, runs: int) -> None:
+        """Have so many runs of the model started that `read` has not taken, or all that are left."""
+        while self._started < self._length and len(self._running) < runs:
+            self._running.append(self._start(self._mix(self._started)))
+            self._started += self._geometry.stride
 
     def read(self, samples: int) -> Stems:
         """The next samples of every stem, still normalised."""
@@ -133,10 +143,12 @@ class Pass:
     def _next(self) -> Stems:
         """Run one chunk; return the samples that no later chunk touches."""
         chunk, stride = self._geometry.chunk, self._geometry.stride
-        length = min(self._length - self._position, chunk)
-        if length <= 0:
+        self.begin(1)
+        if not self._running:
             raise ValueError("the pass has reached the end of the song")
-        self._sum[..., :length] += self._weight[:length] * self._separated(length)
+        before, length = self._inside(self._position)
+        separated = self._running.popleft().result()[..., before : before + length]
+        self._sum[..., :length] += self._weight[:length] * separated
         self._weights[:length] += self._weight[:length]
         self._advanced()
         last = self._position + stride >= self._length
@@ -150,13 +162,18 @@ class Pass:
         self._skip -= skipped
         return block[..., skipped:]
 
-    def _separated(self, length: int) -> Stems:
-        """Stems of the chunk at the current position."""
-        before = (self._geometry.chunk - length) // 2  # a short chunk sits in the middle of real sound
-        start = self._position - before - self._silence
+    def _inside(self, position: int) -> tuple[int, int]:
+        """Where the chunk at a position begins in the model's segment, and its length."""
+        length = min(self._length - position, self._geometry.chunk)
+        return (self._geometry.chunk - length) // 2, length  # a short chunk sits in the middle of real sound
+
+    def _mix(self, position: int) -> Block:
+        """What the model hears for the chunk at a position."""
+        before, _ = self._inside(position)
+        start = position - before - self._silence
         mix = np.zeros((self._sum.shape[1], self._geometry.model), np.float32)
         mix[:, : self._geometry.chunk] = self._normalised(start, start + self._geometry.chunk)
-        return self._run(mix)[..., before : before + length]
+        return mix
 
     def _normalised(self, start: int, stop: int) -> Block:
         """The song as the model hears it; silence outside stays exactly zero."""

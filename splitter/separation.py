@@ -6,21 +6,26 @@ import random
 import shutil
 import string
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+import torch
 
 from .audio import Block, Encoding, Statistics, StemWriter, Track, Window, statistics
-from .bundle import Bag
+from .bundle import Bag, Bundle
 from .errors import AudioError, SplitterError, UsageError
+from .lanes import Lanes
 from .orchestrator import Orchestrator
-from .overlap_add import Geometry, Pass, Stems
+from .overlap_add import Geometry, Pass, StartModel, Stems
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]
+Engines: TypeAlias = Mapping[str, str] | Callable[[Bundle], Mapping[str, str]] | None
 OTHER_METHODS: tuple[OtherMethod, ...] = ("add", "minus", "none")
 DEFAULT_FILENAME = "{track}/{stem}.{ext}"
 
@@ -72,8 +77,13 @@ class Outcome:
 class Separator:
     """A bag of bundles, loaded once, for any number of files."""
 
-    def __init__(self, bag: Bag, options: Options = Options(), engines: Mapping[str, str] | None = None) -> None:
+    def __init__(self, bag: Bag, options: Options = Options(), engines: Engines = None) -> None:
         """Load every member with the given engine per segment.
+
+        Args:
+            bag: The bundles.
+            options: How to separate.
+            engines: Engine name by segment name, or what gives them for the first member: `selection.fastest`.
 
         Raises:
             UsageError: An option is out of range or names a stem the model does not have.
@@ -98,12 +108,16 @@ class Separator:
             )
             for member in bag.members
         ]
-        self._orchestrators = [Orchestrator(member, engines) for member in bag.members]
+        self._lanes = Lanes.of(torch.get_num_threads())
+        with self._lanes.threads():  # engines count them when they load
+            if callable(engines):
+                engines = engines(bag.members[0])  # the others differ in their weights only
+            self._orchestrators = [Orchestrator(member, engines) for member in bag.members]
 
     def track(self, path: Path) -> Track:
         return Track(path, self.samplerate, self.channels)
 
-    def stream(self, track: Track, heard: Statistics, progress: Progress = Progress()) -> Iterator[Stems]:
+    def stream(self, track: Track, heard: Statistics, progress: Progress = Progress()) -> Generator[Stems]:
         """Separate a track from start to end.
 
         Args:
@@ -114,22 +128,23 @@ class Separator:
         Yields:
             All stems in the model's order, ``(stems, channels, n)`` at a time, at the track's loudness.
         """
-        passes = self._passes(track, heard, progress)
         totals = np.asarray(self.bag.weights, np.float32).sum(axis=0)[:, None, None]
         mean, std = np.float32(heard.mean), np.float32(heard.std + 1e-8)
-        step = self._geometries[0].stride
-        for start in range(0, heard.samples, step):
-            count = min(step, heard.samples - start)
-            mixed = np.zeros((len(self.stems), self.channels, count), np.float32)
-            for member, weights in zip(passes, self.bag.weights, strict=True):
-                shifted = member[0].read(count)
-                for other in member[1:]:
-                    shifted = shifted + other.read(count)
-                mixed += shifted / np.float32(len(member)) * np.asarray(weights, np.float32)[:, None, None]
-            yield mixed / totals * std + mean
+        step, shifts = self._geometries[0].stride, max(1, self.options.shifts)
+        with self._lanes.open() as pool:
+            turns = _in_turn(self._passes(track, heard, pool, progress), ahead=self._lanes.count)
+            for start in range(0, heard.samples, step):
+                samples = min(step, heard.samples - start)
+                mixed = np.zeros((len(self.stems), self.channels, samples), np.float32)
+                for weights in self.bag.weights:
+                    shifted = next(turns).read(samples)
+                    for _ in range(1, shifts):
+                        shifted = shifted + next(turns).read(samples)
+                    mixed += shifted / np.float32(shifts) * np.asarray(weights, np.float32)[:, None, None]
+                yield mixed / totals * std + mean
 
-    def _passes(self, track: Track, heard: Statistics, progress: Progress) -> list[list[Pass]]:
-        """For each member, its passes over the track."""
+    def _passes(self, track: Track, heard: Statistics, pool: Executor, progress: Progress) -> list[Pass]:
+        """The passes over the track of the first member, of the second, and so on."""
         shifts = random.Random(self.options.seed)
         plan: list[list[int] | list[None]] = [
             [shifts.randint(0, geometry.max_shift) for _ in range(self.options.shifts)] or [None]
@@ -142,20 +157,18 @@ class Separator:
         )
         progress.start(track.path, seconds)
         return [
-            [
-                Pass(
-                    _runner(orchestrator),
-                    Window(track, history=geometry.chunk + geometry.max_shift),
-                    heard,
-                    geometry,
-                    stems=len(self.stems),
-                    channels=self.channels,
-                    offset=offset,
-                    advanced=lambda step=geometry.stride: progress.advance(step / self.samplerate),  # type: ignore[misc]
-                )
-                for offset in offsets
-            ]
+            Pass(
+                _starter(orchestrator, pool),
+                Window(track, history=geometry.chunk + geometry.max_shift),
+                heard,
+                geometry,
+                stems=len(self.stems),
+                channels=self.channels,
+                offset=offset,
+                advanced=lambda step=geometry.stride: progress.advance(step / self.samplerate),  # type: ignore[misc]
+            )
             for orchestrator, geometry, offsets in zip(self._orchestrators, self._geometries, plan, strict=True)
+            for offset in offsets
         ]
 
     def outputs(self, path: Path, out: Path) -> dict[str, Path]:
@@ -222,7 +235,8 @@ class Separator:
                 )
                 for name, file in files.items()
             }
-            for block in self.stream(track, heard, progress):
+            blocks = stack.enter_context(closing(self.stream(track, heard, progress)))
+            for block in blocks:
                 stems = dict(zip(self.stems, block, strict=True))
                 if two is not None:
                     if method == "add":
@@ -243,7 +257,7 @@ def separate(
     out: str | Path,
     *,
     options: Options = Options(),
-    engines: Mapping[str, str] | None = None,
+    engines: Engines = None,
     progress: Progress = Progress(),
     done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
@@ -254,7 +268,7 @@ def separate(
         bag: What to run, from `splitter.bundle.load_any`.
         out: Stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
         options: Everything else.
-        engines: Engine name by segment name.
+        engines: As `Separator` takes them.
         progress: Shown the advance of each file.
         done: Called with each file's outcome.
 
@@ -283,8 +297,16 @@ def separate(
     return outcomes
 
 
-def _runner(orchestrator: Orchestrator) -> Callable[[Block], Stems]:
-    """The model as a function of one segment of sound."""
+def _in_turn(passes: Sequence[Pass], ahead: int) -> Iterator[Pass]:
+    """The passes again and again, each to be read once, with so many runs of those that follow under way."""
+    for turn in count():
+        for place in range(ahead + 1):
+            passes[(turn + place) % len(passes)].begin(1 + place // len(passes))
+        yield passes[turn % len(passes)]
+
+
+def _starter(orchestrator: Orchestrator, pool: Executor) -> StartModel:
+    """The model as something to start on one segment of sound."""
     specs = orchestrator.bundle.tensors.values()
     (given,) = (spec.name for spec in specs if spec.producer == "input")
     (returned,) = (spec.name for spec in specs if "output" in spec.consumers)
@@ -292,7 +314,10 @@ def _runner(orchestrator: Orchestrator) -> Callable[[Block], Stems]:
     def run(mix: Block) -> Stems:
         return orchestrator.run({given: mix[None]})[returned][0]
 
-    return run
+    def start(mix: Block) -> Future[Stems]:
+        return pool.submit(run, mix)
+
+    return start
 
 
 def _check_filename(template: str) -> None:

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from splitter import arrays, cli
+from splitter import arrays, cli, selection
+from splitter.engines import openvino_engine
+from splitter.orchestrator import default_engine
 
 from .conftest import snr_db
 
 SPLITTER = Path(sys.executable).with_name("splitter")
+
+TORCH = [f"--engine={segment}=torch" for segment in ("encoder", "transformer", "decoder")]  # nothing to measure
 
 # Shells start background jobs with SIGINT ignored, and children inherit that: undone before the tool starts.
 _INTERRUPTIBLE = """
@@ -38,6 +42,7 @@ def run(capsys, monkeypatch, *arguments):
 
 @pytest.fixture
 def splitter(capsys, monkeypatch):
+    monkeypatch.setattr(selection, "_rivals", lambda segment: [default_engine(segment)])  # nothing to measure
     return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 
@@ -52,7 +57,7 @@ def test_build_verify_and_separate_end_to_end(tmp_path, song_path):
     assert "1×8×256×130" in built.stdout
     verified = command("verify", "b")
     assert "passed" in verified.stdout
-    separated = command("separate", song_path, "-b", "b", "--shifts", "0", "--json")
+    separated = command("separate", song_path, "-b", "b", "--shifts", "0", "--json", *TORCH)
     (file,) = json.loads(separated.stdout)["files"]
     assert file["error"] is None
     assert all((tmp_path / path).is_file() for path in file["stems"].values())
@@ -136,6 +141,22 @@ FAILURES = {
     "profile beside nothing": (["profile", "BUNDLE", "--merge", "none.json"], "none.json must be a profile"),
     "unknown option": (["verify", "BUNDLE", "--fast"], "--fast"),
 }
+
+
+def test_fast_is_refused_where_it_would_not_be(splitter, demo_path, song_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(openvino_engine, "_capabilities", lambda: ("FP32", "INT8"))
+    code, out, err = splitter("separate", song_path, "-b", demo_path, "-o", tmp_path / "out", "--fast")
+    assert (code, out) == (1, "")
+    assert "no instructions for bfloat16" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_runs_what_is_said(splitter, demo_path, song_path, tmp_path):
+    _, _, err = splitter(
+        "separate", song_path, "-b", demo_path, "-o", tmp_path, "--shifts", "0", "--engine", "transformer=numpy"
+    )
+    assert "engines: analysis=torch, encoder=torch, transformer=numpy, decoder=torch, synthesis=torch" in err
 
 
 @pytest.mark.parametrize(("arguments", "message"), FAILURES.values(), ids=FAILURES)
@@ -321,7 +342,7 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
         import soundfile
 
         soundfile.write(song, np.tile(songs.mixture(songs.synthesise(5, 1)), 40).T, 44_100)
-        arguments = ["separate", song, "-b", demo_path, "-o", tmp_path / "out"]
+        arguments = ["separate", song, "-b", demo_path, "-o", tmp_path / "out", *TORCH]
     process = subprocess.Popen(
         [sys.executable, "-c", _INTERRUPTIBLE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -341,7 +362,8 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
 def test_help_is_there_and_quick():
     result = subprocess.run([SPLITTER, "separate", "--help"], check=True, capture_output=True, text=True)
     for option in ("--two-stems", "--other-method", "--shifts", "--overlap", "--segment", "--mp3", "--flac", "--float32",
-                   "--int24", "--clip-mode", "--filename", "--bundle", "--name", "--out", "--json"):  # fmt: skip
+                   "--int24", "--clip-mode", "--filename", "--bundle", "--name", "--out", "--engine", "--fast",
+                   "--json"):  # fmt: skip
         assert option in result.stdout
 
 

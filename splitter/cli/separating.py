@@ -33,7 +33,9 @@ from .shell import command, engine_pairs, json_option, print_json, stderr, steps
 )
 @click.option("--filename", default="{track}/{stem}.{ext}", show_default=True, help="Below OUT/<model>/.")
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
-              help="Run a segment with this engine, e.g. transformer=jax.")  # fmt: skip
+              help="Run a segment with this engine, e.g. transformer=jax.  "
+                   "[default: the fastest, as measured once]")  # fmt: skip
+@click.option("--fast", is_flag=True, help="In bfloat16, on a processor that computes in it; says what that costs.")
 @json_option
 def separate(
     files: tuple[Path, ...],
@@ -54,13 +56,16 @@ def separate(
     clip_mode: Any,
     filename: str,
     engines: tuple[tuple[str, str], ...],
+    fast: bool,
     as_json: bool,
 ) -> None:
     """Separate FILES into OUT/<model>/<track>/<stem>.wav."""
+    from .. import heap
     from ..progress import bars
     from ..separation import Options
     from ..separation import separate as run
 
+    heap.keep_freed()  # before threads start
     encoding = _encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode)
     bag = _find_bundle(bundle, name)
     options = Options(
@@ -82,7 +87,8 @@ def separate(
                 click.echo(stem)
 
     with bars(stderr) as progress:
-        outcomes = run(files, bag, out, options=options, engines=dict(engines), progress=progress, done=report)
+        choose = _choosing(dict(engines), fast)
+        outcomes = run(files, bag, out, options=options, engines=choose, progress=progress, done=report)
     if as_json:
         print_json({"files": [
             {
@@ -94,6 +100,21 @@ def separate(
         ]})  # fmt: skip
     if any(outcome.error for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+def _choosing(asked: dict[str, str], fast: bool) -> Any:
+    """Gives the engine of every segment: what was asked for, and the fastest for the rest. Says which it is."""
+    from .. import selection
+
+    def choose(bundle: Any) -> dict[str, str]:
+        choice = selection.fast(bundle, asked) if fast else selection.fastest(bundle, asked, stderr.print)
+        pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())
+        stderr.print(f"engines: {pairs}", soft_wrap=True)
+        if fast and choice.snr_db is not None:
+            stderr.print(f"fast: {choice.snr_db:.1f} dB from float32 on the bundle's golden input")
+        return choice.engines
+
+    return choose
 
 
 def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> Any:

@@ -24,9 +24,11 @@ class Engine(ABC):
 
     Attributes:
         name: As it is asked for, e.g. ``"torch"``.
+        competes: Whether `splitter.selection` may choose it for being the fastest.
     """
 
     name: ClassVar[str]
+    competes: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -76,11 +78,11 @@ def engine(name: str) -> type[Engine]:
     return kind
 
 
-def loaded(name: str, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> Engine:
-    """The engine of a name, ready to run a segment.
+def able(name: str, segment: SegmentRecord) -> type[Engine]:
+    """The engine of a name, which can run a segment here.
 
     Raises:
-        EngineError: There is none, or it cannot run the segment here. Nothing else is tried in its place.
+        EngineError: There is none, or it cannot. Nothing else is tried in its place.
     """
     kind = engine(name)
     if obstacle := kind.obstacle(segment):
@@ -89,7 +91,12 @@ def loaded(name: str, bundle: Bundle, segment: SegmentRecord, *, compute_units: 
             received=obstacle,
             fix="Choose another engine for it: --engine SEGMENT=NAME.",
         )
-    return kind(bundle, segment, compute_units=compute_units)
+    return kind
+
+
+def loaded(name: str, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> Engine:
+    """The engine of a name, ready to run a segment. Raises `EngineError` as `able`, or if it cannot load."""
+    return able(name, segment)(bundle, segment, compute_units=compute_units)
 
 
 def names() -> list[str]:

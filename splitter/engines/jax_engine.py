@@ -18,6 +18,7 @@ from . import Engine
 
 class JaxEngine(Engine):
     name: ClassVar[str] = "jax"
+    competes: ClassVar[bool] = True
 
     @classmethod
     def obstacle(cls, segment: SegmentRecord) -> str | None:

@@ -19,6 +19,7 @@ _ALIGNMENT = 64  # bytes; PyTorch's own, on which its choice of kernel may depen
 
 class TorchEngine(Engine):
     name: ClassVar[str] = "torch"
+    competes: ClassVar[bool] = True
 
     @classmethod
     def obstacle(cls, segment: SegmentRecord) -> str | None:

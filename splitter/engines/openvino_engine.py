@@ -1,0 +1,143 @@
+"""OpenVINO: a captured segment converted and compiled for this processor, in float32 or bfloat16.
+
+Converting takes much longer than loading what was converted, so that is kept in the user's cache, by the digest of
+the segment's graph and weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from platformdirs import user_cache_path
+
+from ..boundary import Array
+from ..bundle import Bundle
+from ..capture import exported
+from ..errors import EngineError
+from ..manifest import SegmentRecord
+from ..program import Program
+from . import Engine
+
+_GRAPH, _WEIGHTS = "segment.xml", "segment.bin"
+
+
+class OpenVINOEngine(Engine):
+    name: ClassVar[str] = "openvino"
+    competes: ClassVar[bool] = True
+    precision: ClassVar[str] = "f32"
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        if segment.artifact.target == "host":
+            return "OpenVINO runs what lies between the host's stages"
+        return None if find_spec("openvino") else "OpenVINO is not installed (the extra `openvino` brings it)"
+
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        home = _home(bundle, segment)
+        try:
+            if not (home / _GRAPH).exists():
+                _keep(converted(bundle.program(segment.program)), home)
+            model = compiled(home / _GRAPH, self.precision)
+        except Exception as error:  # OpenVINO raises every kind
+            raise EngineError(
+                f"OpenVINO must convert and compile segment {segment.name!r}", received=str(error).strip()
+            ) from error
+        self._request = model.create_infer_request()
+        program = bundle.program(segment.program)
+        self._inputs = {str(node.target): node.meta["type"].dtype for node in program.input_nodes}
+        self._outputs = {name: bundle.tensors[name].dtype for name in program.outputs}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        given = [np.ascontiguousarray(inputs[name], dtype) for name, dtype in self._inputs.items()]
+        results = self._request.infer(given, share_inputs=True, share_outputs=True)
+        # Copies: the request's own memory is overwritten by the next run.
+        return {name: np.array(results[place], dtype) for place, (name, dtype) in enumerate(self._outputs.items())}
+
+
+class OpenVINOBFloat16Engine(OpenVINOEngine):
+    """In bfloat16, where the processor computes in it: OpenVINO would take float32 elsewhere and not say so."""
+
+    name: ClassVar[str] = "openvino-bf16"
+    competes: ClassVar[bool] = False
+    precision: ClassVar[str] = "bf16"
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        if obstacle := super().obstacle(segment):
+            return obstacle
+        if "BF16" in _capabilities():
+            return None
+        return "this processor has no instructions for bfloat16 (AMX or AVX-512), so it would be no faster"
+
+
+@cache
+def _capabilities() -> tuple[str, ...]:
+    """What this processor computes in, in OpenVINO's words."""
+    import openvino
+
+    return tuple(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
+    """Where the converted segment is kept."""
+    files = bundle.manifest.files
+    facts = (files[segment.program].sha256, files[bundle.manifest.weights].sha256, version("openvino"))
+    return user_cache_path("splitter") / "openvino" / hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
+
+
+def converted(program: Program) -> Any:
+    """The program as OpenVINO's model, by its frontend itself: `openvino.convert_model` reports its use to Intel."""
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # about operators of its tables that this PyTorch does not have
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decoder = TorchFXPythonDecoder.from_exported_program(exported(program), dynamic_shapes=False)
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            return frontend.convert(frontend.load(decoder))
+    finally:
+        logging.disable(level)
+
+
+def compiled(graph: Path, precision: str) -> Any:
+    """A converted model, ready to run in ``f32`` or ``bf16`` with as many threads as PyTorch has now."""
+    import openvino
+
+    return openvino.Core().compile_model(graph, "CPU", {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # other threads of this process work beside it
+    })  # fmt: skip
+
+
+def _keep(model: Any, home: Path) -> None:
+    """Write a converted model aside, then rename: there is never half of one."""
+    import openvino
+
+    home.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=home.parent))
+    try:
+        openvino.serialize(model, staging / _GRAPH, staging / _WEIGHTS)
+        if not home.exists():
+            staging.rename(home)
+    except OSError:
+        if not (home / _GRAPH).exists():  # unless another process was faster
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -1,0 +1,203 @@
+"""The fastest engine for each segment on this machine, by measurement on the bundle's golden input."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_cache_path
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from . import engines
+from .boundary import Array
+from .bundle import Bundle
+from .goldens import machine
+from .manifest import SegmentRecord
+from .orchestrator import Orchestrator, default_engine
+from .parity import compare
+
+MIN_SNR_DB = 100.0  # of the stems to the untouched model's: far below what a 16-bit file keeps
+FAST = "openvino-bf16"
+_RUNS = 2  # timed, after one that warms up
+_WORTH = 0.97  # of the default's time: what is not clearly faster is noise
+# What may change the answer when it is installed in another version.
+_PACKAGES = ("splitter", "torch", "jax", "jaxlib", "openvino")
+
+
+class Trial(BaseModel):
+    """One engine on one segment.
+
+    Attributes:
+        segment: Its name.
+        engine: Its name.
+        seconds: The fastest of a few runs; None if it failed or its outputs are too far from the golden ones.
+        snr_db: The least over its outputs; None where all are equal or negligibly near.
+        failure: What it said instead of running; empty if it ran.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    segment: str
+    engine: str
+    seconds: float | None
+    snr_db: float | None = None
+    failure: str = ""
+
+
+class Choice(BaseModel):
+    """What runs what.
+
+    Attributes:
+        engines: By segment.
+        snr_db: Of the model's outputs, with these engines, to the recorded ones; None where they are equal.
+        trials: What was measured.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["splitter.choice/1"] = "splitter.choice/1"
+    engines: dict[str, str]
+    snr_db: float | None
+    trials: tuple[Trial, ...]
+
+
+def fastest(
+    bundle: Bundle, asked: Mapping[str, str] | None = None, say: Callable[[str], None] = lambda message: None
+) -> Choice:
+    """Which engine should run each segment of a bundle on this machine, with the threads that PyTorch has now.
+
+    Measured once; the answer is kept in the user's cache, for this bundle, processor, number of threads and versions.
+
+    Args:
+        bundle: What to run.
+        asked: Engines by segment that are not in question.
+        say: Told that measuring begins, which takes some runs of every segment.
+
+    Raises:
+        UsageError: ``asked`` names a segment that the bundle does not have.
+        EngineError: An engine that was asked for cannot run its segment here.
+    """
+    given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
+    for name, engine in given.items():
+        engines.able(engine, bundle.segment(name))
+    kept = user_cache_path("splitter") / "engines" / f"{_fingerprint(bundle, given)}.json"
+    with suppress(OSError, ValidationError):
+        return Choice.model_validate_json(kept.read_text())
+    rivals = {s.name: [given[s.name]] if s.name in given else _rivals(s) for s in bundle.segments}
+    if all(len(names) == 1 for names in rivals.values()):
+        return Choice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
+    say("measuring the engines once for this bundle on this machine")
+    choice = _measured(bundle, rivals)
+    for one in choice.trials:
+        if one.failure:
+            say(f"{one.engine} is out of the question for {one.segment}: {one.failure}")
+    with suppress(OSError):  # a cache that cannot be written is measured again
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
+            file.write(choice.model_dump_json(indent=1))
+        Path(file.name).replace(kept)
+    return choice
+
+
+def fast(bundle: Bundle, asked: Mapping[str, str] | None = None) -> Choice:
+    """All between the host's stages in bfloat16, and what that costs on the golden input.
+
+    Args:
+        bundle: What to run.
+        asked: Engines by segment that are not in question.
+
+    Raises:
+        UsageError: ``asked`` names a segment that the bundle does not have.
+        EngineError: This machine cannot, or would be no faster for it. Nothing else is tried in its place.
+    """
+    given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
+    chosen = {}
+    for segment in bundle.segments:
+        host = segment.artifact.target == "host"
+        chosen[segment.name] = given.get(segment.name, default_engine(segment) if host else FAST)
+        engines.able(chosen[segment.name], segment)
+    return Choice(engines=chosen, snr_db=_end_to_end(bundle, chosen, bundle.goldens()), trials=())
+
+
+def _rivals(segment: SegmentRecord) -> list[str]:
+    """Engines that may run a segment here, the default first. A default that is another device's has no rivals."""
+    default = default_engine(segment)
+    if not engines.engine(default).competes:
+        return [default]
+    kinds = {name: engines.engine(name) for name in engines.names()}
+    able = [name for name, kind in kinds.items() if kind.competes and kind.obstacle(segment) is None]
+    return [default, *(name for name in able if name != default)]
+
+
+def _measured(bundle: Bundle, rivals: Mapping[str, list[str]]) -> Choice:
+    golden = bundle.goldens()
+    trials = [
+        _trial(bundle, segment, name, golden)
+        for segment in bundle.segments
+        if len(rivals[segment.name]) > 1
+        for name in rivals[segment.name]
+    ]
+    chosen = {segment: names[0] for segment, names in rivals.items()}
+    for segment, default in [*chosen.items()]:
+        ran = {one.engine: one.seconds for one in trials if one.segment == segment and one.seconds is not None}
+        quickest = min(ran, key=ran.__getitem__, default=default)
+        if default not in ran or ran[quickest] < _WORTH * ran[default]:
+            chosen[segment] = quickest
+    snr = _end_to_end(bundle, chosen, golden)
+    if snr is not None and snr < MIN_SNR_DB:  # each near enough, not all together
+        chosen = {segment: names[0] for segment, names in rivals.items()}
+        snr = _end_to_end(bundle, chosen, golden)
+    return Choice(engines=chosen, snr_db=snr, trials=tuple(trials))
+
+
+def _trial(bundle: Bundle, segment: SegmentRecord, name: str, golden: Mapping[str, Array]) -> Trial:
+    given = {tensor: golden[tensor] for tensor in segment.inputs}
+    try:
+        engine = engines.loaded(name, bundle, segment, compute_units="ALL")
+        results = engine.run(given)
+        seconds = []
+        for _ in range(_RUNS):
+            started = time.perf_counter()
+            engine.run(given)
+            seconds.append(time.perf_counter() - started)
+    except Exception as error:  # an engine's library raises every kind; the reason is kept
+        return Trial(segment=segment.name, engine=name, seconds=None, failure=f"{type(error).__name__}: {error}")
+    negligible = bundle.manifest.plan.tolerances.negligible_max_abs
+    parities = [compare(golden[tensor], results[tensor]) for tensor in segment.outputs]
+    near = all(parity.reaches(MIN_SNR_DB, negligible) or parity.max_abs == 0 for parity in parities)
+    telling = [p.snr_db for p in parities if p.snr_db is not None and p.max_abs > negligible]
+    return Trial(
+        segment=segment.name,
+        engine=name,
+        seconds=min(seconds) if near else None,
+        snr_db=min(telling, default=None),
+        failure="" if near else f"an output is less than {MIN_SNR_DB:g} dB from the untouched model's",
+    )
+
+
+def _end_to_end(bundle: Bundle, chosen: Mapping[str, str], golden: Mapping[str, Array]) -> float | None:
+    inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.tensors if spec.producer == "input"}
+    results = Orchestrator(bundle, chosen).run(inputs)
+    found = [compare(golden[name], result).snr_db for name, result in results.items()]
+    return min((snr for snr in found if snr is not None and snr != float("inf")), default=None)
+
+
+def _fingerprint(bundle: Bundle, given: Mapping[str, str]) -> str:
+    """Of all that the answer depends on."""
+    files = {name: record.sha256 for name, record in sorted(bundle.manifest.files.items())}
+    facts = [files, given, machine().model_dump(), {name: _version(name) for name in _PACKAGES}]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""

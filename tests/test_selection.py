@@ -1,0 +1,135 @@
+"""Which engine is chosen: by time where it is near enough, and never in silence."""
+
+import time
+
+import numpy as np
+import pytest
+
+from splitter import engines, selection
+from splitter.engines.torch_engine import TorchEngine
+from splitter.errors import EngineError, UsageError
+
+
+class Rival(TorchEngine):
+    """torch, with a time and an error of its own."""
+
+    seconds, error, fails = 0.0, 0.0, False
+    loads = 0
+
+    @classmethod
+    def obstacle(cls, segment):
+        return None if segment.name == "encoder" else "the encoder only"
+
+    def __init__(self, bundle, segment, *, compute_units):
+        super().__init__(bundle, segment, compute_units=compute_units)
+        type(self).loads += 1
+
+    def run(self, inputs):
+        if self.fails:
+            raise RuntimeError("no such instruction")
+        time.sleep(self.seconds)
+        return {name: array * np.float32(1 + self.error) for name, array in super().run(inputs).items()}
+
+
+class Slow(TorchEngine):
+    def run(self, inputs):
+        time.sleep(0.2)
+        return super().run(inputs)
+
+
+@pytest.fixture
+def rivals(monkeypatch, tmp_path):
+    """torch slowed down, and one rival for the encoder; nothing else, and a cache of its own."""
+    kinds = {"torch": Slow, "rival": type("Rival", (Rival,), {"name": "rival"})}
+    monkeypatch.setattr(engines, "engine", lambda name: kinds[name])
+    monkeypatch.setattr(engines, "names", lambda: list(kinds))
+    monkeypatch.setattr(selection, "user_cache_path", lambda name: tmp_path / name)
+    return kinds["rival"]
+
+
+def chosen(bundle, **options):
+    said = []
+    return selection.fastest(bundle, say=said.append, **options), said
+
+
+def test_the_faster_engine_is_chosen_and_only_where_it_can(demo_bundle, rivals):
+    choice, said = chosen(demo_bundle)
+    assert choice.engines == {
+        "analysis": "torch", "encoder": "rival", "transformer": "torch", "decoder": "torch", "synthesis": "torch"
+    }  # fmt: skip
+    assert said == ["measuring the engines once for this bundle on this machine"]
+    assert {one.engine for one in choice.trials} == {"torch", "rival"}
+
+
+def test_slower_engine_is_not(demo_bundle, rivals):
+    rivals.seconds = 0.5
+    assert chosen(demo_bundle)[0].engines["encoder"] == "torch"
+
+
+@pytest.mark.parametrize(("error", "engine"), [(1e-4, "torch"), (3e-6, "rival")])  # 80 dB, 110 dB
+def test_fast_but_far_is_refused_and_said(demo_bundle, rivals, error, engine):
+    rivals.error = error
+    choice, said = chosen(demo_bundle)
+    assert choice.engines["encoder"] == engine
+    reasons = [line for line in said if "out of the question" in line]
+    assert len(reasons) == (engine == "torch")
+    assert all("rival" in line and "less than 100 dB" in line for line in reasons)
+
+
+def test_engine_that_fails_is_named_with_its_reason(demo_bundle, rivals):
+    rivals.fails = True
+    choice, said = chosen(demo_bundle)
+    assert choice.engines["encoder"] == "torch"
+    assert said[1] == "rival is out of the question for encoder: RuntimeError: no such instruction"
+
+
+def test_measured_once_for_a_bundle_and_its_circumstances(demo_bundle, rivals, monkeypatch):
+    first, _ = chosen(demo_bundle)
+    loads = rivals.loads
+    again, said = chosen(demo_bundle)
+    assert (again, said, rivals.loads) == (first, [], loads)
+    monkeypatch.setattr(selection, "_version", lambda name: "another")
+    assert chosen(demo_bundle)[1]
+
+
+def test_damaged_cache_is_measured_again(demo_bundle, rivals, tmp_path):
+    chosen(demo_bundle)
+    (kept,) = (tmp_path / "splitter" / "engines").iterdir()
+    kept.write_text('{"engines": {"encoder": 3}}')
+    choice, said = chosen(demo_bundle)
+    assert said
+    assert choice.engines["encoder"] == "rival"
+
+
+def test_what_is_asked_for_is_not_in_question(demo_bundle, rivals):
+    choice, said = chosen(demo_bundle, asked={"encoder": "torch"})
+    assert (choice.engines["encoder"], said, choice.trials) == ("torch", [], ())
+    with pytest.raises(EngineError, match="the encoder only"):
+        chosen(demo_bundle, asked={"decoder": "rival"})
+    with pytest.raises(UsageError, match="enkoder"):
+        chosen(demo_bundle, asked={"enkoder": "torch"})
+
+
+def test_fast_is_measured_and_never_half(demo_bundle, monkeypatch):
+    class Half(TorchEngine):
+        name = selection.FAST
+        unable = None
+
+        @classmethod
+        def obstacle(cls, segment):
+            return cls.unable
+
+        def run(self, inputs):
+            return {name: array * np.float32(1 + 1e-3) for name, array in super().run(inputs).items()}
+
+    kinds = {"torch": TorchEngine, selection.FAST: Half}
+    monkeypatch.setattr(engines, "engine", lambda name: kinds[name])
+    choice = selection.fast(demo_bundle, {"transformer": "torch"})
+    assert choice.engines == {
+        "analysis": "torch", "encoder": selection.FAST, "transformer": "torch", "decoder": selection.FAST,
+        "synthesis": "torch",
+    }  # fmt: skip
+    assert 40 < choice.snr_db < 65
+    Half.unable = "no bfloat16"
+    with pytest.raises(EngineError, match="no bfloat16"):
+        selection.fast(demo_bundle)
