@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
-from . import memory, packages, profile, separate, transformer
+from . import batch, load, memory, packages, profile, separate, transformer
 
 _BENCHMARKS = {
     "separate": separate.main,
+    "batch": batch.main,
+    "load": load.main,
     "memory": memory.main,
     "packages": packages.main,
     "transformer": transformer.main,

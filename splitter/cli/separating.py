@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ from .shell import command, engine_pairs, json_option, print_json, stderr, steps
 @click.option("--filename", default="{track}/{stem}.{ext}", show_default=True, help="Below OUT/<model>/.")
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
               help="Run a segment with this engine, e.g. transformer=jax.")  # fmt: skip
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Files at a time, each by a process with its share of the cores.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Make stems again that are there already.")
 @json_option
 def separate(
     files: tuple[Path, ...],
@@ -54,12 +58,17 @@ def separate(
     clip_mode: Any,
     filename: str,
     engines: tuple[tuple[str, str], ...],
+    jobs: int,
+    force: bool,
     as_json: bool,
 ) -> None:
-    """Separate FILES into OUT/<model>/<track>/<stem>.wav."""
+    """Separate FILES into OUT/<model>/<track>/<stem>.wav.
+
+    Files whose stems are there already, made of the same sound with the same bundle and options, are left alone.
+    """
+    from ..batch import separate as run
     from ..progress import bars
     from ..separation import Options
-    from ..separation import separate as run
 
     encoding = _encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode)
     bag = _find_bundle(bundle, name)
@@ -74,26 +83,60 @@ def separate(
         seed=seed,
     )
 
-    def report(outcome: Any) -> None:
-        if outcome.error is not None:
-            click.echo(f"splitter: error: {outcome.error}", err=True)
-        elif not as_json:
-            for stem in outcome.stems.values():
-                click.echo(stem)
+    with bars(stderr, len(files)) as shown:
 
-    with bars(stderr) as progress:
-        outcomes = run(files, bag, out, options=options, engines=dict(engines), progress=progress, done=report)
+        def report(outcome: Any) -> None:
+            shown.finish_file()
+            _say(outcome)
+            if not as_json:
+                for stem in outcome.stems.values():
+                    click.echo(stem)
+
+        outcomes = run(
+            files,
+            bag,
+            out,
+            options=options,
+            engines=dict(engines),
+            jobs=jobs,
+            force=force,
+            progress=shown.job,
+            done=report,
+        )
     if as_json:
         print_json({"files": [
             {
                 "path": str(outcome.path),
                 "stems": {stem: str(path) for stem, path in outcome.stems.items()},
                 "error": str(outcome.error) if outcome.error else None,
+                "attempts": outcome.attempts,
             }
             for outcome in outcomes
         ]})  # fmt: skip
+    if len(outcomes) > 1:
+        _sum_up(outcomes)
     if any(outcome.error for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+def _say(outcome: Any) -> None:
+    """On standard error: what is not as usual about it."""
+    if outcome.error is not None:
+        click.echo(f"splitter: error: {outcome.error}", err=True)
+    elif outcome.attempts == 0:
+        click.echo(f"{outcome.path}: its stems are there already (--force makes them again)", err=True)
+    elif outcome.attempts > 1:
+        click.echo(f"{outcome.path}: done by attempt {outcome.attempts}; its worker was killed before", err=True)
+
+
+def _sum_up(outcomes: Sequence[Any]) -> None:
+    failed = [outcome for outcome in outcomes if outcome.error]
+    already = sum(outcome.attempts == 0 for outcome in outcomes)
+    click.echo(
+        f"{len(outcomes) - already - len(failed)} separated, {already} there already, {len(failed)} failed", err=True
+    )
+    for outcome in failed:
+        click.echo(f"  {outcome.path}", err=True)
 
 
 def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> Any:
