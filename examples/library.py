@@ -23,7 +23,11 @@ def main() -> None:
     ray.init(log_to_driver=False)
     workers = int(min(ray.cluster_resources()["CPU"] // CORES_EACH, len(songs)))
     rows = ray.data.from_items([{"path": song} for song in songs], override_num_blocks=len(songs)).map(
-        SeparateTracks, fn_constructor_args=(bundle, out), num_cpus=CORES_EACH, concurrency=workers
+        SeparateTracks,
+        fn_constructor_args=(bundle, out),
+        fn_constructor_kwargs={"threads": CORES_EACH},
+        num_cpus=CORES_EACH,
+        compute=ray.data.ActorPoolStrategy(size=workers),
     )
     for row in rows.iter_rows():
         print(json.dumps(row), flush=True)

@@ -6,20 +6,25 @@ is done already is left alone, so any row may be run again, anywhere that sees t
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .batch import Outcome, separate_file
 from .bundle import load_any
 from .separation import Options, Separator
+from .workers import limits
 
 
 class SeparateTracks:
     """Separates the track of a row; for `ray.data.Dataset.map`, which keeps one in each of its workers.
 
-    rows.map(SeparateTracks, fn_constructor_args=("htdemucs.bundle", "separated"), num_cpus=2, concurrency=8)
+    rows.map(SeparateTracks, fn_constructor_args=("htdemucs.bundle", "separated"), num_cpus=2,
+             compute=ray.data.ActorPoolStrategy(size=8))
 
     In: ``path``; with ``bytes``, the file's content, ``path`` need not exist here and only names the stems.
     Out: ``path``; ``stems``, the file of each stem by name, None where it could not be made; ``error``, None or what is
@@ -32,18 +37,23 @@ class SeparateTracks:
         out: str,
         options: Options = Options(),
         engines: Mapping[str, str] | None = None,
+        threads: int | None = None,
     ) -> None:
-        """Load the bundle; each library takes the threads that ``num_cpus`` gives the worker.
+        """Load the bundle.
 
         Args:
             bundle: Directory of a bundle or a bag that every worker sees.
             out: As is this one: stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
             options: Everything else about the stems.
             engines: Engine name by segment name.
+            threads: That torch and XLA compute with, as many as ``num_cpus``; what they take by themselves where None.
 
         Raises:
             BundleError, UsageError, EngineError: No track can be separated like this.
         """
+        if threads is not None:
+            torch.set_num_threads(threads)
+            os.environ |= limits(threads)
         self._separator = Separator(load_any(bundle), options, engines)
         self._separator.load()
         self._out = Path(out)

@@ -30,6 +30,24 @@ def cores() -> int:
     return loky.cpu_count()
 
 
+def limits(threads: int) -> dict[str, str]:
+    """Environment of a process in which each library that computes with threads takes so many.
+
+    Read when they are loaded: torch's OpenMP, what NumPy multiplies with, and XLA (NPROC in older versions).
+    """
+    return dict.fromkeys(
+        (
+            "OMP_NUM_THREADS",
+            "OPENBLAS_NUM_THREADS",
+            "MKL_NUM_THREADS",
+            "VECLIB_MAXIMUM_THREADS",
+            "PJRT_NPROC",
+            "NPROC",
+        ),
+        str(threads),
+    )
+
+
 class Worker:
     """One process, started when it is first called and anew after it has died."""
 
@@ -82,8 +100,9 @@ class Worker:
             if self._stopped:
                 raise CancelledError
             if self._executor is None:
-                limits = dict.fromkeys(_THREADS, str(self._threads))
-                self._executor = loky.ProcessPoolExecutor(1, initializer=_begin, initargs=(os.getpid(),), env=limits)
+                self._executor = loky.ProcessPoolExecutor(
+                    1, initializer=_begin, initargs=(os.getpid(),), env=limits(self._threads)
+                )
             return self._executor
 
     def _end(self, executor: loky.ProcessPoolExecutor) -> None:
@@ -91,17 +110,6 @@ class Worker:
         with self._lock:
             executor.shutdown(wait=True, kill_workers=True)
             self._executor = None
-
-
-# Read when a library is loaded: torch's OpenMP, what NumPy multiplies with, and XLA (NPROC in older versions).
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "PJRT_NPROC",
-    "NPROC",
-)
 
 
 def _begin(parent: int) -> None:
