@@ -23,7 +23,7 @@ from splitter.workers import cores
 from .processes import bundle
 
 _FILES, _BROKEN, _DISTINCT = 200, 10, 4
-_BETWEEN = (1.0, 8.0)  # seconds from one kill to the next
+_BETWEEN = (5, 15)  # files from one kill to the next
 _OPTIONS = Options(shifts=0)
 
 
@@ -37,16 +37,17 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
         expected = [outcome.stems for outcome in undisturbed]
         out, over = directory / "out", threading.Event()
         killed: list[int] = []
+        told: list[Outcome] = []
         first: dict[Path, int] = {}
         threads = [
-            threading.Thread(target=_kill, args=(over, killed)),
+            threading.Thread(target=_kill, args=(over, told, killed)),
             threading.Thread(target=_note, args=(over, out, first)),
         ]
         for thread in threads:
             thread.start()
         started = time.monotonic()
         try:
-            outcomes = separate(tracks, bag, out, options=_OPTIONS, jobs=cores())
+            outcomes = separate(tracks, bag, out, options=_OPTIONS, jobs=cores(), done=told.append)
         finally:
             over.set()
             for thread in threads:
@@ -101,14 +102,17 @@ def _tracks(directory: Path) -> tuple[list[Path], set[Path]]:
     return tracks, set(broken)
 
 
-def _kill(over: threading.Event, killed: list[int]) -> None:
+def _kill(over: threading.Event, told: list[Outcome], killed: list[int]) -> None:
+    """Any worker, whatever it is at, some files after the last one that was killed."""
     dice = random.Random(0)
-    while not over.wait(dice.uniform(*_BETWEEN)):
+    due = dice.randint(*_BETWEEN)
+    while not over.wait(dice.uniform(0.0, 1.0)):
         workers = [one for one in psutil.Process().children() if any("popen_loky" in word for word in one.cmdline())]
-        if workers:
+        if workers and len(told) >= due:
             chosen = dice.choice(workers)
             chosen.kill()
             killed.append(chosen.pid)
+            due = len(told) + dice.randint(*_BETWEEN)
 
 
 def _note(over: threading.Event, out: Path, first: dict[Path, int]) -> None:
