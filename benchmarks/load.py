@@ -6,6 +6,7 @@ import random
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -107,12 +108,21 @@ def _kill(over: threading.Event, told: list[Outcome], killed: list[int]) -> None
     dice = random.Random(0)
     due = dice.randint(*_BETWEEN)
     while not over.wait(dice.uniform(0.0, 1.0)):
-        workers = [one for one in psutil.Process().children() if any("popen_loky" in word for word in one.cmdline())]
-        if workers and len(told) >= due:
+        if len(told) >= due and (workers := _workers()):
             chosen = dice.choice(workers)
             chosen.kill()
             killed.append(chosen.pid)
             due = len(told) + dice.randint(*_BETWEEN)
+
+
+def _workers() -> list[psutil.Process]:
+    """Those of this process, and not what loky has beside them."""
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just died
+            if any("popen_loky" in word for word in one.cmdline()):
+                found.append(one)
+    return found
 
 
 def _note(over: threading.Event, out: Path, first: dict[Path, int]) -> None:

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 from concurrent.futures import CancelledError
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -330,7 +331,12 @@ def test_more_jobs_than_cores_are_refused(tmp_path, toy, jobs):
 
 def workers():
     """Those of this process, and not what loky has beside them."""
-    return [one for one in psutil.Process().children() if any("popen_loky" in word for word in one.cmdline())]
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just died
+            if any("popen_loky" in word for word in one.cmdline()):
+                found.append(one)
+    return found
 
 
 @two_cores

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -89,8 +90,7 @@ def separate(
             shown.finish_file()
             _say(outcome)
             if not as_json:
-                for stem in outcome.stems.values():
-                    click.echo(stem)
+                _print(sys.stdout, *outcome.stems.values())
 
         outcomes = run(
             files,
@@ -122,21 +122,24 @@ def separate(
 def _say(outcome: Any) -> None:
     """On standard error: what is not as usual about it."""
     if outcome.error is not None:
-        click.echo(f"splitter: error: {outcome.error}", err=True)
+        _print(sys.stderr, f"splitter: error: {outcome.error}")
     elif outcome.attempts == 0:
-        click.echo(f"{outcome.path}: its stems are there already (--force makes them again)", err=True)
+        _print(sys.stderr, f"{outcome.path}: its stems are there already (--force makes them again)")
     elif outcome.attempts > 1:
-        click.echo(f"{outcome.path}: done by attempt {outcome.attempts}; its worker was killed before", err=True)
+        _print(sys.stderr, f"{outcome.path}: done by attempt {outcome.attempts}; its worker was killed before")
 
 
 def _sum_up(outcomes: Sequence[Any]) -> None:
     failed = [outcome for outcome in outcomes if outcome.error]
     already = sum(outcome.attempts == 0 for outcome in outcomes)
-    click.echo(
-        f"{len(outcomes) - already - len(failed)} separated, {already} there already, {len(failed)} failed", err=True
-    )
-    for outcome in failed:
-        click.echo(f"  {outcome.path}", err=True)
+    made = len(outcomes) - already - len(failed)
+    _print(sys.stderr, f"{made} separated, {already} there already, {len(failed)} failed")
+    _print(sys.stderr, *(f"  {outcome.path}" for outcome in failed))
+
+
+def _print(stream: TextIO, *lines: object) -> None:
+    """While bars are shown they stay below the lines; `click.echo` would find its way around that."""
+    stream.writelines(f"{line}\n" for line in lines)
 
 
 def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> Any:
