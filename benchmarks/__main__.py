@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import batch, load, memory, packages, profile, separate, transformer
+from . import batch, cuts, load, memory, packages, profile, separate, transformer
 
 _BENCHMARKS = {
     "separate": separate.main,
@@ -14,6 +14,7 @@ _BENCHMARKS = {
     "packages": packages.main,
     "transformer": transformer.main,
     "profile": profile.main,
+    "cuts": cuts.main,
 }
 
 

@@ -6,11 +6,9 @@ import random
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import psutil
 import soundfile
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +19,7 @@ from splitter.separation import Options
 from splitter.weights.demo import songs
 from splitter.workers import cores
 
-from .processes import bundle
+from .processes import bundle, workers
 
 _FILES, _BROKEN, _DISTINCT = 200, 10, 4
 _BETWEEN = (5, 15)  # files from one kill to the next
@@ -108,21 +106,11 @@ def _kill(over: threading.Event, told: list[Outcome], killed: list[int]) -> None
     dice = random.Random(0)
     due = dice.randint(*_BETWEEN)
     while not over.wait(dice.uniform(0.0, 1.0)):
-        if len(told) >= due and (workers := _workers()):
-            chosen = dice.choice(workers)
+        if len(told) >= due and (at_work := workers()):
+            chosen = dice.choice(at_work)
             chosen.kill()
             killed.append(chosen.pid)
             due = len(told) + dice.randint(*_BETWEEN)
-
-
-def _workers() -> list[psutil.Process]:
-    """Those of this process, and not what loky has beside them."""
-    found = []
-    for one in psutil.Process().children():
-        with suppress(psutil.Error):  # it has just died
-            if any("popen_loky" in word for word in one.cmdline()):
-                found.append(one)
-    return found
 
 
 def _note(over: threading.Event, out: Path, first: dict[Path, int]) -> None:

@@ -18,7 +18,9 @@ with install_import_hook("splitter.kernels", "beartype.beartype"):
     import splitter.kernels.xla
 
 import splitter
+from splitter import compiler
 from splitter.bundle import Bundle
+from splitter.capture import capture
 from splitter.weights import checkpoints
 from splitter.weights.demo import songs
 
@@ -35,6 +37,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(1800))
             if not (DATA / "models").is_dir():
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def captured_once():
+    """A third of a build is its capture: what the suite builds again and again is captured once in a process."""
+    known = {}
+
+    def remembered(model, inputs, outputs):
+        tensors = {**{f"input {name}": one for name, one in inputs.items()}, **model.state_dict()}
+        key = (repr(model), outputs, *((name, one.numpy().tobytes()) for name, one in tensors.items()))
+        if key not in known:
+            known[key] = capture(model, inputs, outputs)
+        return known[key].copy()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "capture", remembered)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,12 @@ import os
 import random
 import threading
 from concurrent.futures import CancelledError
-from contextlib import suppress
 
 import numpy as np
-import psutil
 import pytest
 import soundfile
 
+from benchmarks.processes import workers
 from splitter.audio import Encoding
 from splitter.batch import ATTEMPTS, deliver, separate, separate_file
 from splitter.bundle import Bag, load_any
@@ -329,16 +328,6 @@ def test_more_jobs_than_cores_are_refused(tmp_path, toy, jobs):
         separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out", jobs=jobs)
 
 
-def workers():
-    """Those of this process, and not what loky has beside them."""
-    found = []
-    for one in psutil.Process().children():
-        with suppress(psutil.Error):  # it has just died
-            if any("popen_loky" in word for word in one.cmdline()):
-                found.append(one)
-    return found
-
-
 @two_cores
 def test_24_files_with_broken_ones_and_workers_killed_at_random(tmp_path, toy):
     tracks = [noise(tmp_path / f"{index:02}.wav", index % 3, seconds=0.5) for index in range(24)]
@@ -355,10 +344,9 @@ def test_24_files_with_broken_ones_and_workers_killed_at_random(tmp_path, toy):
         """Kill one that is at work now and then; note every stem as it first appears."""
         dice = random.Random(1)
         while not over.wait(0.02):
-            for path in (tmp_path / "out").rglob("*.wav"):
-                if not path.parent.name.startswith(".separating-"):
-                    seen.setdefault(path, path.stat().st_ino)
-            if len(killed) < 2 and len(told) > 6 * len(killed) and dice.random() < 0.1 and (at_work := workers()):
+            for path in (tmp_path / "out").glob("*/[!.]*/*.wav"):
+                seen.setdefault(path, path.stat().st_ino)
+            if len(killed) < 2 and len(told) >= (3, 10)[len(killed)] and (at_work := workers()):
                 killed.append(dice.choice(at_work))
                 killed[-1].kill()
 

@@ -30,10 +30,9 @@ from splitter.tuning.weights import FORMS, Decoder, weights_of
 from splitter.weights import transformer
 
 from .conftest import snr_db
-from .test_tuning import THREE
-from .toys import Hybrid
+from .toys import PACKAGES_PLAN, Hybrid
 
-SMALL = plans.changed(THREE, compression={"min_elements": 300})
+SMALL = plans.changed(PACKAGES_PLAN, compression={"min_elements": 300})
 LIMIT = 0.5
 
 

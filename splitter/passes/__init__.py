@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ..errors import PassError, PlanError
 from ..program import Program
+from .conv1d_as_conv2d import Conv1dAsConv2d
 from .fold_long_axes import FoldLongAxes
 from .keep_broadcasts_small import KeepBroadcastsSmall
 from .means_in_stages import MeansInStages
 from .norms_safe_in_half import NormsSafeInHalf
+from .rows_out_of_batch import RowsOutOfBatch
 
 
 class Pass(Protocol):
@@ -37,11 +39,26 @@ class Pass(Protocol):
 
 
 PASSES: Mapping[str, Pass] = {
-    one.name: one for one in (KeepBroadcastsSmall(), NormsSafeInHalf(), FoldLongAxes(), MeansInStages())
+    one.name: one
+    for one in (
+        KeepBroadcastsSmall(),
+        NormsSafeInHalf(),
+        RowsOutOfBatch(),
+        FoldLongAxes(),
+        Conv1dAsConv2d(),
+        MeansInStages(),
+    )
 }
 
 PRESETS: Mapping[str, tuple[str, ...]] = {
-    "ane": ("keep-broadcasts-small", "norms-safe-in-half", "fold-long-axes", "means-in-stages"),
+    "ane": (
+        "keep-broadcasts-small",
+        "norms-safe-in-half",
+        "rows-out-of-batch",
+        "fold-long-axes",
+        "conv1d-as-conv2d",
+        "means-in-stages",
+    ),
 }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from .folding import Folded, Folding, Rule, UnfoldableError, is_trimmed, length_of, only_trim, trimmed_to
+from .insertion import as_images
 
 _aten = torch.ops.aten
 _OF_BOTH = frozenset({_aten.add.Tensor, _aten.sub.Tensor})  # 0 where all operands are
@@ -20,7 +21,7 @@ _OF_COLLAPSED = frozenset(
     {_aten.sqrt.default, _aten.maximum.default, _aten.clamp.default, _aten.log2.default, _aten.ceil.default,
      _aten.exp2.default}
 )  # fmt: skip
-_ELEMENTWISE = _OF_BOTH | _OF_EITHER | _OF_ONE | _OF_COLLAPSED
+ELEMENTWISE = _OF_BOTH | _OF_EITHER | _OF_ONE | _OF_COLLAPSED
 
 
 # ------------------------------------------------------------------------------------------- rules
@@ -68,7 +69,7 @@ def _convolution(folding: Folding, node: fx.Node) -> Folded:
     if kernel > 1:
         value = folding.clean(x)
     rows = folding.beside(value, padding, max(right, 0))
-    arguments = [rows, _as_image(folding, weight), bias and folding.plain_value(bias)]
+    arguments = [rows, as_images(folding.call, folding.plain_value(weight)), bias and folding.plain_value(bias)]
     result = folding.call(_aten.conv2d.default, *arguments, [1, stride], [0, 0], [1, dilation], groups)
     made = Folded(result, length, value.rows, value.columns // stride, clean=False)
     return folding.masked(made) if folding.is_long(node) else made
@@ -95,7 +96,7 @@ def _transposed_convolution(folding: Folding, node: fx.Node) -> Folded:
     if behind < 0:
         raise UnfoldableError
     shared = min(before, behind)
-    arguments = [rows, _as_image(folding, weight), bias and folding.plain_value(bias)]
+    arguments = [rows, as_images(folding.call, folding.plain_value(weight)), bias and folding.plain_value(bias)]
     result = folding.call(_aten.conv_transpose2d.input, *arguments, [1, stride], [0, shared], [0, 0], groups)
     if before != behind:
         first = before - shared
@@ -155,7 +156,7 @@ def _reduced(folding: Folding, node: fx.Node) -> Folded:
 
 
 RULES: Mapping[Any, Rule] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
     _aten.conv1d.default: _convolution,
     _aten.conv_transpose1d.default: _transposed_convolution,
     _aten.pad.default: _padded,
@@ -186,9 +187,3 @@ def _arguments(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
     if node.kwargs:
         raise UnfoldableError
     return (*_given(node), *defaults[len(node.args) - 2 :])
-
-
-def _as_image(folding: Folding, weight: fx.Node) -> fx.Node:
-    """A kernel (o, i, k) as (o, i, 1, k)."""
-    out, into, kernel = weight.meta["type"].shape
-    return folding.call(_aten.view.default, folding.plain_value(weight), [out, into, 1, kernel])

@@ -33,6 +33,12 @@ def inserter(graph: fx.Graph, module: str) -> Call:
     return call
 
 
+def as_images(call: Call, x: fx.Node) -> fx.Node:
+    """(a, b, n) as (a, b, 1, n)."""
+    before, channels, length = x.meta["type"].shape
+    return call(torch.ops.aten.view.default, x, [before, channels, 1, length])
+
+
 def _without_storage(node: fx.Node) -> torch.Tensor:
     kind: TensorType = node.meta["type"]
     return torch.empty(kind.shape, dtype=getattr(torch, kind.dtype), device="meta")

@@ -137,8 +137,7 @@ def _weights(trial: Trial, segment: SegmentRecord, exact: Mapping[str, Array]) -
     than it, which follows the signal. Only where it is not finite, noise proportional to the values stands in.
     """
     generator = np.random.default_rng(0)
-    function = trial.packages[segment.name].function
-    half = trial.predict(segment, in_half(function, {one.name for one in can_be_half(function)}), trial.reference[0])
+    half = trial.predict(segment, _all_half(trial, segment), trial.reference[0])
     weights = {}
     for name in segment.outputs:
         noise = half[name] - exact[name]

@@ -13,6 +13,8 @@ from splitter.partition import Segment
 from splitter.plan import Plan, Stage
 from splitter.program import TensorType
 
+from ..conftest import snr_db
+
 _STAGE = Stage(name="piece", target="coreml")
 _PLAN = Plan(family="piece", outputs=("y",), stages=(_STAGE,))
 
@@ -35,6 +37,11 @@ def captured(forward, x, **members):
 
 def targets(program):
     return [str(node.target).removeprefix("aten.") for node in program.operators]
+
+
+def moved_db(before, after, example):
+    """How near a rewritten program's output is to what it was."""
+    return snr_db(*(program.run(example)["y"].numpy() for program in (before, after)))
 
 
 def types_hold(program, example):
