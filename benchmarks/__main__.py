@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import click
 
-from . import cuts, memory, packages, peers, profile, separate, transformer
+from . import batch, cuts, load, memory, packages, peers, profile, separate, transformer
 
 _BENCHMARKS = {
     "separate": separate.main,
     "peers": peers.main,
+    "batch": batch.main,
+    "load": load.main,
     "memory": memory.main,
     "packages": packages.main,
     "transformer": transformer.main,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import soundfile
 
 import splitter
@@ -73,3 +75,13 @@ def demucs_command(checkpoint: str | None, track: Path, out: Path) -> list[str |
 
 def splitter_command(made: Path, track: Path, out: Path) -> list[str | Path]:
     return [SPLITTER, "separate", track, "-b", made, "-o", out, "--shifts", "0"]
+
+
+def workers() -> list[psutil.Process]:
+    """The worker processes of a batch in this process, and not what loky has beside them."""
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just died
+            if any("popen_loky" in word for word in one.cmdline()):
+                found.append(one)
+    return found

@@ -132,6 +132,12 @@ class Bag:
         model = bundle.manifest.model
         return cls(bundle.path, model.name, (bundle,), ((1.0,) * len(model.stems),))
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the members' manifests, which hold the hashes of all their files, and of the weights."""
+        said = [self.name, *(member.manifest.model_dump(mode="json") for member in self.members), self.weights]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
 
 def load_any(path: Path | str, *, check_hashes: bool = False) -> Bag:
     """Open a bundle or a bag of bundles, as a bag.
@@ -206,10 +212,12 @@ def write_manifest(directory: Path, manifest: Manifest | BagManifest) -> None:
 def file_records(directory: Path) -> dict[str, FileRecord]:
     """Size and hash of every file under a directory, by its path in it."""
     files = sorted(file for file in directory.rglob("*") if file.is_file())
-    return {
-        file.relative_to(directory).as_posix(): FileRecord(bytes=file.stat().st_size, sha256=_sha256(file))
-        for file in files
-    }
+    return {file.relative_to(directory).as_posix(): file_record(file) for file in files}
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and hash of a file. Raises `OSError` if it cannot be read."""
+    return FileRecord(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
 def _replaceable(out: Path) -> bool:

@@ -73,3 +73,11 @@ class OperationError(SplitterError):
 
 class AudioError(SplitterError):
     """An audio file that cannot be read or written."""
+
+
+class WorkerError(SplitterError):
+    """A worker process that ended before its work."""
+
+
+class InternalError(SplitterError):
+    """Something unforeseen that one file of a batch has brought up; the others go on."""

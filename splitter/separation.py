@@ -1,15 +1,14 @@
-"""Whole songs through a bundle: files in, stems out, in bounded memory."""
+"""One song through a bundle: a file in, stems out, in bounded memory. Many of them are `splitter.batch`'s."""
 
 from __future__ import annotations
 
 import random
-import shutil
 import string
-import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -18,14 +17,13 @@ import numpy as np
 import torch
 
 from .audio import Block, Encoding, Statistics, StemWriter, Track, Window, statistics
-from .bundle import Bag, Bundle
-from .errors import AudioError, SplitterError, UsageError
+from .bundle import Bag
+from .errors import UsageError
 from .lanes import Lanes
 from .orchestrator import Orchestrator
 from .overlap_add import Geometry, Pass, StartModel, Stems
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]
-Engines: TypeAlias = Mapping[str, str] | Callable[[Bundle], Mapping[str, str]] | None
 OTHER_METHODS: tuple[OtherMethod, ...] = ("add", "minus", "none")
 DEFAULT_FILENAME = "{track}/{stem}.{ext}"
 
@@ -65,31 +63,34 @@ class Progress:
         """So much of it is done."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one file: its stems by name, or the error."""
-
-    path: Path
-    stems: Mapping[str, Path]
-    error: SplitterError | None = None
-
-
 class Separator:
-    """A bag of bundles, loaded once, for any number of files."""
+    """A bag of bundles, loaded once, for any number of files.
 
-    def __init__(self, bag: Bag, options: Options = Options(), engines: Engines = None) -> None:
-        """Load every member with the given engine per segment.
+    Attributes:
+        engines: As they were asked for, by segment.
+        otherwise: Those of the other segments.
+    """
+
+    def __init__(
+        self,
+        bag: Bag,
+        options: Options = Options(),
+        engines: Mapping[str, str] | None = None,
+        otherwise: Mapping[str, str] | None = None,
+    ) -> None:
+        """Check what is asked for.
 
         Args:
             bag: The bundles.
             options: How to separate.
-            engines: Engine name by segment name, or what gives them for the first member: `selection.fastest`.
+            engines: Engine by segment, where one is asked for.
+            otherwise: For the other segments, e.g. as `selection.fastest` finds; the default engine where none.
 
         Raises:
             UsageError: An option is out of range or names a stem the model does not have.
-            EngineError: An engine cannot run its segment here.
         """
         self.bag, self.options = bag, options
+        self.engines, self.otherwise = dict(engines or {}), dict(otherwise or {})
         model = bag.members[0].manifest.model
         self.stems, self.samplerate, self.channels = model.stems, model.samplerate, model.channels
         if options.two_stems is not None and options.two_stems not in self.stems:
@@ -109,10 +110,20 @@ class Separator:
             for member in bag.members
         ]
         self._lanes = Lanes.of(torch.get_num_threads())
+
+    def load(self) -> None:
+        """Load every member now, not with the first track.
+
+        Raises:
+            UsageError: An engine is named for a segment that there is not.
+            EngineError: An engine cannot run its segment here.
+        """
+        _ = self._orchestrators
+
+    @cached_property
+    def _orchestrators(self) -> list[Orchestrator]:
         with self._lanes.threads():  # engines count them when they load
-            if callable(engines):
-                engines = engines(bag.members[0])  # the others differ in their weights only
-            self._orchestrators = [Orchestrator(member, engines) for member in bag.members]
+            return [Orchestrator(member, {**self.otherwise, **self.engines}) for member in self.bag.members]
 
     def track(self, path: Path) -> Track:
         return Track(path, self.samplerate, self.channels)
@@ -171,6 +182,10 @@ class Separator:
             for offset in offsets
         ]
 
+    def home(self, out: Path) -> Path:
+        """The directory of the model."""
+        return out / self.bag.name
+
     def outputs(self, path: Path, out: Path) -> dict[str, Path]:
         """Where each stem of a file will be written."""
         two, method = self.options.two_stems, self.options.other_method
@@ -181,50 +196,20 @@ class Separator:
             names = [two, *rest]
         extension = self.options.encoding.container
         return {
-            name: out / self.bag.name / self.options.filename.format(
+            name: self.home(out) / self.options.filename.format(
                 track=path.stem, trackext=path.suffix.removeprefix("."), stem=name, ext=extension
             )
             for name in names
         }  # fmt: skip
 
-    def separate(self, path: Path, out: Path, progress: Progress = Progress()) -> dict[str, Path]:
-        """Separate one file into ``out/<model>/…``; all of its stems appear, or none.
+    def write(self, track: Track, files: Mapping[str, Path], progress: Progress = Progress()) -> None:
+        """Separate a track into a file for each stem of `outputs`, by its name.
 
         Raises:
-            AudioError: It cannot be read, or the stems cannot be written.
+            AudioError: It cannot be read.
+            OSError, RuntimeError: A file cannot be written; the latter from soundfile.
         """
-        track = self.track(path)
         heard = statistics(track)
-        outputs = self.outputs(path, out)
-        if path.resolve() in {target.resolve() for target in outputs.values()}:
-            raise UsageError(
-                "stems do not overwrite the track itself", received=path, fix="Choose another -o or --filename."
-            )
-        home = out / self.bag.name
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            staging = Path(tempfile.mkdtemp(prefix=".separating-", dir=home))
-        except OSError as error:
-            raise AudioError(f"{home} must be a writable directory", received=error.strerror) from error
-        try:
-            waiting = {name: staging / f"{index}.{target.name}" for index, (name, target) in enumerate(outputs.items())}
-            self._write(track, heard, waiting, progress)
-            for name, target in outputs.items():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                waiting[name].replace(target)
-        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-            reason = getattr(error, "strerror", None) or str(error)
-            raise AudioError(
-                f"the stems of {path} must be written to {home}",
-                received=reason.rstrip("."),
-                fix="None was left behind.",
-            ) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        return outputs
-
-    def _write(self, track: Track, heard: Statistics, files: Mapping[str, Path], progress: Progress) -> None:
-        """Stream every wanted stem into its file."""
         two, method = self.options.two_stems, self.options.other_method
         mixture = Window(track, history=0)
         position = 0
@@ -249,52 +234,6 @@ class Separator:
                     writer.write(stems[name])
             for writer in writers.values():
                 writer.finish()
-
-
-def separate(
-    files: Sequence[str | Path],
-    bag: Bag,
-    out: str | Path,
-    *,
-    options: Options = Options(),
-    engines: Engines = None,
-    progress: Progress = Progress(),
-    done: Callable[[Outcome], None] = lambda outcome: None,
-) -> list[Outcome]:
-    """Separate files one after another; one that fails does not stop the others.
-
-    Args:
-        files: Audio files in any format soundfile reads.
-        bag: What to run, from `splitter.bundle.load_any`.
-        out: Stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
-        options: Everything else.
-        engines: As `Separator` takes them.
-        progress: Shown the advance of each file.
-        done: Called with each file's outcome.
-
-    Raises:
-        UsageError: An option cannot be obeyed, or two files would write the same stems.
-    """
-    separator = Separator(bag, options, engines)
-    paths, out = [Path(file) for file in files], Path(out)
-    written: dict[Path, Path] = {}
-    for path in paths:
-        for target in separator.outputs(path, out).values():
-            if written.setdefault(target, path) != path:
-                raise UsageError(
-                    "every stem has a file of its own",
-                    received=f"{target} for both {written[target]} and {path}",
-                    fix="Rename one, or separate them into different directories.",
-                )
-    outcomes = []
-    for path in paths:
-        try:
-            outcome = Outcome(path, separator.separate(path, out, progress))
-        except SplitterError as error:
-            outcome = Outcome(path, {}, error)
-        outcomes.append(outcome)
-        done(outcome)
-    return outcomes
 
 
 def _in_turn(passes: Sequence[Pass], ahead: int) -> Iterator[Pass]:

@@ -24,6 +24,8 @@ from splitter.capture import capture
 from splitter.weights import checkpoints
 from splitter.weights.demo import songs
 
+from .toys import GRAPHS_PLAN, duo
+
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SPLITTER_DATA", ROOT.parent / "shared" / "data"))
 
@@ -76,6 +78,14 @@ def song_path(tmp_path_factory) -> Path:
     """Five seconds that the demo model was not trained on."""
     path = tmp_path_factory.mktemp("songs") / "song.wav"
     soundfile.write(path, songs.mixture(songs.synthesise(5.0, 1_000_001)).T, 44_100, subtype="FLOAT")
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy_path(tmp_path_factory) -> Path:
+    """A bundle that gives two stems and takes next to no time."""
+    path = tmp_path_factory.mktemp("toy") / "toy.bundle"
+    splitter.build(duo(), path, plan=GRAPHS_PLAN)
     return path
 
 

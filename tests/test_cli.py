@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
+import soundfile
 
 from splitter import arrays, cli, selection
 from splitter.engines import openvino_engine
@@ -125,6 +128,8 @@ FAILURES = {
     "unknown name": (["separate", "SONG", "-n", "htdemuxx"], "Names are demo"),
     "unknown stem": (["separate", "SONG", "-b", "BUNDLE", "--two-stems", "piano"], "drums, bass, other, vocals"),
     "overlap of one": (["separate", "SONG", "-b", "BUNDLE", "--overlap", "1"], "less than 1"),
+    "more jobs than cores": (["separate", "SONG", "-b", "BUNDLE", "-j", "4096"], "a core for each; got 4096"),
+    "no job": (["separate", "SONG", "-b", "BUNDLE", "-j", "0"], "jobs"),
     "two formats": (["separate", "SONG", "-b", "BUNDLE", "--mp3", "--flac"], "one format"),
     "two depths": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--int24"], "one format"),
     "float FLAC": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--flac"], "integers"),
@@ -329,41 +334,88 @@ def test_a_dump_that_cannot_be_read_is_one_message(splitter, tmp_path, demo_path
     assert not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.parametrize("verb", ["build", "separate"])
-def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
-    """A real SIGINT to a real process, while it works."""
-    from splitter.weights.demo import songs
+def tracks(directory, count, seconds=0.1):
+    paths = [directory / f"{index}.wav" for index in range(count)]
+    for seed, path in enumerate(paths):
+        soundfile.write(path, np.random.default_rng(seed).uniform(-0.5, 0.5, (int(8000 * seconds), 2)), 8000)
+    return paths
 
+
+def test_a_batch_says_what_it_made_what_was_there_and_what_failed(splitter, tmp_path, toy_path):
+    songs = tracks(tmp_path, 3)
+    songs[1].write_text("no sound")
+    code, out, err = splitter("separate", *songs, "-b", toy_path, "-o", tmp_path / "out")
+    assert code == 1
+    assert out.splitlines() == [str(tmp_path / "out" / "duo" / name / f"{stem}.wav")
+                                for name in ("0", "2") for stem in ("kept", "rest")]  # fmt: skip
+    assert err.splitlines()[-2:] == ["2 separated, 0 there already, 1 failed", f"  {songs[1]}"]
+    code, again, err = splitter("separate", *songs, "-b", toy_path, "-o", tmp_path / "out")
+    assert (code, again) == (1, out)
+    assert f"{songs[0]}: its stems are there already (--force makes them again)" in err
+    assert "0 separated, 2 there already, 1 failed" in err
+    code, out, err = splitter("separate", songs[0], "-b", toy_path, "-o", tmp_path / "out", "--force", "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["files"][0]["attempts"] == 1
+    code, out, _ = splitter("separate", songs[0], "-b", toy_path, "-o", tmp_path / "out", "--json")
+    assert json.loads(out)["files"][0]["attempts"] == 0
+
+
+def test_what_is_piped_stays_out_of_the_terminal(tmp_path, toy_path):
+    """Bars in the terminal, paths in the pipe."""
+    terminal, end = os.openpty()
+    command = [SPLITTER, "separate", *tracks(tmp_path, 2), "-b", toy_path, "-o", tmp_path / "out"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 4
+    shown = os.read(terminal, 1 << 16).decode()
+    assert "all files" in shown
+    assert "2/2 files" in shown
+    assert "kept.wav" not in shown
+    os.close(terminal)
+    os.close(end)
+
+
+@pytest.mark.parametrize("verb", ["build", "separate", "batch"])
+def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
+    """A real SIGINT to a real process and those it started, as a terminal sends it, while they work."""
     if verb == "build":
         arguments = ["build", "demo", "-o", tmp_path / "out" / "b"]
     else:
-        song = tmp_path / "long.wav"
-        import numpy as np
-        import soundfile
+        from splitter.weights.demo import songs
 
-        soundfile.write(song, np.tile(songs.mixture(songs.synthesise(5, 1)), 40).T, 44_100)
-        arguments = ["separate", song, "-b", demo_path, "-o", tmp_path / "out", *TORCH]
+        long = np.tile(songs.mixture(songs.synthesise(5, 1)), 40).T
+        files = [tmp_path / "a.wav", tmp_path / "b.wav"][: 2 if verb == "batch" else 1]
+        for file in files:
+            soundfile.write(file, long, 44_100)
+        arguments = ["separate", *files, "-b", demo_path, "-o", tmp_path / "out", "-j", str(len(files)), *TORCH]
     process = subprocess.Popen(
-        [sys.executable, "-c", _INTERRUPTIBLE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", _INTERRUPTIBLE, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "out").rglob("*")) and time.monotonic() < deadline:
+    begun = "*.waiting" if verb == "batch" else "*"  # what a worker writes
+    while not list((tmp_path / "out").rglob(begun)) and time.monotonic() < deadline:
         time.sleep(0.1)
     time.sleep(1.0)
     assert process.poll() is None, "it must still be working to be interrupted"
-    os.kill(process.pid, signal.SIGINT)
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err
     assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert len(started) >= (2 if verb == "batch" else 0)
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 def test_help_is_there_and_quick():
     result = subprocess.run([SPLITTER, "separate", "--help"], check=True, capture_output=True, text=True)
     for option in ("--two-stems", "--other-method", "--shifts", "--overlap", "--segment", "--mp3", "--flac", "--float32",
                    "--int24", "--clip-mode", "--filename", "--bundle", "--name", "--out", "--engine", "--fast",
-                   "--json"):  # fmt: skip
+                   "--jobs", "--force", "--json"):  # fmt: skip
         assert option in result.stdout
 
 

@@ -8,11 +8,11 @@ import soundfile
 import torch
 from demucs.apply import BagOfModels, apply_model
 
-from splitter.audio import Encoding, statistics
+from splitter.audio import statistics
 from splitter.bundle import Bag, Bundle
-from splitter.errors import AudioError, UsageError
+from splitter.errors import UsageError
 from splitter.overlap_add import Geometry
-from splitter.separation import Options, Progress, Separator, separate
+from splitter.separation import Options, Progress, Separator
 from splitter.weights.demo import songs
 
 from .conftest import snr_db
@@ -126,114 +126,6 @@ def test_progress_ends_at_its_total(tmp_path, bag):
     list(separator.stream(track, statistics(track), count))
     assert count.done == pytest.approx(count.total)
     assert count.total > 0
-
-
-# ----------------------------------------------------------------------------------------- files
-
-
-def test_files_appear_where_demucs_puts_them(tmp_path, bag, song_path):
-    (outcome,) = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))
-    assert outcome.error is None
-    files = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file())
-    assert files == [f"out/demo/song/{stem}.wav" for stem in ("bass", "drums", "other", "vocals")]
-    assert list(outcome.stems) == ["drums", "bass", "other", "vocals"]
-    info = soundfile.info(outcome.stems["drums"])
-    assert (info.samplerate, info.channels, info.subtype, info.frames) == (44_100, 2, "PCM_16", 220_500)
-    assert {file.name for file in (tmp_path / "out" / "demo").iterdir()} == {"song"}, "nothing left behind"
-
-
-def read(path):
-    return soundfile.read(path, dtype="float32", always_2d=True)[0].T
-
-
-@pytest.mark.parametrize("method", ["add", "minus", "none"])
-def test_two_stems(tmp_path, bag, song_path, method):
-    encoding = Encoding(subtype="FLOAT", clip="none")
-    every = separate([song_path], bag, tmp_path / "all", options=Options(shifts=0, encoding=encoding))[0].stems
-    options = Options(shifts=0, encoding=encoding, two_stems="vocals", other_method=method)
-    two = separate([song_path], bag, tmp_path / "two", options=options)[0].stems
-    assert list(two) == ["vocals", *{"add": ["no_vocals"], "minus": ["minus_vocals"], "none": []}[method]]
-    assert np.array_equal(read(two["vocals"]), read(every["vocals"]))
-    rest = sum(read(every[name]) for name in ("drums", "bass", "other"))
-    if method == "add":
-        assert snr_db(rest, read(two["no_vocals"])) >= 120
-    elif method == "minus":
-        mix = soundfile.read(song_path, dtype="float32")[0].T
-        assert snr_db(mix - read(every["vocals"]), read(two["minus_vocals"])) >= 120
-
-
-def test_one_bad_file_does_not_stop_the_others(tmp_path, bag, song_path):
-    (tmp_path / "bad.wav").write_text("no sound")
-    told = []
-    outcomes = separate(
-        [tmp_path / "bad.wav", song_path], bag, tmp_path / "out", options=Options(shifts=0), done=told.append
-    )
-    assert told == outcomes
-    assert [outcome.error is None for outcome in outcomes] == [False, True]
-    assert isinstance(outcomes[0].error, AudioError)
-    assert {file.name for file in (tmp_path / "out" / "demo").iterdir()} == {"song"}
-
-
-def test_interrupt_leaves_nothing_half_written(tmp_path, bag, song_path):
-    class Impatient(Progress):
-        def advance(self, seconds):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), progress=Impatient())
-    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
-
-
-def test_earlier_stems_survive_a_failure(tmp_path, bag, song_path):
-    stems = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))[0].stems
-    before = stems["drums"].read_bytes()
-
-    class Impatient(Progress):
-        def advance(self, seconds):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), progress=Impatient())
-    assert stems["drums"].read_bytes() == before
-
-
-def test_full_disk_is_one_message(tmp_path, bag, song_path, monkeypatch):
-    import resource
-    import signal
-
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        (outcome,) = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert isinstance(outcome.error, AudioError)
-    assert "must be written" in str(outcome.error)
-    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
-
-
-def test_output_that_cannot_be_a_directory_is_named(tmp_path, bag, song_path):
-    (tmp_path / "out").write_text("a file")
-    (outcome,) = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))
-    assert "writable directory" in str(outcome.error)
-
-
-def test_files_that_would_write_the_same_stems_are_refused(tmp_path, bag, song_path):
-    twin = tmp_path / song_path.name
-    twin.write_bytes(song_path.read_bytes())
-    with pytest.raises(UsageError, match="every stem has a file of its own"):
-        separate([song_path, twin], bag, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_track_itself_is_never_overwritten(tmp_path, bag, song_path):
-    track = tmp_path / "demo" / "drums.wav"
-    track.parent.mkdir()
-    track.write_bytes(song_path.read_bytes())
-    (outcome,) = separate([track], bag, tmp_path, options=Options(shifts=0, filename="{stem}.{ext}"))
-    assert isinstance(outcome.error, UsageError)
-    assert track.read_bytes() == song_path.read_bytes()
 
 
 @pytest.mark.parametrize(

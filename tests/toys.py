@@ -62,6 +62,27 @@ def separating() -> Hybrid:
     return model
 
 
+class Duo(Hybrid):
+    """The same as one of two stems; the other is what is left of the mixture."""
+
+    def forward(self, mix):
+        restored = super().forward(mix)
+        return torch.stack([restored, mix - restored], 1)
+
+
+GRAPHS_PLAN = Plan.model_validate(  # nothing lowered: a bundle of it is built in no time
+    HYBRID_PLAN.model_dump()
+    | {"outputs": ["stems"], "stages": [stage.model_dump() | {"target": "graph"} for stage in HYBRID_PLAN.stages]}
+)
+
+
+def duo() -> Duo:
+    """With what `splitter.build` asks of a module."""
+    model = Duo()
+    model.sources, model.samplerate, model.audio_channels, model.segment = ["kept", "rest"], 8000, 2, Fraction(64, 8000)
+    return model
+
+
 def cut(model, plan):
     """A captured toy's segments by name, and every tensor between them for one random input."""
     mix = torch.randn(1, 2, 64)

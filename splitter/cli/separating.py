@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -36,6 +38,9 @@ from .shell import command, engine_pairs, json_option, print_json, stderr, steps
               help="Run a segment with this engine, e.g. transformer=jax.  "
                    "[default: the fastest, as measured once]")  # fmt: skip
 @click.option("--fast", is_flag=True, help="In bfloat16, on a processor that computes in it; says what that costs.")
+@click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Files at a time, each by a process with its share of the cores.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Make stems again that are there already.")
 @json_option
 def separate(
     files: tuple[Path, ...],
@@ -57,13 +62,18 @@ def separate(
     filename: str,
     engines: tuple[tuple[str, str], ...],
     fast: bool,
+    jobs: int,
+    force: bool,
     as_json: bool,
 ) -> None:
-    """Separate FILES into OUT/<model>/<track>/<stem>.wav."""
+    """Separate FILES into OUT/<model>/<track>/<stem>.wav.
+
+    Files whose stems are there already, made of the same sound with the same bundle and options, are left alone.
+    """
     from .. import heap
+    from ..batch import separate as run
     from ..progress import bars
     from ..separation import Options
-    from ..separation import separate as run
 
     heap.keep_freed()  # before threads start
     encoding = _encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode)
@@ -79,42 +89,82 @@ def separate(
         seed=seed,
     )
 
-    def report(outcome: Any) -> None:
-        if outcome.error is not None:
-            click.echo(f"splitter: error: {outcome.error}", err=True)
-        elif not as_json:
-            for stem in outcome.stems.values():
-                click.echo(stem)
+    asked, otherwise = _chosen(bag.members[0], dict(engines), fast, jobs)
+    with bars(stderr, len(files)) as shown:
 
-    with bars(stderr) as progress:
-        choose = _choosing(dict(engines), fast)
-        outcomes = run(files, bag, out, options=options, engines=choose, progress=progress, done=report)
+        def report(outcome: Any) -> None:
+            shown.finish_file()
+            _say(outcome)
+            if not as_json:
+                _print(sys.stdout, *outcome.stems.values())
+
+        outcomes = run(
+            files,
+            bag,
+            out,
+            options=options,
+            engines=asked,
+            otherwise=otherwise,
+            jobs=jobs,
+            force=force,
+            progress=shown.job,
+            done=report,
+        )
     if as_json:
         print_json({"files": [
             {
                 "path": str(outcome.path),
                 "stems": {stem: str(path) for stem, path in outcome.stems.items()},
                 "error": str(outcome.error) if outcome.error else None,
+                "attempts": outcome.attempts,
             }
             for outcome in outcomes
         ]})  # fmt: skip
+    if len(outcomes) > 1:
+        _sum_up(outcomes)
     if any(outcome.error for outcome in outcomes):
         raise click.exceptions.Exit(1)
 
 
-def _choosing(asked: dict[str, str], fast: bool) -> Any:
-    """Gives the engine of every segment: what was asked for, and the fastest for the rest. Says which it is."""
+def _chosen(bundle: Any, asked: dict[str, str], fast: bool, jobs: int) -> tuple[dict[str, str], dict[str, str]]:
+    """Engines by segment: those asked for, and the fastest for the rest. Says which they are."""
+    import torch
+
     from .. import selection
+    from ..lanes import Lanes
+    from ..workers import share
 
-    def choose(bundle: Any) -> dict[str, str]:
+    threads = torch.get_num_threads() if jobs == 1 else share(jobs)
+    with Lanes.of(threads).threads():
         choice = selection.fast(bundle, asked) if fast else selection.fastest(bundle, asked, stderr.print)
-        pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())
-        stderr.print(f"engines: {pairs}", soft_wrap=True)
-        if fast and choice.snr_db is not None:
-            stderr.print(f"fast: {choice.snr_db:.1f} dB from float32 on the bundle's golden input")
-        return choice.engines
+    pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())
+    stderr.print(f"engines: {pairs}", soft_wrap=True)
+    if fast and choice.snr_db is not None:
+        stderr.print(f"fast: {choice.snr_db:.1f} dB from float32 on the bundle's golden input")
+    return (choice.engines, {}) if fast else (asked, choice.engines)
 
-    return choose
+
+def _say(outcome: Any) -> None:
+    """On standard error: what is not as usual about it."""
+    if outcome.error is not None:
+        _print(sys.stderr, f"splitter: error: {outcome.error}")
+    elif outcome.attempts == 0:
+        _print(sys.stderr, f"{outcome.path}: its stems are there already (--force makes them again)")
+    elif outcome.attempts > 1:
+        _print(sys.stderr, f"{outcome.path}: done by attempt {outcome.attempts}; its worker was killed before")
+
+
+def _sum_up(outcomes: Sequence[Any]) -> None:
+    failed = [outcome for outcome in outcomes if outcome.error]
+    already = sum(outcome.attempts == 0 for outcome in outcomes)
+    made = len(outcomes) - already - len(failed)
+    _print(sys.stderr, f"{made} separated, {already} there already, {len(failed)} failed")
+    _print(sys.stderr, *(f"  {outcome.path}" for outcome in failed))
+
+
+def _print(stream: TextIO, *lines: object) -> None:
+    """While bars are shown they stay below the lines; `click.echo` would find its way around that."""
+    stream.writelines(f"{line}\n" for line in lines)
 
 
 def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> Any:

@@ -6,7 +6,9 @@ import io
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from ..boundary import Array
 from ..bundle import Bundle
 from ..errors import AudioError
 from ..orchestrator import Orchestrator
-from ..overlap_add import Geometry, Pass, RunModel, Stems
+from ..overlap_add import Geometry, Pass, Stems
 from ..parity import Parity, compare
 from ..partition import INPUT, OUTPUT
 
@@ -171,14 +173,14 @@ def _part(track: Track, start: float, seconds: float) -> Block:
     return part
 
 
-def _separated(bundle: Bundle, mixture: Block, run: RunModel) -> Stems:
+def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) -> Stems:
     model = bundle.manifest.model
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
         path = Path(scratch) / "excerpt.wav"
         _write(path, mixture, Encoding("wav", "FLOAT", "none"), model.samplerate)
         track = Track(path, model.samplerate, model.channels)
         one_pass = Pass(
-            run,
+            partial(pool.submit, run),
             Window(track, history=model.samples),
             heard := statistics(track),
             Geometry.of(model=model.samples, samplerate=model.samplerate, overlap=_OVERLAP, segment=None),

@@ -1,0 +1,374 @@
+"""Many songs: one after another or in worker processes, each done once, interrupted or not.
+
+All stems of a file appear, or none: they are made in a staging directory and moved when they are complete. What a
+batch has done before it was interrupted counts in the next one, see `splitter.receipts`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import struct
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TypeAlias
+
+from . import receipts
+from .bundle import Bag, Bundle, file_record
+from .errors import AudioError, InternalError, SplitterError, UsageError, WorkerError
+from .manifest import FileRecord
+from .separation import Options, Progress, Separator
+from .workers import Worker, share
+
+ATTEMPTS = 4  # of a file whose worker is killed
+_STAGING = ".separating-"
+_PROGRESS = struct.Struct("<dd")  # seconds done, seconds in all
+
+Work: TypeAlias = Callable[[Path, Path, Path, Progress], SplitterError | None]  # track, out, staging directory
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+        path: The track.
+        stems: By name; empty with an error.
+        error: Why there are none.
+        attempts: How often it was begun; 0 if its stems were there already.
+    """
+
+    path: Path
+    stems: Mapping[str, Path]
+    error: SplitterError | None = None
+    attempts: int = 1
+
+
+def separate(
+    files: Sequence[str | Path],
+    bag: Bag,
+    out: str | Path,
+    *,
+    options: Options = Options(),
+    engines: Mapping[str, str] | None = None,
+    otherwise: Mapping[str, str] | None = None,
+    jobs: int = 1,
+    force: bool = False,
+    progress: Callable[[], Progress] = Progress,
+    done: Callable[[Outcome], None] = lambda outcome: None,
+) -> list[Outcome]:
+    """Separate files; one that fails does not stop the others.
+
+    A file is left alone if its stems are there and were made of the same sound with the same bundle, options and
+    engines. With several jobs a worker that is killed is replaced, and its file tried again, `ATTEMPTS` times in all.
+
+    Args:
+        files: Audio files in any format soundfile reads.
+        bag: What to run, from `splitter.bundle.load_any`.
+        out: Stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
+        options: Everything else about the stems.
+        engines: Engine by segment, where one is asked for.
+        otherwise: For the other segments, see `Separator`. Stems are not made again because these are others now.
+        jobs: Files at a time. One is separated in this process; more in worker processes that share out the cores.
+        force: Make the stems again that are there already.
+        progress: Called once for each job; shown the advance of its files, one after another.
+        done: Called with each file's outcome, as they come.
+
+    Returns:
+        The outcomes in the order of ``files``, each file once.
+
+    Raises:
+        UsageError: An option cannot be obeyed, there are more jobs than cores, or two files would write the same
+            stems.
+        EngineError: An engine cannot run its segment here.
+    """
+    separator = Separator(bag, options, engines, otherwise)
+    paths, out = list(dict.fromkeys(Path(file) for file in files)), Path(out)
+    share(jobs)
+    _check_outputs(separator, paths, out)
+    if force:
+        _forget(separator, paths, out)
+    outcomes: dict[Path, Outcome] = {}
+    way = _in_workers if jobs > 1 else _in_turn
+    with closing(way(separator, paths, out, jobs, progress)) as coming:
+        for outcome in coming:
+            outcomes[outcome.path] = outcome
+            done(outcome)
+    return [outcomes[path] for path in paths]
+
+
+def separate_file(
+    separator: Separator, path: Path, out: Path, progress: Progress = Progress(), work: Work | None = None
+) -> Outcome:
+    """Separate one file, unless that has been done.
+
+    Args:
+        separator: How.
+        path: The track.
+        out: As for `separate`.
+        progress: Shown its advance.
+        work: What makes the stems in a staging directory and moves them, `deliver` where None; called again when it
+            raises `WorkerError`.
+
+    Raises:
+        UsageError, EngineError: The bundle cannot be loaded as asked.
+    """
+    outputs, home = separator.outputs(path, out), separator.home(out)
+    if path.resolve() in {target.resolve() for target in outputs.values()}:
+        refused = UsageError(
+            "stems do not overwrite the track itself", received=path, fix="Choose another -o or --filename."
+        )
+        return Outcome(path, {}, refused)
+    if receipts.complete(separator, path, home, outputs):
+        return Outcome(path, outputs, attempts=0)
+    work = work or partial(deliver, separator)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _staging(home) as staging:
+                error = work(path, out, staging, progress)
+        except AudioError as unwritable:
+            error = unwritable
+        except WorkerError:
+            if not receipts.complete(separator, path, home, outputs):  # it may have died after its last step
+                continue
+            error = None
+        return Outcome(path, {} if error else outputs, error, attempt)
+    lost = WorkerError(
+        f"{path} must be separated by a worker that lives until it is done",
+        received=f"{ATTEMPTS} that were killed",
+        fix="Does the memory suffice? Fewer jobs take less.",
+    )
+    return Outcome(path, {}, lost, ATTEMPTS)
+
+
+def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress: Progress) -> SplitterError | None:
+    """Make the stems of a file in a staging directory; then its receipt, then the stems are moved to their places.
+
+    Returns:
+        What is wrong with the file, if anything.
+
+    Raises:
+        UsageError, EngineError: The bundle cannot be loaded as asked, for this file or any other.
+    """
+    separator.load()
+    outputs, home = separator.outputs(path, out), separator.home(out)
+    try:
+        source = _hashed(path)
+        waiting = {name: staging / f"{index}.{target.name}" for index, (name, target) in enumerate(outputs.items())}
+        try:
+            separator.write(separator.track(path), waiting, progress)
+            stems = {target: waiting[name] for name, target in outputs.items()}
+            receipts.place(receipts.made(separator, source, home, stems), staging, home)
+            for target, made in stems.items():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                made.replace(target)
+        except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+            reason = getattr(error, "strerror", None) or str(error)
+            raise AudioError(
+                f"the stems of {path} must be written to {home}",
+                received=reason.rstrip("."),
+                fix="None was left behind.",
+            ) from error
+    except SplitterError as error:
+        return error
+    except Exception as error:  # of any library below: the other files go on
+        if os.environ.get("SPLITTER_DEBUG"):
+            raise
+        received = f"{type(error).__name__}: {error}"
+        return InternalError(f"{path} can be separated", received=received, fix="Please report it.")
+    return None
+
+
+def _check_outputs(separator: Separator, paths: Sequence[Path], out: Path) -> None:
+    written: dict[Path, Path] = {}
+    for path in paths:
+        for target in separator.outputs(path, out).values():
+            if written.setdefault(target, path) != path:
+                raise UsageError(
+                    "every stem has a file of its own",
+                    received=f"{target} for both {written[target]} and {path}",
+                    fix="Rename one, or separate them into different directories.",
+                )
+
+
+def _forget(separator: Separator, paths: Sequence[Path], out: Path) -> None:
+    """All at once, so that a batch that is interrupted here is resumed without force."""
+    home = separator.home(out)
+    try:
+        for path in paths:
+            receipts.discard(home, separator.outputs(path, out))
+    except OSError as error:
+        raise _unwritable(home, error) from error
+
+
+def _hashed(path: Path) -> FileRecord:
+    try:
+        return file_record(path)
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise AudioError(f"{path} must be a readable audio file", received=reason) from error
+
+
+@contextmanager
+def _staging(home: Path) -> Iterator[Path]:
+    """A directory for stems until they are complete. Those that killed batches left are removed first.
+
+    Everyone who has one holds a shared lock on ``home``, which the system gives up with the process. Who could have it
+    alone knows that nobody else is at work.
+
+    Raises:
+        AudioError: There cannot be one.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = os.open(home, os.O_RDONLY)
+    except OSError as error:
+        raise _unwritable(home, error) from error
+    try:
+        with suppress(OSError):  # others are at work, or this file system has no locks: then nothing is removed
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in home.glob(f"{_STAGING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=home))
+        except OSError as error:
+            raise _unwritable(home, error) from error
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _unwritable(home: Path, error: OSError) -> AudioError:
+    return AudioError(f"{home} must be a writable directory", received=error.strerror)
+
+
+# ----------------------------------------------------------------------------- one after another, or in workers
+
+
+def _in_turn(
+    separator: Separator, paths: Sequence[Path], out: Path, jobs: int, progress: Callable[[], Progress]
+) -> Generator[Outcome, None, None]:
+    shown = progress()
+    for path in paths:
+        yield separate_file(separator, path, out, shown)
+
+
+def _in_workers(
+    separator: Separator, paths: Sequence[Path], out: Path, jobs: int, progress: Callable[[], Progress]
+) -> Generator[Outcome, None, None]:
+    """One thread for each worker; it waits for the worker, and hashes what is there already."""
+    model = _Model.of(separator)
+    workers = [Worker(threads=share(jobs)) for _ in range(jobs)]
+    idle: SimpleQueue[tuple[Worker, Progress]] = SimpleQueue()
+    for worker in workers:
+        idle.put((worker, progress()))
+
+    def one(path: Path) -> Outcome:
+        worker, shown = idle.get()
+        try:
+            return separate_file(separator, path, out, shown, partial(_by_worker, worker, model))
+        finally:
+            idle.put((worker, shown))
+
+    with ThreadPoolExecutor(jobs, initializer=_leave_interrupts) as threads:
+        try:
+            for task in as_completed([threads.submit(one, path) for path in paths]):
+                yield task.result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for worker in workers:
+                worker.stop()
+
+
+def _leave_interrupts() -> None:
+    """Ctrl-C is for this process alone: workers inherit the mask of the thread that starts them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A separator, small enough to send, and to be looked up by."""
+
+    path: Path
+    name: str
+    members: tuple[Path, ...]
+    weights: tuple[tuple[float, ...], ...]
+    options: Options
+    engines: tuple[tuple[str, str], ...]
+    otherwise: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, separator: Separator) -> _Model:
+        bag = separator.bag
+        members = tuple(member.path for member in bag.members)
+        engines, otherwise = tuple(separator.engines.items()), tuple(separator.otherwise.items())
+        return cls(bag.path, bag.name, members, bag.weights, separator.options, engines, otherwise)
+
+
+@cache
+def _loaded(model: _Model) -> Separator:
+    bag = Bag(model.path, model.name, tuple(Bundle.load(member) for member in model.members), model.weights)
+    return Separator(bag, model.options, dict(model.engines), dict(model.otherwise))
+
+
+def _by_worker(
+    worker: Worker, model: _Model, path: Path, out: Path, staging: Path, progress: Progress
+) -> SplitterError | None:
+    shown = _Shown(path, staging, progress)
+    error = worker.call(_in_worker, model, path, out, staging, meanwhile=shown.look)
+    shown.look()
+    return error
+
+
+def _in_worker(model: _Model, path: Path, out: Path, staging: Path) -> SplitterError | None:
+    return deliver(_loaded(model), path, out, staging, _Told(staging))
+
+
+class _Told(Progress):
+    """Progress left in the staging directory, where nothing blocks when either side is killed."""
+
+    def __init__(self, staging: Path) -> None:
+        self._file = staging / "progress"
+        self._done = self._total = 0.0
+
+    def start(self, path: Path, seconds: float) -> None:
+        self._total = seconds
+        self.advance(0.0)
+
+    def advance(self, seconds: float) -> None:
+        self._done += seconds
+        self._file.write_bytes(_PROGRESS.pack(self._done, self._total))
+
+
+class _Shown:
+    """The other end of it."""
+
+    def __init__(self, path: Path, staging: Path, progress: Progress) -> None:
+        self._path, self._file, self._progress = path, staging / "progress", progress
+        self._seen = 0.0
+        self._started = False
+
+    def look(self) -> None:
+        """Pass on what is new."""
+        try:
+            done, total = _PROGRESS.unpack(self._file.read_bytes())
+        except (FileNotFoundError, struct.error):  # not begun; being written
+            return
+        if not self._started:
+            self._progress.start(self._path, total)
+            self._started = True
+        self._progress.advance(done - self._seen)
+        self._seen = done

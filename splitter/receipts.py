@@ -1,0 +1,108 @@
+"""What stems were made from, kept beside them, so that a batch can be resumed.
+
+A receipt is written once the stems are complete and before they are moved to where they belong. It holds hashes of
+all of them, so it counts only when every one has arrived, and no longer when any of them is not what was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from .bundle import file_record
+from .manifest import FileRecord, Record
+from .separation import Separator
+
+DIRECTORY = ".separated"
+
+
+class Receipt(Record):
+    """One file's stems.
+
+    Attributes:
+        source: The track.
+        bundle: `splitter.Bag.fingerprint` of what it was run through.
+        options: Of the separation, by name.
+        engines: As they were asked for, by segment.
+        stems: By path below the directory of the model.
+    """
+
+    format: Literal["splitter.receipt/1"] = "splitter.receipt/1"
+    source: FileRecord
+    bundle: str
+    options: dict[str, Any]
+    engines: dict[str, str]
+    stems: dict[str, FileRecord]
+
+
+def made(separator: Separator, source: FileRecord, home: Path, stems: Mapping[Path, Path]) -> Receipt:
+    """The receipt of stems that wait to be moved.
+
+    Args:
+        separator: What made them.
+        source: The track they were made from.
+        home: The directory of the model.
+        stems: Where each one waits, by where it will be.
+    """
+    return Receipt(
+        source=source,
+        bundle=separator.bag.fingerprint,
+        options=asdict(separator.options),
+        engines=separator.engines,
+        stems={_below(home, target): file_record(waiting) for target, waiting in stems.items()},
+    )
+
+
+def place(receipt: Receipt, staging: Path, home: Path) -> None:
+    """Put a receipt where `complete` looks for it, in one step."""
+    waiting = staging / "receipt"
+    waiting.write_text(receipt.model_dump_json(indent=1) + "\n")
+    target = _place(home, receipt.stems)
+    target.parent.mkdir(exist_ok=True)
+    waiting.replace(target)
+
+
+def discard(home: Path, outputs: Mapping[str, Path]) -> None:
+    """Forget what these stems were made from."""
+    _place(home, _names(home, outputs)).unlink(missing_ok=True)
+
+
+def complete(separator: Separator, path: Path, home: Path, outputs: Mapping[str, Path]) -> bool:
+    """Whether all stems of a track are there, as this bundle with these options makes them of this very sound."""
+    names = _names(home, outputs)
+    try:
+        receipt = Receipt.model_validate_json(_place(home, names).read_bytes())
+        return (
+            receipt.bundle == separator.bag.fingerprint
+            and receipt.options == asdict(separator.options)
+            and receipt.engines == separator.engines
+            and receipt.stems.keys() == names
+            and _is(path, receipt.source)
+            and all(_is(home / name, record) for name, record in receipt.stems.items())
+        )
+    except (OSError, ValidationError):  # no receipt, or not one of ours; no track, or not all of the stems
+        return False
+
+
+def _is(path: Path, record: FileRecord) -> bool:
+    return path.stat().st_size == record.bytes and file_record(path) == record
+
+
+def _place(home: Path, names: Mapping[str, Any] | set[str]) -> Path:
+    """One receipt for each set of files."""
+    key = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:32]
+    return home / DIRECTORY / f"{key}.json"
+
+
+def _names(home: Path, outputs: Mapping[str, Path]) -> set[str]:
+    return {_below(home, target) for target in outputs.values()}
+
+
+def _below(home: Path, target: Path) -> str:
+    return Path(os.path.relpath(target, home)).as_posix()  # also of a template that leads elsewhere

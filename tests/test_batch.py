@@ -1,0 +1,423 @@
+"""Batches of files: all stems or none, each file once, resumed after whatever ended them."""
+
+import fcntl
+import os
+import random
+import threading
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+import soundfile
+
+from benchmarks.processes import workers
+from splitter.audio import Encoding
+from splitter.batch import ATTEMPTS, deliver, separate, separate_file
+from splitter.bundle import Bag, load_any
+from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
+from splitter.separation import Options, Progress, Separator
+from splitter.workers import cores
+
+from .conftest import snr_db
+
+two_cores = pytest.mark.skipif(cores() < 2, reason="two jobs take two cores")
+
+
+@pytest.fixture
+def bag(demo_bundle):
+    return Bag.of(demo_bundle)
+
+
+@pytest.fixture
+def toy(toy_path):
+    return load_any(toy_path)
+
+
+def noise(path, seed=0, seconds=0.1):
+    sound = np.random.default_rng(seed).uniform(-0.5, 0.5, (int(8000 * seconds), 2))
+    soundfile.write(path, sound, 8000)
+    return path
+
+
+def content(directory):
+    """Every stem, and which file it is: one that is made again is another."""
+    return {path.relative_to(directory).as_posix(): (path.stat().st_ino, path.read_bytes())
+            for path in sorted(directory.rglob("*.wav"))}  # fmt: skip
+
+
+def test_files_appear_where_demucs_puts_them(tmp_path, bag, song_path):
+    (outcome,) = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))
+    assert outcome.error is None
+    files = sorted(file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*.wav"))
+    assert files == [f"out/demo/song/{stem}.wav" for stem in ("bass", "drums", "other", "vocals")]
+    assert list(outcome.stems) == ["drums", "bass", "other", "vocals"]
+    info = soundfile.info(outcome.stems["drums"])
+    assert (info.samplerate, info.channels, info.subtype, info.frames) == (44_100, 2, "PCM_16", 220_500)
+    assert {file.name for file in (tmp_path / "out" / "demo").iterdir()} == {"song", ".separated"}
+
+
+def read(path):
+    return soundfile.read(path, dtype="float32", always_2d=True)[0].T
+
+
+@pytest.mark.parametrize("method", ["add", "minus", "none"])
+def test_two_stems(tmp_path, bag, song_path, method):
+    encoding = Encoding(subtype="FLOAT", clip="none")
+    every = separate([song_path], bag, tmp_path / "all", options=Options(shifts=0, encoding=encoding))[0].stems
+    options = Options(shifts=0, encoding=encoding, two_stems="vocals", other_method=method)
+    two = separate([song_path], bag, tmp_path / "two", options=options)[0].stems
+    assert list(two) == ["vocals", *{"add": ["no_vocals"], "minus": ["minus_vocals"], "none": []}[method]]
+    assert np.array_equal(read(two["vocals"]), read(every["vocals"]))
+    rest = sum(read(every[name]) for name in ("drums", "bass", "other"))
+    if method == "add":
+        assert snr_db(rest, read(two["no_vocals"])) >= 120
+    elif method == "minus":
+        mix = soundfile.read(song_path, dtype="float32")[0].T
+        assert snr_db(mix - read(every["vocals"]), read(two["minus_vocals"])) >= 120
+
+
+def test_one_bad_file_does_not_stop_the_others(tmp_path, bag, song_path):
+    (tmp_path / "bad.wav").write_text("no sound")
+    told = []
+    outcomes = separate(
+        [tmp_path / "bad.wav", song_path], bag, tmp_path / "out", options=Options(shifts=0), done=told.append
+    )
+    assert told == outcomes
+    assert [outcome.error is None for outcome in outcomes] == [False, True]
+    assert isinstance(outcomes[0].error, AudioError)
+    assert {file.name for file in (tmp_path / "out" / "demo").iterdir()} == {"song", ".separated"}
+
+
+def test_interrupt_leaves_nothing_half_written(tmp_path, bag, song_path):
+    class Impatient(Progress):
+        def advance(self, seconds):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), force=True, progress=Impatient)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_earlier_stems_survive_a_failure(tmp_path, bag, song_path):
+    stems = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))[0].stems
+    before = stems["drums"].read_bytes()
+
+    class Impatient(Progress):
+        def advance(self, seconds):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), force=True, progress=Impatient)
+    assert stems["drums"].read_bytes() == before
+
+
+def test_full_disk_is_one_message(tmp_path, bag, song_path, monkeypatch):
+    import resource
+    import signal
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        (outcome,) = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert isinstance(outcome.error, AudioError)
+    assert "must be written" in str(outcome.error)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_output_that_cannot_be_a_directory_is_named(tmp_path, bag, song_path):
+    (tmp_path / "out").write_text("a file")
+    (outcome,) = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))
+    assert "writable directory" in str(outcome.error)
+
+
+def test_files_that_would_write_the_same_stems_are_refused(tmp_path, bag, song_path):
+    twin = tmp_path / song_path.name
+    twin.write_bytes(song_path.read_bytes())
+    with pytest.raises(UsageError, match="every stem has a file of its own"):
+        separate([song_path, twin], bag, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_track_itself_is_never_overwritten(tmp_path, bag, song_path):
+    track = tmp_path / "demo" / "drums.wav"
+    track.parent.mkdir()
+    track.write_bytes(song_path.read_bytes())
+    (outcome,) = separate([track], bag, tmp_path, options=Options(shifts=0, filename="{stem}.{ext}"))
+    assert isinstance(outcome.error, UsageError)
+    assert track.read_bytes() == song_path.read_bytes()
+
+
+# ---------------------------------------------------------------------------------------- resuming
+
+
+def test_what_is_there_is_left_alone(tmp_path, toy):
+    tracks = [noise(tmp_path / f"{index}.wav", index) for index in range(3)]
+    separate(tracks[:2], toy, tmp_path / "out")
+    before = content(tmp_path / "out")
+    outcomes = separate(tracks, toy, tmp_path / "out")
+    assert [outcome.attempts for outcome in outcomes] == [0, 0, 1]
+    assert [list(outcome.stems) for outcome in outcomes] == [["kept", "rest"]] * 3
+    after = content(tmp_path / "out")
+    assert len(after) == 6
+    assert before.items() <= after.items()
+
+
+def test_force_makes_it_again(tmp_path, toy):
+    track = noise(tmp_path / "a.wav")
+    separate([track], toy, tmp_path / "out")
+    before = content(tmp_path / "out")
+    (outcome,) = separate([track], toy, tmp_path / "out", force=True)
+    assert outcome.attempts == 1
+    assert all(before[name][0] != inode for name, (inode, _) in content(tmp_path / "out").items())
+
+
+def test_a_forced_batch_that_was_interrupted_resumes_without_force(tmp_path, toy):
+    tracks = [noise(tmp_path / f"{index}.wav", index) for index in range(2)]
+    separate(tracks, toy, tmp_path / "out")
+
+    def interrupt(outcome):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        separate(tracks, toy, tmp_path / "out", force=True, done=interrupt)
+    assert [outcome.attempts for outcome in separate(tracks, toy, tmp_path / "out")] == [0, 1]
+
+
+def test_a_file_given_twice_is_done_once(tmp_path, toy):
+    track = noise(tmp_path / "a.wav")
+    (outcome,) = separate([track, track], toy, tmp_path / "out")
+    assert outcome.attempts == 1
+
+
+def test_force_on_what_is_no_directory_is_one_message(tmp_path, toy):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(AudioError, match="writable directory"):
+        separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out", force=True)
+
+
+# ----------------------------------------------------------------------------------------- killed
+
+
+@pytest.mark.parametrize(("deaths", "error"), [(ATTEMPTS - 1, None), (ATTEMPTS, WorkerError)])
+def test_a_file_is_tried_again_so_many_times(tmp_path, toy, deaths, error):
+    separator, track, out = Separator(toy), noise(tmp_path / "a.wav"), tmp_path / "out"
+    begun = []
+
+    def work(path, out, staging, progress):
+        (staging / "0.kept.wav").write_text("half a stem")
+        begun.append(staging)
+        if len(begun) <= deaths:
+            raise WorkerError("it lives")
+        return deliver(separator, path, out, staging, progress)
+
+    outcome = separate_file(separator, track, out, work=work)
+    assert outcome.attempts == ATTEMPTS
+    assert len(set(begun)) == ATTEMPTS
+    if error:
+        assert isinstance(outcome.error, error)
+        assert f"a.wav must be separated by a worker that lives until it is done; got {ATTEMPTS}" in str(outcome.error)
+        assert not content(out)
+    else:
+        assert outcome.error is None
+        assert len(content(out)) == 2
+    assert not list(out.rglob(".separating-*"))
+
+
+def test_a_worker_killed_after_its_last_step_has_done_its_work(tmp_path, toy):
+    separator, out = Separator(toy), tmp_path / "out"
+
+    def work(path, out, staging, progress):
+        deliver(separator, path, out, staging, progress)
+        raise WorkerError("it lives")
+
+    outcome = separate_file(separator, noise(tmp_path / "a.wav"), out, work=work)
+    assert (outcome.error, outcome.attempts) == (None, 1)
+    assert list(outcome.stems) == ["kept", "rest"]
+
+
+def test_a_worker_killed_between_two_stems_has_not(tmp_path, toy, monkeypatch):
+    separator, out, track = Separator(toy), tmp_path / "out", noise(tmp_path / "a.wav")
+    (first,) = separate([noise(tmp_path / "b.wav", 1)], toy, tmp_path / "old")
+    target = separator.outputs(track, out)["rest"]
+    target.parent.mkdir(parents=True)
+    target.write_bytes(first.stems["rest"].read_bytes())  # of another song, and as long
+    moves = []
+
+    class Killed(BaseException):
+        pass
+
+    def work(path, out, staging, progress):
+        def replace(source, target, move=os.replace):
+            moves.append(target)
+            if len(moves) == 3:  # receipt, one stem, and then
+                raise Killed
+            move(source, target)
+
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr("pathlib.Path.replace", replace)
+                return deliver(separator, path, out, staging, progress)
+        except Killed:
+            raise WorkerError("it lives") from None
+
+    outcome = separate_file(separator, track, out, work=work)
+    assert outcome.attempts == 2
+    assert target.read_bytes() != first.stems["rest"].read_bytes()
+
+
+def test_what_killed_batches_left_goes_unless_somebody_is_at_work(tmp_path, toy):
+    home = tmp_path / "out" / "duo"
+    left = home / ".separating-abandoned" / "0.kept.wav"
+    left.parent.mkdir(parents=True)
+    left.write_text("half a stem")
+    other = os.open(home, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_SH)
+    separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
+    assert left.exists()
+    os.close(other)
+    separate([noise(tmp_path / "b.wav")], toy, tmp_path / "out")
+    assert {path.name for path in home.iterdir()} == {"a", "b", ".separated"}
+
+
+def test_who_is_at_work_is_left_alone(tmp_path, toy):
+    """Two batches in one directory: neither removes what the other is making."""
+    separator, out = Separator(toy), tmp_path / "out"
+
+    def work(path, out, staging, progress):
+        (staging / "mine").touch()
+        separate([noise(tmp_path / "b.wav")], toy, out)
+        assert (staging / "mine").exists()
+        return deliver(separator, path, out, staging, progress)
+
+    assert separate_file(separator, noise(tmp_path / "a.wav"), out, work=work).error is None
+
+
+def test_what_nobody_foresaw_stops_one_file(tmp_path, toy, monkeypatch):
+    def careless(self, track, files, progress):
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(Separator, "write", careless)
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
+    assert isinstance(outcome.error, InternalError)
+    assert "ZeroDivisionError: by zero" in str(outcome.error)
+    monkeypatch.setenv("SPLITTER_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
+
+
+# ---------------------------------------------------------------------------------------- workers
+
+
+class Heard(Progress):
+    def __init__(self):
+        self.files = []
+
+    def start(self, path, seconds):
+        self.files.append([path, seconds, 0.0])
+
+    def advance(self, seconds):
+        self.files[-1][2] += seconds
+
+
+@pytest.mark.parametrize("jobs", [0, cores() + 1])
+def test_more_jobs_than_cores_are_refused(tmp_path, toy, jobs):
+    with pytest.raises(UsageError, match=f"a core for each; got {jobs} on {cores()} cores"):
+        separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out", jobs=jobs)
+
+
+@two_cores
+def test_24_files_with_broken_ones_and_workers_killed_at_random(tmp_path, toy):
+    tracks = [noise(tmp_path / f"{index:02}.wav", index % 3, seconds=0.5) for index in range(24)]
+    tracks[5].write_text("no sound")
+    tracks[11].write_bytes(tracks[11].read_bytes()[:-100])
+    tracks[17].unlink()
+    broken = {tracks[5], tracks[11], tracks[17]}
+    (tmp_path / "whole").mkdir()
+    expected = [separate([noise(tmp_path / "whole" / f"{seed}.wav", seed, seconds=0.5)], toy, tmp_path / "expected")[0]
+                for seed in range(3)]  # fmt: skip
+    told, heard, killed, seen, over = [], [], [], {}, threading.Event()
+
+    def watch():
+        """Kill one that is at work now and then; note every stem as it first appears."""
+        dice = random.Random(1)
+        while not over.wait(0.02):
+            for path in (tmp_path / "out").glob("*/[!.]*/*.wav"):
+                seen.setdefault(path, path.stat().st_ino)
+            if len(killed) < 2 and len(told) >= (3, 10)[len(killed)] and (at_work := workers()):
+                killed.append(dice.choice(at_work))
+                killed[-1].kill()
+
+    def progress():
+        heard.append(Heard())
+        return heard[-1]
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        outcomes = separate(tracks, toy, tmp_path / "out", jobs=2, progress=progress, done=told.append)
+    finally:
+        over.set()
+        watcher.join()
+    assert len(killed) == 2
+    assert sorted(outcome.path for outcome in told) == tracks == [outcome.path for outcome in outcomes]
+    assert {outcome.path for outcome in outcomes if outcome.error} == broken
+    assert all(isinstance(outcome.error, AudioError) for outcome in outcomes if outcome.error)
+    assert 1 <= sum(outcome.attempts - 1 for outcome in outcomes) <= 2
+    for index, outcome in enumerate(outcomes):
+        for name, path in outcome.stems.items():
+            assert path.read_bytes() == expected[index % 3].stems[name].read_bytes()
+            assert seen.setdefault(path, path.stat().st_ino) == path.stat().st_ino, "made once"
+    assert len(content(tmp_path / "out")) == 2 * 21
+    assert not list((tmp_path / "out").rglob(".separating-*"))
+    assert not workers(), "none is left running"
+    assert len(heard) == 2
+    whole = [file for one in heard for file in one.files if file[2] == pytest.approx(file[1])]
+    assert {path for path, _, _ in whole} == set(tracks) - broken
+    before = content(tmp_path / "out")
+    again = separate(tracks, toy, tmp_path / "out")
+    assert [outcome.attempts for outcome in again] == [int(path in broken) for path in tracks]
+    assert content(tmp_path / "out") == before
+
+
+@two_cores
+def test_an_engine_that_cannot_ends_the_batch(tmp_path, toy):
+    with pytest.raises(EngineError, match="'jax'"):
+        separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out", jobs=2, engines={"encoder": "jax"})
+    assert not content(tmp_path / "out")
+
+
+@two_cores
+def test_who_is_told_may_end_the_batch(tmp_path, toy, monkeypatch):
+    """At once, and the workers with it, while other files are still worked at."""
+    stopped = []
+
+    class Stand:
+        """In for a worker: it does one file, and would be at all others for ever."""
+
+        def __init__(self, threads):
+            assert threads == cores() // 2
+            self.over = threading.Event()
+
+        def call(self, function, model, path, *rest, meanwhile):
+            if path.stem == "0":
+                return function(model, path, *rest)
+            self.over.wait()
+            raise CancelledError
+
+        def stop(self):
+            self.over.set()
+            stopped.append(self)
+
+    def refuse(outcome):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("splitter.batch.Worker", Stand)
+    tracks = [noise(tmp_path / f"{index}.wav") for index in range(4)]
+    with pytest.raises(KeyboardInterrupt) as caught:
+        separate(tracks, toy, tmp_path / "out", jobs=2, done=refuse)
+    assert len(stopped) == 2, caught  # while the traceback is held, and all frames in it
+    assert {name.split("/")[1] for name in content(tmp_path / "out")} == {"0"}
+    assert not list((tmp_path / "out").rglob(".separating-*"))
