@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +179,7 @@ def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) ->
         _write(path, mixture, Encoding("wav", "FLOAT", "none"), model.samplerate)
         track = Track(path, model.samplerate, model.channels)
         one_pass = Pass(
-            partial(pool.submit, run),
+            lambda mix: pool.submit(run, mix),
             Window(track, history=model.samples),
             heard := statistics(track),
             Geometry.of(model=model.samples, samplerate=model.samplerate, overlap=_OVERLAP, segment=None),
