@@ -70,6 +70,11 @@ def test_what_was_made_otherwise_does_not(done, options, engines):
     assert receipts.complete(Separator(separator.bag, Options(), {}), track, home, outputs)
 
 
+def test_engines_that_nobody_asked_for_do_not_matter(done):
+    separator, track, home, outputs = done
+    assert receipts.complete(Separator(separator.bag, otherwise={"encoder": "torch"}), track, home, outputs)
+
+
 def test_what_another_bundle_made_does_not(done):
     separator, track, home, outputs = done
     manifest = separator.bag.members[0].manifest

@@ -9,20 +9,22 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from torch import nn
 
 import splitter
 from splitter import cli
 from splitter import plan as plans
 from splitter.bundle import load_any
 from splitter.errors import PlanError
-from splitter.mil.mixing import through_half
+from splitter.mil.mixing import can_be_half, in_half, through_half
+from splitter.mil.program import Ref, read_by
 from splitter.tuning import build, draw
 from splitter.tuning.precision import Search, cut
 from splitter.tuning.sensitivity import measure
 from splitter.tuning.trial import Trial, excerpts
 
 from .conftest import snr_db
-from .toys import PACKAGES_PLAN, separating
+from .toys import PACKAGES_PLAN, Hybrid, separating
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,59 @@ def test_noise_of_a_group_is_what_rounding_it_does_at_the_outputs(trial):
     assert max(factors) / min(factors) == pytest.approx(1, abs=0.3)  # one factor scales them all
 
 
+def test_noises_of_a_package_add_up_to_what_all_of_it_in_half_makes(trial):
+    groups = measure(trial, lambda step: None)
+    for name, package in trial.packages.items():
+        half = in_half(package.function, {one.name for one in can_be_half(package.function)})
+        together = 10 ** (-trial.snr_db({name: half})[0] / 10)
+        assert sum(one.noise for one in groups if one.segment == name) == pytest.approx(together, rel=1e-3)
+
+
+class TwoWays(Hybrid):
+    """The encoder's second output hardly counts for the result."""
+
+    def __init__(self):
+        super().__init__()
+        self.side = nn.Conv1d(2, 2, 1)
+
+    def forward(self, mix):
+        y = self.down(mix)
+        return self.up(self.mix(y.transpose(1, 2)).transpose(1, 2)) + 1e-4 * self.side(mix)
+
+
+def test_noise_at_each_output_is_weighed_by_what_it_does(tmp_path, noise_path):
+    stages = [
+        stage.model_copy(update={"modules": ("down", "side")}) if stage.name == "encoder" else stage
+        for stage in PACKAGES_PLAN.stages
+        if stage.name != "analysis"
+    ]
+    plan = plans.changed(PACKAGES_PLAN, stages=stages, tensors=[])
+    (bundle,) = splitter.build(separating(TwoWays()), tmp_path / "b", plan=plan, reference=False).members
+    trial = Trial(bundle, excerpts([noise_path], bundle))
+    function = trial.packages["encoder"].function
+    for one in measure(trial, lambda step: None):
+        if one.segment == "encoder" and one.noise > 0:
+            alone = -trial.snr_db({"encoder": through_half(function, one.values)})[0]
+            assert 10 * np.log10(one.noise) == pytest.approx(alone, abs=6)
+
+
+def test_groups_hold_what_is_moved_and_all_that_touches_it(trial):
+    groups = [one for one in measure(trial, lambda step: None) if one.segment == "transformer"]
+    operations = can_be_half(trial.packages["transformer"].function)
+    touching = {
+        one.name: {argument.name for argument in read_by(one) if isinstance(argument, Ref)}
+        | {output.name for output in one.outputs}
+        for one in operations
+    }
+    for group in groups:
+        assert group.touched_by == {name for name, values in touching.items() if values & group.values}
+    moved = [one for one in operations if one.type in ("transpose", "reshape")]
+    assert moved
+    for one in moved:
+        (given,) = (argument.name for argument in one.inputs["x"])
+        assert any({given, one.name} <= group.values for group in groups), one.name
+
+
 def test_choices_grow_from_nothing_to_everything(search):
     assert search.candidates[0] == frozenset()
     assert all(low < high for low, high in itertools.pairwise(search.candidates))
@@ -141,10 +196,10 @@ def test_plan_repeats_the_build(built, tmp_path):
 
 def test_half_precision_boundaries_are_made_up_for(tmp_path, noise_path):
     bag, choice = build(
-        separating(), tmp_path / "b", min_snr_db=60, audio=[noise_path], plan=PACKAGES_PLAN, boundary_dtype="fp16"
+        separating(), tmp_path / "b", min_snr_db=66, audio=[noise_path], plan=PACKAGES_PLAN, boundary_dtype="fp16"
     )
     assert bag.members[0].manifest.plan.boundary_dtype == "fp16"
-    assert choice.chosen.worst_db >= 60
+    assert choice.chosen.worst_db >= 66  # what simulation alone takes for enough gives 65.3
 
 
 def test_out_of_reach_is_said_with_the_best_and_leaves_nothing(tmp_path, noise_path):

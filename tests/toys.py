@@ -55,9 +55,9 @@ PACKAGES_PLAN = Plan.model_validate(  # the same with the attention in a package
 )
 
 
-def separating() -> Hybrid:
+def separating(model: nn.Module | None = None) -> nn.Module:
     """With what `splitter.build` asks of a module."""
-    model = Hybrid()
+    model = model or Hybrid()
     model.sources, model.samplerate, model.audio_channels, model.segment = ["restored"], 8000, 2, Fraction(64, 8000)
     return model
 

@@ -18,7 +18,8 @@ from ..errors import LoweringError, OperationError, PackageError
 from ..manifest import Artifact, SegmentRecord
 from ..mil import load
 from ..mil.coreml_tools import ct, quiet_and_quick
-from ..mil.model import Facts
+from ..mil.model import Model
+from ..mil.program import Ref
 from ..mil.stored import StoredWeight, stored_weights
 from ..partition import Segment
 from ..plan import Plan, Precision
@@ -42,7 +43,7 @@ class CoreMLTarget:
         model.save(str(path))
         saved = load(path)
         stored = stored_weights(saved.function)
-        findings = _differences(saved.spec, segment.name, segment.inputs, segment.outputs, plan, stored)
+        findings = _differences(saved, segment.name, segment.inputs, segment.outputs, plan, stored)
         findings += compression.differences(stored, wanted, plan.compression)
         if findings:
             raise LoweringError(f"{path.name} must be what the plan asks for", received="; ".join(findings))
@@ -60,7 +61,7 @@ class CoreMLTarget:
         inputs = tuple(tensors[name] for name in segment.inputs)
         outputs = tuple(tensors[name] for name in segment.outputs)
         wanted = compression.from_details(segment.artifact.details.get("compressed", {}))
-        findings = _differences(saved.spec, segment.name, inputs, outputs, plan, stored)
+        findings = _differences(saved, segment.name, inputs, outputs, plan, stored)
         return findings + compression.differences(stored, wanted, plan.compression)
 
 
@@ -113,7 +114,16 @@ def _precision(plan: Plan, segment: str) -> Any:
     kept = frozenset(plan.fp32_operations.get(segment, ()))
     if plan.obtained(segment) != "mixed":
         return ct.precision.FLOAT16 if plan.precision is Precision.FP16 else ct.precision.FLOAT32
-    return ct.transform.FP16ComputePrecision(op_selector=lambda operation: operation.outputs[0].name not in kept)
+    return ct.transform.FP16ComputePrecision(op_selector=lambda operation: kept.isdisjoint(_names(operation)))
+
+
+def _names(operation: Any) -> set[str]:
+    """Of the first result of the converter's operation, also where only a cast makes an output of it.
+
+    A plan names operations of the fp32 package, where nothing is cast.
+    """
+    result = operation.outputs[0]
+    return {result.name} | {one.outputs[0].name for one in result.child_ops if one.op_type == "cast"}
 
 
 def _element(spec: TensorSpec) -> type[np.generic]:
@@ -151,7 +161,7 @@ def _description(spec: TensorSpec) -> str:
 
 
 def _differences(
-    facts: Facts,
+    saved: Model,
     segment: str,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
@@ -159,7 +169,7 @@ def _differences(
     stored: Mapping[str, StoredWeight],
 ) -> list[str]:
     """Everything in which a saved package is not what was asked for."""
-    findings = []
+    facts, findings = saved.spec, []
     expected_version = int(getattr(ct.target, plan.deployment_target).value)
     if facts.specification_version != expected_version:
         findings.append(
@@ -180,7 +190,10 @@ def _differences(
             if not feature.description:
                 findings.append(f"{kind} {spec.name} has no description")
     kept = set(plan.fp32_operations.get(segment, ())) if plan.obtained(segment) == "mixed" else set()
-    for (operation, dtype), names in sorted(facts.float_values.items()):
+    casts = (one for one in saved.operations if one.type == "cast" and isinstance(one.inputs["x"][0], Ref))
+    outputs_of = {one.inputs["x"][0].name: one.name for one in casts if one.name in saved.function.block.outputs}
+    for (operation, dtype), results in sorted(facts.float_values.items()):
+        names = [outputs_of.get(name, name) for name in results]
         if dtype != plan.precision and (others := [name for name in names if name not in kept]):
             findings.append(
                 f"{len(others)} {operation} compute in {dtype}, asked {plan.precision}: {', '.join(others[:5])}"

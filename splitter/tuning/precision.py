@@ -45,7 +45,7 @@ _PRICES = 200  # λ tried, evenly on a logarithmic scale
 _POINTS = 10  # of the frontier that are measured beside its ends
 _WHOLE = 1 << 28  # the cost of everything, as the integer that the cut counts in
 _HEADROOM_DB = 0.5  # above the target, for songs that were not measured
-_ATTEMPTS = 3  # to make up for what half-precision boundaries add to the simulation
+_ATTEMPTS = 5  # to make up for what half-precision boundaries add to the simulation
 
 # What is commonly kept in float32, by operation type.
 RULES: Mapping[str, frozenset[str]] = {
@@ -166,10 +166,15 @@ def build(
                 wide.manifest.plan, precision="fp16", fp32_operations=_by_segment(kept), boundary_dtype=asked
             )
             bag = compiler.build(model, directory, plan=chosen, force=True, progress=progress, **options)
-            reached = replace(search.point("chosen", kept), snr_db=search.trial.snr_db_of(_single(bag)))
+            simulated = search.point("chosen", kept)
+            reached = replace(simulated, snr_db=search.trial.snr_db_of(_single(bag)))
             if reached.worst_db >= min_snr_db:
                 break
-            wanted += min_snr_db - reached.worst_db
+            # Half-precision boundaries add noise of their own, whatever is kept.
+            left = _noise(min_snr_db) - (_noise(reached.worst_db) - _noise(simulated.worst_db))
+            if left <= _noise(frontier[-1].worst_db):
+                raise _unreachable(min_snr_db, reached)
+            wanted = -10 * math.log10(left)
         else:
             raise _unreachable(min_snr_db, reached)
     found = Choice(min_snr_db, tuple(one.name for one in search.trial.excerpts), reached, frontier, rules)
@@ -334,6 +339,11 @@ def cut(costs: Mapping[Operation, float], groups: Sequence[tuple[Kept, float]], 
     residual.eliminate_zeros()
     reached = set(breadth_first_order(residual, source, return_predecessors=False).tolist())
     return frozenset(one for one, node in index.items() if node in reached)
+
+
+def _noise(snr_db: float) -> float:
+    """Energy over that of the signal."""
+    return 10 ** (-snr_db / 10)
 
 
 def _by_segment(kept: Kept) -> dict[str, tuple[str, ...]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from splitter import mil
 from splitter import plan as plans
@@ -55,6 +58,50 @@ def test_mixed_program_is_the_converters_own_bit_for_bit(transformer, tmp_path, 
         np.testing.assert_array_equal(simulated[name], array)
         assert not np.array_equal(exact[name], array)
     assert built.spec.user_defined["io.github.splitter.precision"] == ("mixed" if kept else "fp16")
+
+
+class Guarded(Hybrid):
+    """Divides by what is zero but for an epsilon that half precision cannot hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Module()
+        self.mix.forward = lambda x: x / (x.abs() + 1e-9)
+
+
+def test_small_epsilon_does_not_vanish(tmp_path):
+    segments, values = cut(Guarded(), HYBRID_PLAN)
+    segment = segments["transformer"]
+    given = {one.name: np.zeros_like(values[one.name]) for one in segment.inputs}
+    results = []
+    for precision in ("fp32", "fp16"):
+        plan = plans.changed(HYBRID_PLAN, precision=precision)
+        CoreMLTarget().lower(segment, plan, {}, tmp_path / precision)
+        model = mil.load(tmp_path / precision / "transformer.mlpackage")
+        if precision == "fp32":
+            model = model.variant(in_half(model.function, {one.name for one in can_be_half(model.function)}))
+        results.append(model.predict(given))
+    simulated, built = results
+    for name, array in built.items():
+        assert np.isfinite(array).all()
+        np.testing.assert_array_equal(simulated[name], array)
+
+
+def test_kept_operation_may_give_an_output_in_half(transformer, tmp_path):
+    model, segment, given = transformer
+    (output,) = model.function.block.outputs
+    halves = {
+        side: tuple(spec.model_copy(update={"dtype": "float16"}) for spec in getattr(segment, side))
+        for side in ("inputs", "outputs")
+    }
+    kept = {"transformer": (output,)}
+    plan = plans.changed(HYBRID_PLAN, precision="fp16", boundary_dtype="fp16", fp32_operations=kept)
+    CoreMLTarget().lower(replace(segment, **halves), plan, {}, tmp_path)
+    built = mil.load(tmp_path / "transformer.mlpackage")
+    names = {one.name for one in can_be_half(model.function)} - {output}
+    half = {name: array.astype(np.float16) for name, array in given.items()}
+    simulated = model.variant(in_half(model.function, names)).predict(half)
+    np.testing.assert_array_equal(built.predict(half)[output], simulated[output].astype(np.float16))
 
 
 def test_operation_that_is_not_there_cannot_be_kept(transformer, tmp_path):
