@@ -13,11 +13,10 @@ import soundfile
 from rich.console import Console
 from rich.table import Table
 
-from splitter.batch import Outcome, separate
 from splitter.bundle import load_any
-from splitter.separation import Options
+from splitter.separation import Options, Outcome, separate
+from splitter.separation.workers import cores
 from splitter.weights.demo import songs
-from splitter.workers import cores
 
 from .processes import bundle, workers
 

@@ -12,7 +12,7 @@ import sys
 
 import ray
 
-from splitter.ray_data import SeparateTracks
+from splitter.separation.ray_data import SeparateTracks
 
 CORES_EACH = 1  # more where memory is scarce: each worker holds the model
 

@@ -13,12 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batch import separate
     from .bundle import Bag, Bundle
     from .compiler import build
     from .errors import SplitterError
     from .orchestrator import Orchestrator
     from .plan import Plan
+    from .separation import separate
     from .verification import verify
 
 # Imported when first used: `import splitter` alone costs nothing, and kernels need no torch.
@@ -29,7 +29,7 @@ _HOMES = {
     "Plan": "plan",
     "SplitterError": "errors",
     "build": "compiler",
-    "separate": "batch",
+    "separate": "separation",
     "verify": "verification",
 }
 __all__ = ["Bag", "Bundle", "Orchestrator", "Plan", "SplitterError", "build", "separate", "verify"]

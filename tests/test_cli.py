@@ -15,9 +15,10 @@ import psutil
 import pytest
 import soundfile
 
-from splitter import arrays, cli, selection
+from splitter import arrays, cli
 from splitter.engines import openvino_engine
 from splitter.orchestrator import default_engine
+from splitter.separation import selection
 
 from .conftest import snr_db
 

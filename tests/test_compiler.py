@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 import splitter
 from splitter import mil, passes
 from splitter import plan as plans
-from splitter.batch import separate
 from splitter.bundle import load_any
 from splitter.doctor import examine
 from splitter.engines import engine
 from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
-from splitter.separation import Options
+from splitter.separation import Options, separate
 
 from .conftest import snr_db
 from .toys import HYBRID_PLAN, Hybrid, separating

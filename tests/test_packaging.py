@@ -68,7 +68,7 @@ def test_every_public_name_is_there():
 
 def test_separating_imports_neither_the_compiler_nor_its_tools(demo_path, song_path, tmp_path):
     script = (
-        "import sys; from splitter.bundle import load_any; from splitter.batch import separate; from splitter.separation import Options; "
+        "import sys; from splitter.bundle import load_any; from splitter.separation import Options, separate; "
         f"separate([{str(song_path)!r}], load_any({str(demo_path)!r}), {str(tmp_path)!r}, options=Options(shifts=0)); "
         "print([m for m in ('coremltools', 'jax', 'demucs', 'torch._dynamo', 'sympy') if m in sys.modules])"
     )

@@ -15,7 +15,6 @@ import splitter
 from splitter import lowering, mil, passes, reporting, tuning, verify
 from splitter import plan as plans
 from splitter.audio import Encoding, statistics
-from splitter.batch import separate
 from splitter.bundle import load_any
 from splitter.checks import Status
 from splitter.doctor import examine
@@ -23,7 +22,7 @@ from splitter.engines import engine
 from splitter.mil import accumulation
 from splitter.partition import Segment
 from splitter.port import verify_port
-from splitter.separation import Options, Separator
+from splitter.separation import Options, Separator, separate
 from splitter.taps import TappedTransformer
 from splitter.verification import verify_bundle
 from splitter.weights import checkpoints

@@ -70,10 +70,9 @@ def separate(
 
     Files whose stems are there already, made of the same sound with the same bundle and options, are left alone.
     """
-    from .. import heap
-    from ..batch import separate as run
-    from ..progress import bars
-    from ..separation import Options
+    from ..separation import Options, heap
+    from ..separation import separate as run
+    from .progress import bars
 
     heap.keep_freed()  # before threads start
     encoding = _encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode)
@@ -130,9 +129,9 @@ def _chosen(bundle: Any, asked: dict[str, str], fast: bool, jobs: int) -> tuple[
     """Engines by segment: those asked for, and the fastest for the rest. Says which they are."""
     import torch
 
-    from .. import selection
-    from ..lanes import Lanes
-    from ..workers import share
+    from ..separation import selection
+    from ..separation.lanes import Lanes
+    from ..separation.workers import share
 
     threads = torch.get_num_threads() if jobs == 1 else share(jobs)
     with Lanes.of(threads).threads():

@@ -24,7 +24,7 @@ class Engine(ABC):
 
     Attributes:
         name: As it is asked for, e.g. ``"torch"``.
-        competes: Whether `splitter.selection` may choose it for being the fastest.
+        competes: Whether `splitter.separation.selection` may choose it for being the fastest.
     """
 
     name: ClassVar[str]

@@ -21,9 +21,9 @@ from ..boundary import Array
 from ..bundle import Bundle
 from ..errors import AudioError
 from ..orchestrator import Orchestrator
-from ..overlap_add import Geometry, Pass, Stems
 from ..parity import Parity, compare
 from ..partition import INPUT, OUTPUT
+from ..separation.overlap_add import Geometry, Pass, Stems
 
 _OVERLAP = 0.25
 _PEAK = 0.9  # of full scale, that the loudest of mixture and stems is played at

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from ..bundle import load_any
 from .batch import Outcome, separate_file
-from .bundle import load_any
-from .separation import Options, Separator
+from .separator import Options, Separator
 from .workers import limits
 
 

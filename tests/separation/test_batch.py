@@ -12,13 +12,13 @@ import soundfile
 
 from benchmarks.processes import workers
 from splitter.audio import Encoding
-from splitter.batch import ATTEMPTS, deliver, separate, separate_file
 from splitter.bundle import Bag, load_any
 from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
 from splitter.separation import Options, Progress, Separator
-from splitter.workers import cores
+from splitter.separation.batch import ATTEMPTS, deliver, separate, separate_file
+from splitter.separation.workers import cores
 
-from .conftest import snr_db
+from ..conftest import snr_db
 
 two_cores = pytest.mark.skipif(cores() < 2, reason="two jobs take two cores")
 
@@ -414,7 +414,7 @@ def test_who_is_told_may_end_the_batch(tmp_path, toy, monkeypatch):
     def refuse(outcome):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("splitter.batch.Worker", Stand)
+    monkeypatch.setattr("splitter.separation.batch.Worker", Stand)
     tracks = [noise(tmp_path / f"{index}.wav") for index in range(4)]
     with pytest.raises(KeyboardInterrupt) as caught:
         separate(tracks, toy, tmp_path / "out", jobs=2, done=refuse)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from splitter import Orchestrator
-from splitter.lanes import Lanes
+from splitter.separation.lanes import Lanes
 
 
 @pytest.mark.parametrize(("threads", "lanes"), [(1, (1, 1)), (2, (2, 1)), (3, (2, 1)), (8, (2, 4))])

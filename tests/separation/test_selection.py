@@ -5,9 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from splitter import engines, selection
+from splitter import engines
 from splitter.engines.torch_engine import TorchEngine
 from splitter.errors import EngineError, UsageError
+from splitter.separation import selection
 
 
 class Rival(TorchEngine):

@@ -11,11 +11,11 @@ from demucs.apply import BagOfModels, apply_model
 from splitter.audio import statistics
 from splitter.bundle import Bag, Bundle
 from splitter.errors import UsageError
-from splitter.overlap_add import Geometry
 from splitter.separation import Options, Progress, Separator
+from splitter.separation.overlap_add import Geometry
 from splitter.weights.demo import songs
 
-from .conftest import snr_db
+from ..conftest import snr_db
 
 
 @pytest.fixture

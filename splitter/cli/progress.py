@@ -11,7 +11,7 @@ import rich.progress
 from rich.console import Console
 from rich.markup import escape
 
-from .separation import Progress
+from ..separation import Progress
 
 
 class _Bar(Progress):

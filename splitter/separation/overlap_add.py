@@ -17,8 +17,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .audio import Block, Statistics, Window
-from .errors import UsageError
+from ..audio import Block, Statistics, Window
+from ..errors import UsageError
 
 Stems: TypeAlias = NDArray[np.float32]  # (stems, channels, samples)
 StartModel: TypeAlias = Callable[[Block], "Future[Stems]"]

@@ -15,13 +15,13 @@ from typing import Literal
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from . import engines
-from .boundary import Array
-from .bundle import Bundle
-from .goldens import machine
-from .manifest import SegmentRecord
-from .orchestrator import Orchestrator, default_engine
-from .parity import compare
+from .. import engines
+from ..boundary import Array
+from ..bundle import Bundle
+from ..goldens import machine
+from ..manifest import SegmentRecord
+from ..orchestrator import Orchestrator, default_engine
+from ..parity import compare
 
 MIN_SNR_DB = 100.0  # of the stems to the untouched model's: far below what a 16-bit file keeps
 FAST = "openvino-bf16"

@@ -1,7 +1,7 @@
 """Many songs: one after another or in worker processes, each done once, interrupted or not.
 
 All stems of a file appear, or none: they are made in a staging directory and moved when they are complete. What a
-batch has done before it was interrupted counts in the next one, see `splitter.receipts`.
+batch has done before it was interrupted counts in the next one, see `splitter.separation.receipts`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
+from ..bundle import Bag, Bundle, file_record
+from ..errors import AudioError, InternalError, SplitterError, UsageError, WorkerError
+from ..manifest import FileRecord
 from . import receipts
-from .bundle import Bag, Bundle, file_record
-from .errors import AudioError, InternalError, SplitterError, UsageError, WorkerError
-from .manifest import FileRecord
-from .separation import Options, Progress, Separator
+from .separator import Options, Progress, Separator
 from .workers import Worker, share
 
 ATTEMPTS = 4  # of a file whose worker is killed

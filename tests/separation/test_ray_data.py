@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from splitter.errors import EngineError
-from splitter.ray_data import SeparateTracks
+from splitter.separation.ray_data import SeparateTracks
 
-from .conftest import ROOT
+from ..conftest import ROOT
 from .test_batch import content, noise
 
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from .bundle import file_record
-from .manifest import FileRecord, Record
-from .separation import Separator
+from ..bundle import file_record
+from ..manifest import FileRecord, Record
+from .separator import Separator
 
 DIRECTORY = ".separated"
 

@@ -1,4 +1,4 @@
-"""One song through a bundle: a file in, stems out, in bounded memory. Many of them are `splitter.batch`'s."""
+"""One song through a bundle: a file in, stems out, in bounded memory. Many of them are `batch`'s."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Literal, TypeAlias
 import numpy as np
 import torch
 
-from .audio import Block, Encoding, Statistics, StemWriter, Track, Window, statistics
-from .bundle import Bag
-from .errors import UsageError
+from ..audio import Block, Encoding, Statistics, StemWriter, Track, Window, statistics
+from ..bundle import Bag
+from ..errors import UsageError
+from ..orchestrator import Orchestrator
 from .lanes import Lanes
-from .orchestrator import Orchestrator
 from .overlap_add import Geometry, Pass, StartModel, Stems
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]

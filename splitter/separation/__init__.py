@@ -1,0 +1,10 @@
+"""Whole songs: files in, stems out.
+
+`separator` streams one track through a bundle, `batch` many files, one after another or in `workers`; `receipts` tell
+what has been done. `selection` finds the fastest engines, `lanes` keep two runs of the model under way.
+"""
+
+from .batch import Outcome, separate
+from .separator import Options, Progress, Separator
+
+__all__ = ["Options", "Outcome", "Progress", "Separator", "separate"]
