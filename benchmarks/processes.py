@@ -40,7 +40,7 @@ def measured(command: list[str | Path]) -> Run:
     """Run a command to its end. Its output is thrown away; a failure ends the benchmark."""
     started = time.monotonic()
     launched = [sys.executable, "-c", _LAUNCHER, *map(str, command)]
-    said = subprocess.run(launched, stdout=subprocess.PIPE, check=True, text=True).stdout
+    said = subprocess.run(launched, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=True, text=True).stdout
     seconds = time.monotonic() - started
     code, peak = map(int, said.split())
     if code:

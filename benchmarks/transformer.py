@@ -1,16 +1,18 @@
-"""The transformer by PyTorch, JAX and NumPy on one golden: time and distance in turns, memory each in its own process.
+"""The transformer by PyTorch, JAX and NumPy on one golden, each in a process of its own; time in turns.
 
 As a script (``python -m benchmarks.transformer RUNNER DIRECTORY``) it is such a process: what the runner needs, one
-run, and nothing else.
+run, and then one for each line it reads, whose seconds it prints.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,9 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
         torch.save(module, directory / "module")
         runners = {name: make(directory) for name, make in _RUNNERS.items()}
         found = {name: [_snr(*pair) for pair in zip(expected, run(), strict=True)] for name, run in runners.items()}
-        seconds = _in_turns(runners, runs)
-        command = [sys.executable, "-m", "benchmarks.transformer"]
-        peaks = {name: measured([*command, name, directory]).peak_mb for name in runners}
+        commands = {name: [sys.executable, "-m", "benchmarks.transformer", name, str(directory)] for name in runners}
+        seconds = _in_turns(commands, runs)
+        peaks = {name: measured([*command]).peak_mb for name, command in commands.items()}
         for name, mine in seconds.items():
             ratio = statistics.median(one / peer for one, peer in zip(mine, seconds["torch"], strict=True))
             table.add_row(
@@ -71,14 +73,31 @@ def _prepared(checkpoint: str | None, directory: Path) -> list[Any]:
     return [golden[name] for name in segment.outputs]
 
 
-def _in_turns(runners: dict[str, Run], runs: int) -> dict[str, list[float]]:
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(runs):
-        for name, run in runners.items():
-            started = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - started)
-    return seconds
+def _in_turns(commands: dict[str, list[str]], runs: int) -> dict[str, list[float]]:
+    """In one process the threads and the heap that one library leaves behind would be in the next one's way."""
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    with ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+            )
+            for name, command in commands.items()
+        }
+        for _ in range(runs + 1):  # the first turn waits until all have had their first run
+            for name, process in processes.items():
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("\n")
+                seconds[name].append(float(process.stdout.readline()))
+    return {name: taken[1:] for name, taken in seconds.items()}
+
+
+def _serve(run: Run) -> None:
+    run()
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        run()
+        print(time.perf_counter() - started, flush=True)
 
 
 def _snr(reference: Any, candidate: Any) -> str:
@@ -129,4 +148,4 @@ def _config(directory: Path) -> Any:
 _RUNNERS: dict[str, Callable[[Path], Run]] = {"torch": _torch, "jax": _jax, "numpy": _numpy}
 
 if __name__ == "__main__":
-    _RUNNERS[sys.argv[1]](Path(sys.argv[2]))()
+    _serve(_RUNNERS[sys.argv[1]](Path(sys.argv[2])))
