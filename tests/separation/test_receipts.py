@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from splitter import receipts
 from splitter.audio import Encoding
 from splitter.bundle import file_record, load_any
-from splitter.separation import Options, Separator
+from splitter.separation import Options, Separator, receipts
 
 
 @pytest.fixture
