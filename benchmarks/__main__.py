@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from . import batch, cuts, load, memory, packages, peers, profile, separate, transformer
+from . import batch, building, cuts, load, memory, packages, peers, profile, segments, separate, transformer
 
 _BENCHMARKS = {
+    "building": building.main,
     "separate": separate.main,
     "peers": peers.main,
     "batch": batch.main,
@@ -16,6 +17,7 @@ _BENCHMARKS = {
     "transformer": transformer.main,
     "profile": profile.main,
     "cuts": cuts.main,
+    "segments": segments.main,
 }
 
 

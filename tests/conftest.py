@@ -21,6 +21,7 @@ import splitter
 from splitter import compiler
 from splitter.bundle import Bundle
 from splitter.capture import capture
+from splitter.separation import heap
 from splitter.weights import checkpoints
 from splitter.weights.demo import songs
 
@@ -44,6 +45,14 @@ def own_cache(tmp_path_factory):
     """The user's cache neither helps the tests nor is filled by them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heap_as_it_is():
+    """What the command line does to the heap of its process would stay with the tests', and some measure memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heap, "keep_freed", lambda: None)
         yield
 
 
