@@ -74,7 +74,7 @@ def demucs_command(checkpoint: str | None, track: Path, out: Path) -> list[str |
 
 
 def splitter_command(made: Path, track: Path, out: Path) -> list[str | Path]:
-    return [SPLITTER, "separate", track, "-b", made, "-o", out, "--shifts", "0"]
+    return [SPLITTER, "separate", track, "-b", made, "-o", out, "--shifts", "0", "--force"]
 
 
 def workers() -> list[psutil.Process]:
