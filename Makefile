@@ -5,7 +5,7 @@ BUNDLE ?= demo.bundle
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test browser real lint types check format schema mil-ops doctor-rules bench clean
+.PHONY: help demo test slow browser real lint types check format schema mil-ops doctor-rules bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,8 +27,11 @@ browser: ## Install Chromium and its driver, for the tests of the report; on Deb
 		$(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver fonts-dejavu-core >/dev/null; \
 	} || echo "No chromium and chromedriver: the tests that open a report in a browser are skipped. Install both."
 
-test: .venv/.installed browser ## Run every test that needs neither the released model nor recorded music.
-	$(BIN)/python -m pytest -m "not real" -n auto --dist loadfile
+test: .venv/.installed browser ## Run the tests that need neither the released model nor many minutes.
+	$(BIN)/python -m pytest -m "not real and not slow" -n auto --dist loadfile
+
+slow: .venv/.installed ## Run the tests that take long: whole-size models, whole command lines, a cluster.
+	$(BIN)/python -m pytest -m "slow and not real" -n auto --dist loadfile
 
 real: .venv/.installed ## Run the tests on the released model and recorded music ($$SPLITTER_DATA or ../shared/data).
 	$(BIN)/python -m pytest -m real
@@ -40,7 +43,7 @@ lint: .venv/.installed ## Check style and format.
 types: .venv/.installed ## Check types, strictly.
 	$(BIN)/mypy
 
-check: lint types test ## All of the above but the real tests.
+check: lint types test slow ## All of the above but the real tests.
 
 format: .venv/.installed ## Format the code.
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -11,21 +12,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread each, in the processes the
 import numpy as np
 import pytest
 import soundfile
+from filelock import FileLock
 from jaxtyping import install_import_hook
 
 with install_import_hook("splitter.kernels", "beartype.beartype"):
     import splitter.kernels.reference
     import splitter.kernels.xla
 
+from safetensors.torch import save_file
+
 import splitter
 from splitter import compiler
+from splitter import program as programs
 from splitter.bundle import Bundle
 from splitter.capture import capture
 from splitter.separation import heap
 from splitter.weights import checkpoints
 from splitter.weights.demo import songs
 
-from .toys import GRAPHS_PLAN, duo
+from .toys import GRAPHS_PLAN, PACKAGES_PLAN, duo, separating
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SPLITTER_DATA", ROOT.parent / "shared" / "data"))
@@ -56,17 +61,29 @@ def heap_as_it_is():
         yield
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A directory that all workers have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def captured_once():
-    """A third of a build is its capture: what the suite builds again and again is captured once in a process."""
-    known = {}
+def captured_once(shared):
+    """A third of a build is its capture: what the suite builds again and again is captured once, for all workers."""
 
     def remembered(model, inputs, outputs):
         tensors = {**{f"input {name}": one for name, one in inputs.items()}, **model.state_dict()}
-        key = (repr(model), outputs, *((name, one.numpy().tobytes()) for name, one in tensors.items()))
-        if key not in known:
-            known[key] = capture(model, inputs, outputs)
-        return known[key].copy()
+        key = hashlib.sha256(repr((model, outputs, sorted(tensors))).encode())
+        for name in sorted(tensors):
+            key.update(tensors[name].numpy().tobytes())
+        graph, weights = (shared / f"{key.hexdigest()}.{suffix}" for suffix in ("json", "safetensors"))
+        with FileLock(graph.with_suffix(".lock")):
+            if not graph.exists():
+                program = capture(model, inputs, outputs)
+                save_file({name: one.detach().clone() for name, one in program.weights.items()}, weights)
+                programs.save(program, graph)
+        return programs.load(graph, programs.load_weights(weights))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "capture", remembered)
@@ -74,9 +91,12 @@ def captured_once():
 
 
 @pytest.fixture(scope="session")
-def demo_path(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("demo") / "demo.bundle"
-    splitter.build("demo", path)
+def demo_path(shared) -> Path:
+    """To be read only: all workers have it in common."""
+    path = shared / "demo.bundle"
+    with FileLock(shared / "demo.lock"):
+        if not path.exists():
+            splitter.build("demo", path)
     return path
 
 
@@ -104,6 +124,13 @@ def toy_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("toy") / "toy.bundle"
     splitter.build(duo(), path, plan=GRAPHS_PLAN)
     return path
+
+
+@pytest.fixture(scope="session")
+def packages_bundle(tmp_path_factory) -> Bundle:
+    """To be read only: stages like the demo's, its transformer a package too, in a hundredth of the operations."""
+    path = tmp_path_factory.mktemp("packages") / "packages.bundle"
+    return splitter.build(separating(), path, plan=PACKAGES_PLAN).members[0]
 
 
 def snr_db(reference: np.ndarray, candidate: np.ndarray) -> float:

@@ -73,6 +73,7 @@ def test_nothing_that_is_unpickled_is_in_it(demo_path):
             assert head not in (b"PK", b"\x80\x02", b"\x80\x04"), file
 
 
+@pytest.mark.slow
 def test_same_build_gives_the_same_bytes(demo_bundle, tmp_path, monkeypatch):
     """Apart from what Core ML Tools stamps into its packages."""
     monkeypatch.setattr(compiler, "capture", capture)  # not the one that remembers

@@ -115,6 +115,7 @@ def test_shipped_package_that_is_no_longer_the_reference_fails(demo_bundle, tmp_
     assert Status.FAIL in found["precision"]
 
 
+@pytest.mark.slow
 def test_compression_is_a_link_of_its_own(small):
     """The precision is judged before the weights are touched, and what they lose is not laid to it."""
     for name, limit in (("encoder", 20.0), ("decoder", 0.0)):
@@ -135,6 +136,7 @@ def test_compression_is_a_link_of_its_own(small):
     assert small.manifest.files.keys() >= {"reference/uncompressed/encoder.mlpackage/Manifest.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "blamed"),
     [
@@ -150,6 +152,7 @@ def test_a_broken_reference_is_blamed_where_it_stands(small, tmp_path, package, 
     assert {kind for kind in found if Status.FAIL in found[kind]} == blamed
 
 
+@pytest.mark.slow
 def test_wrongly_decoded_weights_fail_as_compression(small, tmp_path):
     """The decoder's palette upside down: what a table read backwards gives."""
     path = tmp_path / "tampered"
@@ -169,6 +172,7 @@ def test_wrongly_decoded_weights_fail_as_compression(small, tmp_path):
     assert Status.FAIL in found["compression"]
 
 
+@pytest.mark.slow
 def test_compression_without_references_is_not_applicable(small):
     for gone in ({"reference": "", "uncompressed": ""}, {"uncompressed": ""}):
         segment = segment_of(small, "encoder").model_copy(update=gone)
@@ -177,6 +181,7 @@ def test_compression_without_references_is_not_applicable(small):
         assert not [check for check in checks if check.parity]
 
 
+@pytest.mark.slow
 def test_a_run_of_compressed_packages_has_their_limit(small):
     report = verify_bundle(small)
     assert report.passed

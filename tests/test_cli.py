@@ -50,6 +50,7 @@ def splitter(capsys, monkeypatch):
     return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 
+@pytest.mark.slow
 def test_build_verify_and_separate_end_to_end(tmp_path, song_path):
     """As README's first command does it, in processes of their own."""
 

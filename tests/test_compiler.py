@@ -24,6 +24,7 @@ from .toys import HYBRID_PLAN, Hybrid, separating
 DEMO = resources.files("splitter.weights.demo") / "demo.safetensors"
 
 
+@pytest.mark.slow
 def test_bag_becomes_one_bundle_a_member(tmp_path, song_path):
     """As ``htdemucs_ft``: every member in full, averaged stem by stem."""
     with safe_open(str(DEMO), framework="pt") as file:

@@ -611,6 +611,7 @@ def test_transformer_refuses_what_does_not_fit():
         transformer(config, {name: value for name, value in weights.items() if name != "norm_in.bias"}, freq, time)
 
 
+@pytest.mark.slow
 def test_half_storage_passes_as_a_port(demo_bundle):
     """The demo model's taps against the captured, untouched model, within the plan's limits for half precision."""
     model = TappedTransformer(demo_bundle)

@@ -109,6 +109,7 @@ def test_two_tensors_of_one_name_are_refused():
         cut(Hybrid(), torch.randn(1, 2, 64), plans.changed(HYBRID_PLAN, tensors=rules))
 
 
+@pytest.mark.slow
 def test_hdemucs_v3_needs_only_its_plan():
     """Hybrid Demucs: no transformer, recurrent layers, the branches merge."""
     torch.manual_seed(0)
@@ -127,6 +128,7 @@ def test_hdemucs_v3_needs_only_its_plan():
     }
 
 
+@pytest.mark.slow
 def test_htdemucs_6s_has_the_published_boundaries():
     """Full-size model with seeded weights; the table is DESIGN's, measured on the released one."""
     model = checkpoints.load("htdemucs_6s", random_init=0).members[0].model

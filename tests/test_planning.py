@@ -20,6 +20,7 @@ def demo():
     return captured("demo")
 
 
+@pytest.mark.slow
 def test_layouts_of_the_demo():
     asked, layouts = compare("demo", segments={"encoder": 2, "decoder": 3})
     one, stages, planned = layouts
@@ -69,6 +70,7 @@ def test_the_two_branches_of_the_encoder_hand_each_other_nothing(demo):
     assert not {spec.name for spec in first.outputs} & {spec.name for spec in second.inputs}
 
 
+@pytest.mark.slow
 def test_as_few_segments_as_the_budget_allows():
     asked, layouts = compare("demo", max_operations=250)
     largest = [package.operations for package in layouts[-1].packages]

@@ -326,6 +326,7 @@ def test_the_table_holds_uniform_forms_and_a_frontier(built):
     assert document["chosen"]["stems"][0]["excerpt"].startswith("noise.wav")
 
 
+@pytest.mark.slow
 def test_packages_that_do_worse_than_the_graph_make_it_step_back(noise_path, tmp_path, monkeypatch):
     """What was built is measured; what was foreseen is not believed."""
     real, seen = Search.built, []

@@ -15,8 +15,8 @@ from splitter.verification import Status, verify_bundle
 
 
 @pytest.fixture
-def copy(demo_path, tmp_path):
-    shutil.copytree(demo_path, tmp_path / "copy")
+def toy_copy(packages_bundle, tmp_path):
+    shutil.copytree(packages_bundle.path, tmp_path / "copy")
     return tmp_path / "copy"
 
 
@@ -77,40 +77,40 @@ def test_report_is_one_json_document(report):
     assert kernels["snr_db"] > 110
 
 
-def test_changed_file_ends_it(copy):
-    (copy / "synthesis.json").write_bytes((copy / "synthesis.json").read_bytes()[:-1] + b" ")
-    report = verify_bundle(Bundle.load(copy))
+def test_changed_file_ends_it(toy_copy):
+    (toy_copy / "synthesis.json").write_bytes((toy_copy / "synthesis.json").read_bytes()[:-1] + b" ")
+    report = verify_bundle(Bundle.load(toy_copy))
     assert not report.passed
     assert failing(report) == {("files", "all", "")}
 
 
-def test_segment_that_is_not_the_model_fails_at_its_boundary(copy):
-    """One number of the decoder's program changed: the stage's own outputs fail, nothing before them."""
-    path = copy / "graph" / "decoder.json"
+def test_segment_that_is_not_the_model_fails_at_its_boundary(toy_copy):
+    """One operator of the transformer's program changed: the stage's own output fails, nothing before it."""
+    path = toy_copy / "graph" / "transformer.json"
     text = path.read_text()
-    changed = text.replace('"aten.gelu.default"', '"aten.relu.default"', 1)
+    changed = text.replace('"aten.relu.default"', '"aten.gelu.default"', 1)
     assert changed != text
     path.write_text(changed)
-    report = verify_bundle(resealed(copy))
+    report = verify_bundle(resealed(toy_copy))
     assert not report.passed
     assert report.partition_max_abs > 0
     failed = failing(report)
-    assert {("partition", "stems", "accumulated"), ("golden", "stem_spectrograms", "local")} <= failed
-    assert not any(subject.startswith("skip") for _, subject, _ in failed)
-    assert ("golden", "stems", "local") not in failed, "synthesis itself is right, given the right input"
-    assert ("golden", "stems", "accumulated") in failed
+    assert {("partition", "restored", "accumulated"), ("golden", "mix_norm2", "local")} <= failed
+    assert "down" not in {subject for _, subject, _ in failed}
+    assert ("golden", "restored", "local") not in failed, "synthesis itself is right, given the right input"
+    assert ("golden", "restored", "accumulated") in failed
 
 
-def test_weights_that_drifted_fail_against_goldens_though_segments_agree(copy):
-    path = copy / "graph" / "weights.safetensors"
+def test_weights_that_drifted_fail_against_goldens_though_segments_agree(toy_copy):
+    path = toy_copy / "graph" / "weights.safetensors"
     weights = load_file(path)
-    weights["encoder.2.conv.weight"] = weights["encoder.2.conv.weight"] * np.float32(1.001)
+    weights["up.weight"] = weights["up.weight"] * np.float32(1.001)
     save_file(weights, path)
-    report = verify_bundle(resealed(copy))
+    report = verify_bundle(resealed(toy_copy))
     assert report.partition_max_abs == 0
     failed = failing(report)
-    assert ("golden", "skip_freq_2", "local") in failed
-    assert ("golden", "skip_freq_1", "local") not in failed
+    assert ("golden", "up", "local") in failed
+    assert ("golden", "mix_norm2", "local") not in failed
 
 
 def test_port_that_drifted_fails_alone(demo_bundle, monkeypatch):
@@ -119,44 +119,44 @@ def test_port_that_drifted_fails_alone(demo_bundle, monkeypatch):
     assert failed == {("kernels", "freq_transformed", "local"), ("kernels", "time_transformed", "local")}
 
 
-def test_goldens_of_another_machine_are_held_to_decibels(copy):
-    content = json.loads((copy / "manifest.json").read_text())
+def test_goldens_of_another_machine_are_held_to_decibels(toy_copy):
+    content = json.loads((toy_copy / "manifest.json").read_text())
     content["golden"]["machine"]["processor"] = "another"
-    golden = load_file(copy / "goldens.safetensors")
+    golden = load_file(toy_copy / "goldens.safetensors")
     golden = {name: array * np.float32(1 + 2**-22) for name, array in golden.items()}
-    save_file(golden, copy / "goldens.safetensors")
-    (copy / "manifest.json").write_text(json.dumps(content))
-    report = verify_bundle(resealed(copy))
+    save_file(golden, toy_copy / "goldens.safetensors")
+    (toy_copy / "manifest.json").write_text(json.dumps(content))
+    report = verify_bundle(resealed(toy_copy))
     assert not report.same_machine
-    golden_checks = [check for check in report.checks if check.kind == "golden" and check.subject == "skip_freq_0"]
+    golden_checks = [check for check in report.checks if check.kind == "golden" and check.subject == "down"]
     assert {check.limit_db for check in golden_checks} == {120}
     assert {check.status for check in golden_checks} == {Status.PASS}
 
     content["golden"]["machine"] = goldens.machine().model_dump()
-    (copy / "manifest.json").write_text(json.dumps(content))
-    assert ("golden", "skip_freq_0", "local") in failing(verify_bundle(resealed(copy))), "here, equality is demanded"
+    (toy_copy / "manifest.json").write_text(json.dumps(content))
+    assert ("golden", "down", "local") in failing(verify_bundle(resealed(toy_copy))), "here, equality is demanded"
 
 
-def test_silent_golden_is_not_a_pass(copy):
-    golden = load_file(copy / "goldens.safetensors")
+def test_silent_golden_is_not_a_pass(toy_copy):
+    golden = load_file(toy_copy / "goldens.safetensors")
     golden["waveform_mean"][:] = 0
-    save_file(golden, copy / "goldens.safetensors")
-    report = verify_bundle(resealed(copy))
+    save_file(golden, toy_copy / "goldens.safetensors")
+    report = verify_bundle(resealed(toy_copy))
     statuses = {check.status for check in report.checks if check.subject == "waveform_mean" and check.kind == "golden"}
     assert statuses <= {Status.NOT_APPLICABLE, Status.FAIL}
 
 
-def test_package_that_is_not_what_the_manifest_says_fails(copy):
-    shutil.rmtree(copy / "encoder.mlpackage")
-    shutil.copytree(copy / "decoder.mlpackage", copy / "encoder.mlpackage")
-    report = verify_bundle(resealed(copy))
+def test_package_that_is_not_what_the_manifest_says_fails(toy_copy):
+    shutil.rmtree(toy_copy / "encoder.mlpackage")
+    shutil.copytree(toy_copy / "decoder.mlpackage", toy_copy / "encoder.mlpackage")
+    report = verify_bundle(resealed(toy_copy))
     assert {subject for _, subject, _ in failing(report)} == {"encoder", "all"}
     assert {("artifact", "encoder", ""), ("finite", "encoder", "local")} <= failing(report)
 
 
-def test_coreml_is_judged_by_its_units_limit_where_it_runs(demo_bundle, monkeypatch):
+def test_coreml_is_judged_by_its_units_limit_where_it_runs(packages_bundle, monkeypatch):
     """With a stand-in for Core ML: at 80 dB it passes for the GPU and fails for the CPU."""
-    golden = demo_bundle.goldens()
+    golden = packages_bundle.goldens()
 
     class Model(CoreMLEngine):
         @classmethod
@@ -174,12 +174,12 @@ def test_coreml_is_judged_by_its_units_limit_where_it_runs(demo_bundle, monkeypa
         lambda name, real=splitter.engines.engine: Model if name == "coreml" else real(name),
     )
     for units, status in (("CPU_AND_GPU", Status.PASS), ("CPU_ONLY", Status.FAIL)):
-        checks = [c for c in verify_bundle(demo_bundle, compute_units=units).checks if c.kind == "coreml"]
+        checks = [c for c in verify_bundle(packages_bundle, compute_units=units).checks if c.kind == "coreml"]
         assert {c.status for c in checks} == {status}
         assert {c.limit_db for c in checks} == {{"CPU_AND_GPU": 70, "CPU_ONLY": 90}[units]}
 
 
-def test_unreadable_program_is_an_error_that_names_it(copy):
-    (copy / "graph" / "encoder.json").write_text("{}")
+def test_unreadable_program_is_an_error_that_names_it(toy_copy):
+    (toy_copy / "graph" / "encoder.json").write_text("{}")
     with pytest.raises(splitter.SplitterError, match=r"encoder\.json"):
-        verify_bundle(resealed(copy))
+        verify_bundle(resealed(toy_copy))

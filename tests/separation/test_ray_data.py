@@ -46,6 +46,7 @@ def test_what_no_row_can_mend_is_raised_at_once(tmp_path, toy_path):
         SeparateTracks(str(toy_path), str(tmp_path), engines={"encoder": "jax"})
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'splitter[ray]'")
 def test_a_local_cluster_separates_a_library(tmp_path, toy_path):
     """The example as it stands: a broken song stops nothing, and what was done before is left alone."""

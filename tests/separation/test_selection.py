@@ -34,7 +34,7 @@ class Rival(TorchEngine):
 
 class Slow(TorchEngine):
     def run(self, inputs):
-        time.sleep(0.2)
+        time.sleep(0.1)
         return super().run(inputs)
 
 
@@ -53,8 +53,8 @@ def chosen(bundle, **options):
     return selection.fastest(bundle, say=said.append, **options), said
 
 
-def test_the_faster_engine_is_chosen_and_only_where_it_can(demo_bundle, rivals):
-    choice, said = chosen(demo_bundle)
+def test_the_faster_engine_is_chosen_and_only_where_it_can(packages_bundle, rivals):
+    choice, said = chosen(packages_bundle)
     assert choice.engines == {
         "analysis": "torch", "encoder": "rival", "transformer": "torch", "decoder": "torch", "synthesis": "torch"
     }  # fmt: skip
@@ -62,56 +62,67 @@ def test_the_faster_engine_is_chosen_and_only_where_it_can(demo_bundle, rivals):
     assert {one.engine for one in choice.trials} == {"torch", "rival"}
 
 
-def test_slower_engine_is_not(demo_bundle, rivals):
-    rivals.seconds = 0.5
-    assert chosen(demo_bundle)[0].engines["encoder"] == "torch"
+def test_slower_engine_is_not(packages_bundle, rivals):
+    rivals.seconds = 0.3
+    assert chosen(packages_bundle)[0].engines["encoder"] == "torch"
+
+
+@pytest.mark.parametrize(("wall", "processor", "cost"), [(3.0, 5.0, 3.0), (1.0, 5.0, 2.5)])
+def test_threads_beyond_its_own_are_counted(monkeypatch, wall, processor, cost):
+    """An engine that takes every core is quick alone, and slows the run beside it."""
+    now = {"wall": 10.0, "processor": 20.0}
+    monkeypatch.setattr(selection.time, "perf_counter", lambda: now["wall"])
+    monkeypatch.setattr(selection.time, "process_time", lambda: now["processor"])
+    monkeypatch.setattr(selection.torch, "get_num_threads", lambda: 2)
+    ran = lambda: now.update(wall=now["wall"] + wall, processor=now["processor"] + processor)  # noqa: E731
+    assert selection._cost(ran) == cost
 
 
 @pytest.mark.parametrize(("error", "engine"), [(1e-4, "torch"), (3e-6, "rival")])  # 80 dB, 110 dB
-def test_fast_but_far_is_refused_and_said(demo_bundle, rivals, error, engine):
+def test_fast_but_far_is_refused_and_said(packages_bundle, rivals, error, engine):
     rivals.error = error
-    choice, said = chosen(demo_bundle)
+    choice, said = chosen(packages_bundle)
     assert choice.engines["encoder"] == engine
     reasons = [line for line in said if "out of the question" in line]
     assert len(reasons) == (engine == "torch")
     assert all("rival" in line and "less than 100 dB" in line for line in reasons)
 
 
-def test_engine_that_fails_is_named_with_its_reason(demo_bundle, rivals):
+def test_engine_that_fails_is_named_with_its_reason(packages_bundle, rivals):
     rivals.fails = True
-    choice, said = chosen(demo_bundle)
+    choice, said = chosen(packages_bundle)
     assert choice.engines["encoder"] == "torch"
     assert said[1] == "rival is out of the question for encoder: RuntimeError: no such instruction"
 
 
-def test_measured_once_for_a_bundle_and_its_circumstances(demo_bundle, rivals, monkeypatch):
-    first, _ = chosen(demo_bundle)
+def test_measured_once_for_a_bundle_and_its_circumstances(packages_bundle, rivals, monkeypatch):
+    first, _ = chosen(packages_bundle)
     loads = rivals.loads
-    again, said = chosen(demo_bundle)
+    again, said = chosen(packages_bundle)
     assert (again, said, rivals.loads) == (first, [], loads)
     monkeypatch.setattr(selection, "_version", lambda name: "another")
-    assert chosen(demo_bundle)[1]
+    assert chosen(packages_bundle)[1]
 
 
-def test_damaged_cache_is_measured_again(demo_bundle, rivals, tmp_path):
-    chosen(demo_bundle)
+def test_damaged_cache_is_measured_again(packages_bundle, rivals, tmp_path):
+    chosen(packages_bundle)
     (kept,) = (tmp_path / "splitter" / "engines").iterdir()
     kept.write_text('{"engines": {"encoder": 3}}')
-    choice, said = chosen(demo_bundle)
+    choice, said = chosen(packages_bundle)
     assert said
     assert choice.engines["encoder"] == "rival"
 
 
-def test_what_is_asked_for_is_not_in_question(demo_bundle, rivals):
-    choice, said = chosen(demo_bundle, asked={"encoder": "torch"})
+def test_what_is_asked_for_is_not_in_question(packages_bundle, rivals):
+    choice, said = chosen(packages_bundle, asked={"encoder": "torch"})
     assert (choice.engines["encoder"], said, choice.trials) == ("torch", [], ())
     with pytest.raises(EngineError, match="the encoder only"):
-        chosen(demo_bundle, asked={"decoder": "rival"})
+        chosen(packages_bundle, asked={"decoder": "rival"})
     with pytest.raises(UsageError, match="enkoder"):
-        chosen(demo_bundle, asked={"enkoder": "torch"})
+        chosen(packages_bundle, asked={"enkoder": "torch"})
 
 
-def test_fast_is_measured_and_never_half(demo_bundle, monkeypatch):
+def test_fast_is_measured_and_never_half(packages_bundle, monkeypatch):
     class Half(TorchEngine):
         name = selection.FAST
         unable = None
@@ -125,7 +136,7 @@ def test_fast_is_measured_and_never_half(demo_bundle, monkeypatch):
 
     kinds = {"torch": TorchEngine, selection.FAST: Half}
     monkeypatch.setattr(engines, "engine", lambda name: kinds[name])
-    choice = selection.fast(demo_bundle, {"transformer": "torch"})
+    choice = selection.fast(packages_bundle, {"transformer": "torch"})
     assert choice.engines == {
         "analysis": "torch", "encoder": selection.FAST, "transformer": "torch", "decoder": selection.FAST,
         "synthesis": "torch",
@@ -133,4 +144,4 @@ def test_fast_is_measured_and_never_half(demo_bundle, monkeypatch):
     assert 40 < choice.snr_db < 65
     Half.unable = "no bfloat16"
     with pytest.raises(EngineError, match="no bfloat16"):
-        selection.fast(demo_bundle)
+        selection.fast(packages_bundle)

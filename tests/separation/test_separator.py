@@ -77,6 +77,7 @@ def test_bag_equals_demucs_bag(tmp_path, demo_bundle, demo_model):
     assert snr_db(expected, result) >= 110
 
 
+@pytest.mark.slow
 def test_smaller_bundle_equals_demucs_with_that_segment(tmp_path, demo_model):
     import copy
     from fractions import Fraction
@@ -156,6 +157,7 @@ def test_geometry_counts_the_runs_it_takes():
     assert geometry.runs(150, 40) == 3
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_song(tmp_path, bag):
     """Measured on what streaming holds; whole-process figures are in benchmarks/."""
     import tracemalloc
