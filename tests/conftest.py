@@ -22,11 +22,10 @@ with install_import_hook("splitter.kernels", "beartype.beartype"):
 from safetensors.torch import save_file
 
 import splitter
-from splitter import compiler
+from splitter import compiler, heap
 from splitter import program as programs
 from splitter.bundle import Bundle
 from splitter.capture import capture
-from splitter.separation import heap
 from splitter.weights import checkpoints
 from splitter.weights.demo import songs
 

@@ -71,6 +71,7 @@ def tampered(bundle, directory, name):
     return Bundle.load(path)
 
 
+@pytest.mark.slow
 def test_half_packages_are_judged_link_by_link(half):
     assert half.tensors["skip_freq_0"].dtype == "float16"
     assert half.tensors["spectrogram_mean"].dtype == "float32"
@@ -90,6 +91,7 @@ def test_half_packages_are_judged_link_by_link(half):
     assert all(programs.load(half.path / s.program, half.weights) for s in half.segments)
 
 
+@pytest.mark.slow
 def test_broken_converter_fails_as_conversion(half, tmp_path):
     """Both packages come from the converter: what it got wrong is no matter of precision."""
     bundle = tampered(half, tmp_path, "reference/encoder.mlpackage")
@@ -97,6 +99,7 @@ def test_broken_converter_fails_as_conversion(half, tmp_path):
     assert Status.FAIL in statuses(checks)["conversion"]
 
 
+@pytest.mark.slow
 def test_broken_shipped_package_fails_as_precision(half, tmp_path):
     bundle = tampered(half, tmp_path, "encoder.mlpackage")
     checks, overflows = package_checks(bundle, segment_of(bundle, "encoder"), half.goldens())
@@ -199,6 +202,7 @@ def test_without_references_the_causes_are_not_applicable(demo_bundle):
     }
 
 
+@pytest.mark.slow
 def test_unreadable_package_fails(half, tmp_path):
     shutil.copytree(half.path, tmp_path / "copy")
     bundle = replace(half, path=tmp_path / "copy")
@@ -209,6 +213,7 @@ def test_unreadable_package_fails(half, tmp_path):
     assert "encoder.mlpackage" in checks[0].note or "weight.bin" in checks[0].note
 
 
+@pytest.mark.slow
 def test_first_overflow_and_its_boundary_are_named(half):
     """A golden a thousand times as loud: fp32 shrugs, half squares it past 65,504 in a normalisation."""
     segment = segment_of(half, "encoder")

@@ -363,6 +363,7 @@ def test_a_batch_says_what_it_made_what_was_there_and_what_failed(splitter, tmp_
     assert json.loads(out)["files"][0]["attempts"] == 0
 
 
+@pytest.mark.slow
 def test_what_is_piped_stays_out_of_the_terminal(tmp_path, toy_path):
     """Bars in the terminal, paths in the pipe."""
     terminal, end = os.openpty()

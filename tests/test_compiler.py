@@ -116,6 +116,7 @@ def for_ane(tmp_path_factory):
     return splitter.build("demo", path, passes=chosen, reference=False).members[0]
 
 
+@pytest.mark.slow
 def test_packages_for_the_engine_have_no_long_axis(for_ane, demo_bundle):
     for name in ("encoder", "decoder"):
         model = mil.load(for_ane.path / f"{name}.mlpackage")
@@ -132,6 +133,7 @@ def test_packages_for_the_engine_have_no_long_axis(for_ane, demo_bundle):
     assert examine(demo_bundle.path, run=False).flop_share(in_half=True) < 1
 
 
+@pytest.mark.slow
 def test_folded_packages_equal_unfolded_ones(for_ane, demo_bundle):
     golden = demo_bundle.goldens()
     for name in ("encoder", "decoder"):

@@ -47,7 +47,7 @@ def numpy_for_jax(request, monkeypatch):
 
 def judged(bundle):
     """Statuses by kind, and the least SNR by kind."""
-    checks = kernel_checks(bundle, bundle.segment("transformer"), bundle.goldens())
+    checks = kernel_checks(bundle, bundle.segment("transformer"), *2 * [bundle.goldens()])
     statuses, least = {}, {}
     for check in checks:
         statuses.setdefault(check.kind, set()).add(check.status)
@@ -70,7 +70,7 @@ def test_honest_forms_pass_and_the_loss_is_no_fault_of_the_port(form, demo_bundl
 
 def test_every_engine_runs_a_compressed_file(demo_bundle, tmp_path):
     bundle = reformed(demo_bundle, tmp_path, WeightsForm(layout="mlx", compress="pal6"))
-    checks = kernel_checks(bundle, bundle.segment("transformer"), bundle.goldens())
+    checks = kernel_checks(bundle, bundle.segment("transformer"), *2 * [bundle.goldens()])
     assert {check.engine for check in checks if check.kind == "kernels"} == {"numpy", "jax"}
     assert {check.status for check in checks} == PASS
 
@@ -135,7 +135,7 @@ def test_source_that_is_no_weight_of_the_graph_fails(demo_bundle, tmp_path):
     segment = bundle.segment("transformer")
     text = json.dumps(segment.artifact.details).replace("crosstransformer.layers.0.linear1", "elsewhere")
     artifact = segment.artifact.model_copy(update={"details": json.loads(text)})
-    checks = kernel_checks(bundle, segment.model_copy(update={"artifact": artifact}), bundle.goldens())
+    checks = kernel_checks(bundle, segment.model_copy(update={"artifact": artifact}), *2 * [bundle.goldens()])
     assert [check.status for check in checks] == [Status.FAIL]
     assert "'elsewhere" in checks[0].note
 
@@ -172,7 +172,7 @@ def test_each_matrix_is_held_to_the_limit_of_its_own_form(demo_bundle, tmp_path)
         (tmp_path / form).mkdir()
         exceptions = {"layers.0": "pal4", "layers.1": form}
         bundle = reformed(demo_bundle, tmp_path / form, WeightsForm(compress="int8", exceptions=exceptions), noisy)
-        checks = kernel_checks(bundle, bundle.segment("transformer"), bundle.goldens())
+        checks = kernel_checks(bundle, bundle.segment("transformer"), *2 * [bundle.goldens()])
         (worst,) = (check for check in checks if check.kind == "compression" and "crosstransformer" in check.subject)
         assert {worst.status} == expected
         assert worst.limit_db == 28.0 or form == "pal4"

@@ -194,6 +194,7 @@ def test_plan_repeats_the_build(built, tmp_path):
     assert again.manifest.plan == bundle.manifest.plan
 
 
+@pytest.mark.slow
 def test_half_precision_boundaries_are_made_up_for(tmp_path, noise_path):
     bag, choice = build(
         separating(), tmp_path / "b", min_snr_db=66, audio=[noise_path], plan=PACKAGES_PLAN, boundary_dtype="fp16"

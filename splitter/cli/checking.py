@@ -18,10 +18,11 @@ from .shell import COMPUTE_UNITS, command, json_option, print_json, print_result
 @json_option
 def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
     """Judge a bundle from its saved files; exit 0 if all that ran passed."""
-    from .. import tables
+    from .. import heap, tables
     from ..bundle import load_any
     from ..verification import verify as run
 
+    heap.keep_freed()  # before threads start
     with steps() as progress:
         reports = run(load_any(bundle), compute_units=compute_units, progress=progress)
     print_result(

@@ -70,7 +70,8 @@ def separate(
 
     Files whose stems are there already, made of the same sound with the same bundle and options, are left alone.
     """
-    from ..separation import Options, heap
+    from .. import heap
+    from ..separation import Options
     from ..separation import separate as run
     from .progress import bars
 

@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from splitter.errors import SplitterError
 from splitter.mil import load, tiling
@@ -398,6 +399,7 @@ def address_space():
     return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 def test_every_damaged_package_works_or_is_refused_by_name():
     """In a process of its own, whose memory is limited and which may crash."""
     command = [sys.executable, "-m", "tests.mil.test_fuzz", "0", "600"]

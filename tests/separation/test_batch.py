@@ -328,6 +328,7 @@ def test_more_jobs_than_cores_are_refused(tmp_path, toy, jobs):
         separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out", jobs=jobs)
 
 
+@pytest.mark.slow
 @two_cores
 def test_24_files_with_broken_ones_and_workers_killed_at_random(tmp_path, toy):
     tracks = [noise(tmp_path / f"{index:02}.wav", index % 3, seconds=0.5) for index in range(24)]

@@ -14,7 +14,7 @@ def keep_freed() -> None:
     """Have freed memory kept for the next allocation, in one heap for all threads.
 
     glibc gives blocks of 32 MiB and more back to the system at once, which clears every page of the next one of
-    that size: about a tenth of the time of a run of the model. For programs that run one model in a loop, and to be
+    that size: about a tenth of the time of a run of the model. For programs that run a model again and again, and to be
     called before they start threads; a no-op on other systems.
     """
     if sys.platform != "linux":
