@@ -45,7 +45,7 @@ class Orchestrator:
 
     Each boundary tensor is held against its `TensorSpec` when it is produced (name, shape, dtype, finite)
     and freed after its last consumer. Several threads may run it at once: each segment then serves one at a time,
-    so that the runs are one behind the other and not all in the segment that takes the most memory.
+    since not every engine can serve two.
     """
 
     def __init__(

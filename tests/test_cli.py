@@ -71,7 +71,7 @@ def test_build_verify_and_separate_end_to_end(tmp_path, song_path):
         assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("verb", ["inspect", "verify"])
+@pytest.mark.parametrize("verb", ["inspect", pytest.param("verify", marks=pytest.mark.slow)])
 def test_json_is_exactly_one_document(splitter, demo_path, verb):
     code, out, _ = splitter(verb, demo_path, "--json")
     assert code == 0
@@ -378,7 +378,7 @@ def test_what_is_piped_stays_out_of_the_terminal(tmp_path, toy_path):
     os.close(end)
 
 
-@pytest.mark.parametrize("verb", ["build", "separate", "batch"])
+@pytest.mark.parametrize("verb", ["build", "separate", pytest.param("batch", marks=pytest.mark.slow)])
 def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
     """A real SIGINT to a real process and those it started, as a terminal sends it, while they work."""
     if verb == "build":

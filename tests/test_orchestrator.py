@@ -1,5 +1,6 @@
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -224,3 +225,30 @@ def test_coreml_that_refuses_a_package_is_named(demo_bundle, monkeypatch):
     monkeypatch.setattr(ct.models, "MLModel", refuse)
     with pytest.raises(EngineError, match=r"Core ML must load encoder\.mlpackage; got Error compiling model"):
         CoreMLEngine(demo_bundle, demo_bundle.segment("encoder"), compute_units="ALL")
+
+
+def test_segments_serve_one_run_at_a_time(demo_bundle):
+    """Two runs at once come out as alone, and never meet in a segment."""
+    golden = demo_bundle.goldens()
+    orchestrator = Orchestrator(demo_bundle)
+    meetings, most = {}, {}
+
+    class Counted:
+        def __init__(self, engine, segment):
+            self.engine, self.segment, self.name = engine, segment, engine.name
+
+        def run(self, inputs):
+            meetings[self.segment] = meetings.get(self.segment, 0) + 1
+            most[self.segment] = max(most.get(self.segment, 0), meetings[self.segment])
+            try:
+                return self.engine.run(inputs)
+            finally:
+                meetings[self.segment] -= 1
+
+    for name, one in orchestrator.engines.items():
+        orchestrator.engines[name] = Counted(one, name)
+    alone = orchestrator.run({"mix": golden["mix"]})["stems"]
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(orchestrator.run, {"mix": golden["mix"]}) for _ in range(6)]
+        assert all(np.array_equal(run.result()["stems"], alone) for run in runs)
+    assert set(most.values()) == {1}

@@ -131,12 +131,14 @@ def _chosen(bundle: Any, asked: dict[str, str], fast: bool, jobs: int) -> tuple[
     import torch
 
     from ..separation import selection
-    from ..separation.lanes import Lanes
     from ..separation.workers import share
 
-    threads = torch.get_num_threads() if jobs == 1 else share(jobs)
-    with Lanes.of(threads).threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if jobs == 1 else share(jobs))
+    try:
         choice = selection.fast(bundle, asked) if fast else selection.fastest(bundle, asked, stderr.print)
+    finally:
+        torch.set_num_threads(threads)
     pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())
     stderr.print(f"engines: {pairs}", soft_wrap=True)
     if fast and choice.snr_db is not None:

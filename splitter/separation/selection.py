@@ -185,7 +185,7 @@ def _trial(bundle: Bundle, segment: SegmentRecord, name: str, golden: Mapping[st
 def _cost(run: Callable[[], object]) -> float:
     """Seconds of a run, on the threads that PyTorch has now.
 
-    An engine that takes more of them than these (XLA takes every core) takes them from the run beside it. So what
+    An engine that takes more of them than these (XLA takes every core) takes them from the job beside it. So what
     counts is wall time, or processor time over the number of threads where that is longer.
     """
     wall, processor = time.perf_counter(), time.process_time()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
-from contextlib import ExitStack, closing
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -20,7 +20,6 @@ from ..audio import Block, Encoding, Statistics, StemWriter, Track, Window, stat
 from ..bundle import Bag
 from ..errors import UsageError
 from ..orchestrator import Orchestrator
-from .lanes import Lanes
 from .overlap_add import Geometry, Pass, StartModel, Stems
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]
@@ -109,7 +108,6 @@ class Separator:
             )
             for member in bag.members
         ]
-        self._lanes = Lanes.of(torch.get_num_threads())
 
     def load(self) -> None:
         """Load every member now, not with the first track.
@@ -122,8 +120,7 @@ class Separator:
 
     @cached_property
     def _orchestrators(self) -> list[Orchestrator]:
-        with self._lanes.threads():  # engines count them when they load
-            return [Orchestrator(member, {**self.otherwise, **self.engines}) for member in self.bag.members]
+        return [Orchestrator(member, {**self.otherwise, **self.engines}) for member in self.bag.members]
 
     def track(self, path: Path) -> Track:
         return Track(path, self.samplerate, self.channels)
@@ -142,8 +139,8 @@ class Separator:
         totals = np.asarray(self.bag.weights, np.float32).sum(axis=0)[:, None, None]
         mean, std = np.float32(heard.mean), np.float32(heard.std + 1e-8)
         step, shifts = self._geometries[0].stride, max(1, self.options.shifts)
-        with self._lanes.open() as pool:
-            turns = _in_turn(self._passes(track, heard, pool, progress), ahead=self._lanes.count)
+        with _beside() as pool:
+            turns = _in_turn(self._passes(track, heard, pool, progress))
             for start in range(0, heard.samples, step):
                 samples = min(step, heard.samples - start)
                 mixed = np.zeros((len(self.stems), self.channels, samples), np.float32)
@@ -236,12 +233,25 @@ class Separator:
                 writer.finish()
 
 
-def _in_turn(passes: Sequence[Pass], ahead: int) -> Iterator[Pass]:
-    """The passes again and again, each to be read once, with so many runs of those that follow under way."""
+def _in_turn(passes: Sequence[Pass]) -> Iterator[Pass]:
+    """The passes again and again, each to be read once, with the run of the one that follows under way."""
     for turn in count():
-        for place in range(ahead + 1):
+        for place in range(2):
             passes[(turn + place) % len(passes)].begin(1 + place // len(passes))
         yield passes[turn % len(passes)]
+
+
+@contextmanager
+def _beside() -> Iterator[Executor]:
+    """Where the model runs while files are read and written, with as many threads as PyTorch has here.
+
+    What has not begun by the end of the block never does.
+    """
+    pool = ThreadPoolExecutor(1, "model", torch.set_num_threads, (torch.get_num_threads(),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _starter(orchestrator: Orchestrator, pool: Executor) -> StartModel:

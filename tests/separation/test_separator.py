@@ -1,6 +1,7 @@
 """Songs through a bundle, against demucs's own `apply_model` on the same samples."""
 
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from splitter.bundle import Bag, Bundle
 from splitter.errors import UsageError
 from splitter.separation import Options, Progress, Separator
 from splitter.separation.overlap_add import Geometry
+from splitter.separation.separator import _beside
 from splitter.weights.demo import songs
 
 from ..conftest import snr_db
@@ -181,3 +183,30 @@ def test_memory_does_not_grow_with_the_song(tmp_path, bag):
 def test_bundle_with_random_weights_says_so(demo_bundle):
     assert isinstance(demo_bundle, Bundle)
     assert demo_bundle.manifest.model.random_init is None
+
+
+def test_the_model_has_the_threads_of_its_caller():
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        with _beside() as pool:
+            assert pool.submit(torch.get_num_threads).result() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_has_not_begun_never_does():
+    begun, gate = [], threading.Event()
+
+    def run(number):
+        begun.append(number)
+        gate.wait(10)
+
+    with pytest.raises(KeyboardInterrupt), _beside() as pool:
+        for number in range(4):
+            pool.submit(run, number)
+        while not begun:
+            pass
+        threading.Timer(0.05, gate.set).start()
+        raise KeyboardInterrupt
+    assert begun == [0]
