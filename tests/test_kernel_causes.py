@@ -73,6 +73,8 @@ def test_every_engine_runs_a_compressed_file(demo_bundle, tmp_path):
     checks = kernel_checks(bundle, bundle.segment("transformer"), *2 * [bundle.goldens()])
     assert {check.engine for check in checks if check.kind == "kernels"} == {"numpy", "jax"}
     assert {check.status for check in checks} == PASS
+    lost = {check.subject: check.parity.snr_db for check in checks if check.kind == "compression" and check.parity}
+    assert max(lost[name] for name in bundle.segment("transformer").outputs) < 100, "six bits do not do for nothing"
 
 
 def test_lossless_forms_have_no_compression_to_judge(demo_bundle, tmp_path):

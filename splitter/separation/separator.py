@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from ..audio import Block, Encoding, Statistics, StemWriter, Track, Window, statistics
 from ..bundle import Bag
@@ -243,11 +242,11 @@ def _in_turn(passes: Sequence[Pass]) -> Iterator[Pass]:
 
 @contextmanager
 def _beside() -> Iterator[Executor]:
-    """Where the model runs while files are read and written, with as many threads as PyTorch has here.
+    """Where the model runs while files are read and written, with PyTorch's threads as they are here.
 
     What has not begun by the end of the block never does.
     """
-    pool = ThreadPoolExecutor(1, "model", torch.set_num_threads, (torch.get_num_threads(),))
+    pool = ThreadPoolExecutor(1, "model")
     try:
         yield pool
     finally:
