@@ -66,7 +66,7 @@ def by_metal(model, observe):
     metal.transformer(model.config, model.tensors, *model.inputs.values(), observe=observe)
 
 
-@pytest.mark.parametrize("run", [by_numpy, by_jax, by_metal])
+@pytest.mark.parametrize("run", [by_numpy, pytest.param(by_jax, marks=pytest.mark.slow), by_metal])
 def test_the_kernels_agree_with_the_captured_model_at_every_tap(model, demo_bundle, run):
     kept = {}
     run(model, lambda name, value: kept.update({name: np.array(value)}))
@@ -88,6 +88,7 @@ def test_mistakes_are_found_where_they_are_made(model, demo_bundle, mistake):
     assert cause in report.verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["tanh gelu", "wrong eps", "half accumulation"])
 def test_half_precision_hides_no_mistake(model, demo_bundle, mistake):
     tap, cause = MISTAKES[mistake]

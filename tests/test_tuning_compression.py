@@ -293,6 +293,7 @@ def test_the_smallest_weights_are_not_worth_a_measurement():
 # ----------------------------------------------------------------------------------------- build
 
 
+@pytest.mark.slow
 def test_what_was_built_holds_and_its_plan_repeats_it(built, tmp_path):
     bundle, choice = built
     assert 0 < choice.chosen.drop_db <= LIMIT
