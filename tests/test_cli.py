@@ -17,6 +17,7 @@ import soundfile
 
 from splitter import arrays, cli
 from splitter.engines import openvino_engine
+from splitter.errors import EngineError
 from splitter.orchestrator import default_engine
 from splitter.separation import selection
 
@@ -376,6 +377,20 @@ def test_what_is_piped_stays_out_of_the_terminal(tmp_path, toy_path):
     assert "kept.wav" not in shown
     os.close(terminal)
     os.close(end)
+
+
+def test_interrupt_that_became_an_error_on_its_way_is_one(splitter, monkeypatch):
+    """As extension modules make of it that import others."""
+
+    def importing(standalone_mode):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise EngineError("numpy must import", received="an interrupt") from None
+
+    monkeypatch.setattr(cli, "command", importing)
+    assert splitter("build") == (130, "", "splitter: error: interrupted; nothing half-written was left behind\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("verb", ["build", "separate", pytest.param("batch", marks=pytest.mark.slow)])

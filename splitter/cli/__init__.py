@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from typing import NoReturn
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
@@ -19,7 +21,7 @@ def main() -> NoReturn:
     """Entry point. Every expected failure is one message and a non-zero exit; ``--json`` makes it a document."""
     wants_json = "--json" in sys.argv[1:]
     try:
-        sys.exit(command(standalone_mode=False))
+        sys.exit(_run())
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
@@ -40,6 +42,28 @@ def main() -> NoReturn:
             raise
         message = f"internal error, please report it: {type(error).__name__}: {error} (SPLITTER_DEBUG=1 shows where)"
         _fail("InternalError", message, wants_json, 70)
+
+
+def _run() -> Any:
+    """The command, in which an interrupt stays one: C code that it strikes may report an error of its own instead."""
+    interrupted = False
+
+    def note(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # a shell has its background jobs ignore them
+        signal.signal(signal.SIGINT, note)
+    try:
+        return command(standalone_mode=False)
+    except Exception as error:
+        if interrupted:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fail(kind: str, message: str, wants_json: bool, code: int) -> NoReturn:
