@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from .boundary import Array
 from .bundle import Bundle
@@ -52,7 +53,8 @@ def kernel_checks(
     except SplitterError as error:
         return [Check("kernels", segment.name, Status.FAIL, "torch", "local", note=str(error))]
     limit = bundle.manifest.plan.tolerances.kernels_snr_db
-    with ThreadPoolExecutor() as pool:  # XLA compiles on one core
+    # XLA compiles on one core: NumPy's products keep to another, where their threads would wait busily on both.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor() as pool:
         running = {name: pool.submit(_run, bundle, segment, name, golden) for name in ("numpy", "jax")}
     for name, run in running.items():
         try:

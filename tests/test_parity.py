@@ -18,6 +18,19 @@ def test_hand_computed_case():
     assert not parity.reaches(14)
 
 
+@pytest.mark.parametrize("shape", [(100_003,), (3, 7, 11_003), (2, 65_536)])
+def test_every_value_of_a_large_tensor_counts_once(shape):
+    r = np.random.default_rng(0).standard_normal(shape)
+    x = r + np.random.default_rng(1).standard_normal(shape)
+    parity = compare(r, x)
+    assert parity.snr_db == pytest.approx(10 * math.log10((r**2).sum() / ((r - x) ** 2).sum()), abs=1e-9)
+    assert parity.max_abs == np.abs(r - x).max()
+    assert parity.psnr_db == pytest.approx(
+        20 * math.log10(np.abs(r).max() / math.sqrt(((r - x) ** 2).mean())), abs=1e-9
+    )
+    assert parity.cosine == pytest.approx((r * x).sum() / math.sqrt((r**2).sum() * (x**2).sum()), abs=1e-12)
+
+
 def test_equal_tensors_are_infinitely_near():
     parity = compare(np.ones(3, np.float32), np.ones(3, np.float32))
     assert (parity.snr_db, parity.max_abs, parity.cosine) == (math.inf, 0.0, 1.0)

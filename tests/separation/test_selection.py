@@ -67,6 +67,22 @@ def test_slower_engine_is_not(packages_bundle, rivals):
     assert chosen(packages_bundle)[0].engines["encoder"] == "torch"
 
 
+@pytest.mark.parametrize(("seconds", "engine"), [(0.95, "torch"), (0.85, "rival")])
+def test_in_turns_the_fastest_run_counts_and_little_gain_is_none(packages_bundle, rivals, monkeypatch, seconds, engine):
+    """A machine that slows down meanwhile slows all of them."""
+    turns, ran = {"torch": [3.0, 1.0, 2.0], "rival": [3 * seconds, 2 * seconds, seconds]}, []
+
+    def cost(run):
+        ran.append("rival" if isinstance(run.func.__self__, Rival) else "torch")
+        return turns[ran[-1]].pop(0)
+
+    monkeypatch.setattr(selection, "_cost", cost)
+    choice, _ = chosen(packages_bundle)
+    assert choice.engines["encoder"] == engine
+    assert {one.engine: one.seconds for one in choice.trials} == {"torch": 1.0, "rival": seconds}
+    assert ran == ["torch", "rival"] * 3
+
+
 @pytest.mark.parametrize(("wall", "processor", "cost"), [(3.0, 5.0, 3.0), (1.0, 5.0, 2.5)])
 def test_threads_beyond_its_own_are_counted(monkeypatch, wall, processor, cost):
     """An engine that takes every core is quick alone, and slows the run beside it."""
