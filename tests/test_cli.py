@@ -389,8 +389,12 @@ def test_interrupt_that_became_an_error_on_its_way_is_one(splitter, monkeypatch)
             raise EngineError("numpy must import", received="an interrupt") from None
 
     monkeypatch.setattr(cli, "command", importing)
-    assert splitter("build") == (130, "", "splitter: error: interrupted; nothing half-written was left behind\n")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert splitter("build") == (130, "", "splitter: error: interrupted; nothing half-written was left behind\n")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, found)
 
 
 @pytest.mark.parametrize("verb", ["build", "separate", pytest.param("batch", marks=pytest.mark.slow)])

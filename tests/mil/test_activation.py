@@ -78,7 +78,8 @@ def test_formulas_in_half_precision():
         halves = {key: np.float16(value) for key, value in parameters.items() if key != "mode"}
         exact = all(float(half) == parameters[key] for key, half in halves.items())
         tolerance = 2**-10.9 if exact else 2e-3  # one rounding, or the parameters are rounded, too
-        np.testing.assert_allclose(got, formula(x.astype(np.float64)), rtol=tolerance, atol=1e-7, err_msg=name)
+        # Below 0 as above, and by which vectors the processor has.
+        np.testing.assert_allclose(got, formula(x.astype(np.float64)), rtol=tolerance, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("target", ["iOS15", "iOS17"])
