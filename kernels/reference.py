@@ -120,7 +120,8 @@ def attention(
         head = softmax(q kᵀ / √d) v
         attention = W_o concat(heads) + b_o
 
-    Rows of one head are taken some at a time, so memory grows with the sources, not with tokens × sources.
+    Rows of one head are taken some at a time, so memory grows with the sources, not with tokens × sources. They are
+    divided by the sum of their exponentials at last, as a head is narrower than the logits.
     """
     tap, name = _recorder(observe, f"{prefix}."), f"{prefix}.{kind}_attn"
     matrices = np.split(weights[f"{name}.in_proj_weight"], 3)
@@ -137,8 +138,9 @@ def attention(
     for head in np.ndindex(q.shape[:2]):
         for start in range(0, q.shape[2], _ATTENTION_ROWS):
             rows = q[head][start : start + _ATTENTION_ROWS]
-            np.matmul(rows, k[head].T, out=logits[: len(rows)])
-            np.matmul(softmax(logits[: len(rows)]), v[head], out=heads[head][start : start + len(rows)])
+            exponentials = _exponentials(np.matmul(rows, k[head].T, out=logits[: len(rows)]))
+            attended = np.matmul(exponentials, v[head], out=heads[head][start : start + len(rows)])
+            attended /= exponentials.sum(axis=-1, keepdims=True)
     tap("heads", heads)
     return linear(rearrange(heads, "b h n d -> b n (h d)"), *_affine(weights, f"{name}.out_proj"))
 
@@ -174,9 +176,20 @@ def gelu(x: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
 
 def softmax(x: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
     """``exp(x − max x) / Σ exp(x − max x)`` over the last axis, in the place of its argument."""
-    x -= x.max(axis=-1, keepdims=True)
-    np.exp(x, out=x)
+    x = _exponentials(x)
     x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+def _exponentials(x: Float[ndarray, "*shape"]) -> Float[ndarray, "*shape"]:
+    """``exp(x − max x)``, in the place of its argument.
+
+    None is less than e⁻⁷⁰: next to the largest, 1, that is nothing in double precision, and smaller ones make subnormal
+    numbers, which some processors multiply many times more slowly.
+    """
+    x -= x.max(axis=-1, keepdims=True)
+    np.maximum(x, -70, out=x)
+    np.exp(x, out=x)
     return x
 
 
