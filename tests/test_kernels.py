@@ -175,6 +175,13 @@ def test_cross_layers_see_the_old_tokens():
         reference.transformer_layer = original
 
 
+def test_softmax_makes_no_subnormal_numbers():
+    """Which some processors multiply many times more slowly."""
+    shares = reference.softmax(np.array([[0, -60, -95, -400]], np.float32))
+    assert shares.min() >= np.finfo(np.float32).tiny
+    np.testing.assert_allclose(shares[0], [1, np.exp(-60), 0, 0], rtol=1e-5, atol=1e-30)
+
+
 def test_gelu_is_exact():
     x = np.linspace(-6, 6, 1001)
     assert np.abs(reference.gelu(x) - torch.nn.functional.gelu(torch.from_numpy(x)).numpy()).max() < 1e-15

@@ -28,8 +28,8 @@ from ..parity import compare
 MIN_SNR_DB = 100.0  # of the stems to the untouched model's: far below what a 16-bit file keeps
 FAST = "openvino-bf16"
 _RUNS = 3  # timed, after one that warms up
-# Of the default's time. A busy machine makes noise of a tenth, and OpenVINO instead of PyTorch for all segments of the
-# released model takes 1.2 GB more, so that less memory than demucs's is what a smaller gain would cost.
+# Of the default's time. A busy machine makes noise of a tenth or more, and each other engine holds the weights once
+# more: OpenVINO throughout takes 1.2 GB more on the released model, and with that more than demucs.
 _WORTH = 0.75
 # What may change the answer when it is installed in another version.
 _PACKAGES = ("splitter", "torch", "jax", "jaxlib", "openvino")
