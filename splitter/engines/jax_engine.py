@@ -1,12 +1,18 @@
-"""JAX: the transformer, compiled by XLA for this machine."""
+"""JAX: the transformer, compiled by XLA for this machine.
+
+Compiling takes longer than a run, so JAX keeps what it has compiled in the user's cache, by program, versions and
+processor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from platformdirs import user_cache_path
 
 from ..boundary import Array
 from ..bundle import Bundle
@@ -14,6 +20,8 @@ from ..kernels import xla
 from ..manifest import SegmentRecord
 from ..weights import transformer as weights
 from . import Engine
+
+_CACHE_BYTES = 1 << 26  # a compiled transformer takes some 300 kB; a limit has JAX lock the cache as well
 
 
 class JaxEngine(Engine):
@@ -26,6 +34,7 @@ class JaxEngine(Engine):
         return None if target == "kernels" else f"JAX runs the transformer, not {target!r}"
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        _keep_compiled()
         self._record = weights.record_of(segment.artifact.details)
         config, tensors = weights.load(bundle.path / segment.artifact.path, self._record)
         self._weights = xla.prepared(tensors)
@@ -39,3 +48,15 @@ class JaxEngine(Engine):
             name: np.array(result, dtype)  # a copy: JAX gives read-only views
             for name, result, dtype in zip(self._record.outputs, results, self._dtypes, strict=True)
         }
+
+
+def _keep_compiled() -> None:
+    """Have JAX keep what it compiles in the user's cache, unless it was told of another place or there is no room."""
+    config: Any = jax.config  # has no types
+    if config.jax_compilation_cache_dir is not None:
+        return
+    kept = user_cache_path("splitter") / "xla"
+    with suppress(OSError):
+        kept.mkdir(parents=True, exist_ok=True)
+        config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+        config.update("jax_compilation_cache_dir", str(kept))
