@@ -36,7 +36,7 @@ from .shell import command, engine_pairs, json_option, print_json, stderr, steps
 @click.option("--filename", default="{track}/{stem}.{ext}", show_default=True, help="Below OUT/<model>/.")
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
               help="Run a segment with this engine, e.g. transformer=jax.  "
-                   "[default: the fastest, as measured once]")  # fmt: skip
+                   "[default: as chosen by measurement, once]")  # fmt: skip
 @click.option("--fast", is_flag=True, help="In bfloat16, on a processor that computes in it; says what that costs.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Files at a time, each by a process with its share of the cores.")  # fmt: skip
@@ -127,7 +127,7 @@ def separate(
 
 
 def _chosen(bundle: Any, asked: dict[str, str], fast: bool, jobs: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Engines by segment: those asked for, and the fastest for the rest. Says which they are."""
+    """Engines by segment: those asked for, and those measurement chooses for the rest. Says which they are."""
     import torch
 
     from ..separation import selection

@@ -1,4 +1,4 @@
-"""The fastest engine for each segment on this machine, by measurement on the bundle's golden input."""
+"""The default engine of each segment or one much faster on this machine, by measurement on the bundle's golden input."""
 
 from __future__ import annotations
 
