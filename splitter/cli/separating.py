@@ -127,7 +127,7 @@ def separate(
 
 
 def _chosen(bundle: Any, asked: dict[str, str], fast: bool, jobs: int) -> tuple[dict[str, str], dict[str, str]]:
-    """Engines by segment: those asked for, and those measurement chooses for the rest. Says which they are."""
+    """Engines by segment: those asked for, and for the rest those that measurement chooses. Says which they are."""
     import torch
 
     from ..separation import selection

@@ -1,4 +1,4 @@
-"""The default engine of each segment or one much faster on this machine, by measurement on the bundle's golden input."""
+"""The engine for each segment: the default, or one much faster here, by measurement on the bundle's golden input."""
 
 from __future__ import annotations
 
