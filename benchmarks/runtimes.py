@@ -79,11 +79,9 @@ def _onnxruntime(file: Path) -> Core:
 
 
 def _to_openvino(program: Program, example: tuple[torch.Tensor, ...], file: Path) -> None:
-    import openvino
+    from splitter.engines.openvino_engine import converted, imported_silently
 
-    from splitter.engines.openvino_engine import converted
-
-    openvino.serialize(converted(program), file)
+    imported_silently().serialize(converted(program), file)
 
 
 def _openvino(file: Path) -> Core:

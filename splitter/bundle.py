@@ -18,14 +18,13 @@ from pathlib import Path
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
-from torch import Tensor
 
 from . import program as programs
 from .boundary import Array, TensorSpec
 from .errors import BundleError, SplitterError, UsageError
 from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, BagManifest, FileRecord, Manifest, SegmentRecord
 from .plan import readable
-from .program import Program
+from .program import Program, Weights
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,9 @@ class Bundle:
         return {spec.name: spec for spec in self.manifest.tensors}
 
     @cached_property
-    def weights(self) -> Mapping[str, Tensor]:
-        """Weights of the captured programs, read once."""
-        return programs.load_weights(self.path / self.manifest.weights)
+    def weights(self) -> Weights:
+        """Weights of the captured programs."""
+        return Weights(self.path / self.manifest.weights)
 
     def segment(self, name: str) -> SegmentRecord:
         for one in self.segments:

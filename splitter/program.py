@@ -206,15 +206,17 @@ def save(program: Program, path: Path) -> None:
     path.write_text(f'{{{head}, "nodes": [\n{nodes}\n]}}\n')
 
 
-def load(path: Path, weights: Mapping[str, Tensor]) -> Program:
-    """Read a program back.
+def load(path: Path, weights: Weights) -> Program:
+    """Read a program back, and of the weights those that it uses.
 
     Raises:
         BundleError: The file is not a program, names an operator that is not a plain ATen operator,
             or does not fit the weights.
     """
     try:
-        return from_json(json.loads(path.read_text()), weights)
+        content = json.loads(path.read_text())
+        names = [entry["target"] for entry in content["nodes"] if entry["op"] == "weight"]
+        return from_json(content, weights.of(names))
     except (
         OSError,
         UnicodeDecodeError,
@@ -266,19 +268,35 @@ def from_json(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Prog
     return Program(str(content["name"]), graph, used, tuple(map(_identifier, content["outputs"])))
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read every tensor of a safetensors file into memory of its own.
+class Weights:
+    """Tensors of a safetensors file, each read once, when a program that needs it is loaded."""
 
-    A copy, not a map: PyTorch picks kernels by alignment, a mapped tensor is aligned to 8 bytes only,
-    and bit-for-bit comparison needs the allocator's 64.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise BundleError(
-            f"{path.name} must be a readable safetensors file", received=str(error), fix="Build the bundle again."
-        ) from error
+    def __init__(self, path: Path) -> None:
+        """Nothing is read yet."""
+        self._path = path
+        self._read: dict[str, Tensor] = {}
+
+    def of(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of these names that there are, in memory of their own.
+
+        Copies, not a map: PyTorch picks kernels by alignment, a mapped tensor is aligned to 8 bytes only,
+        and bit-for-bit comparison needs the allocator's 64.
+
+        Raises:
+            BundleError: The file cannot be read.
+        """
+        wanted = dict.fromkeys(names)
+        try:
+            with safe_open(str(self._path), framework="pt") as file:
+                for name in wanted.keys() & file.keys() - self._read.keys():
+                    self._read[name] = file.get_tensor(name).clone()
+        except (OSError, SafetensorError) as error:
+            raise BundleError(
+                f"{self._path.name} must be a readable safetensors file",
+                received=str(error),
+                fix="Build the bundle again.",
+            ) from error
+        return {name: self._read[name] for name in wanted if name in self._read}
 
 
 def _operator_name(node: fx.Node) -> str:

@@ -82,7 +82,7 @@ def captured_once(shared):
                 program = capture(model, inputs, outputs)
                 save_file({name: one.detach().clone() for name, one in program.weights.items()}, weights)
                 programs.save(program, graph)
-        return programs.load(graph, programs.load_weights(weights))
+        return programs.load(graph, programs.Weights(weights))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiler, "capture", remembered)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -61,3 +64,19 @@ def test_what_cannot_be_converted_is_one_error(demo_bundle, home, monkeypatch):
     with pytest.raises(EngineError, match=r"must convert and compile segment 'encoder'; got no rule for aten\.stft"):
         OpenVINOEngine(demo_bundle, demo_bundle.segment("encoder"), compute_units="ALL")
     assert not home.exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_importing_it_reports_to_nobody(there):
+    pytest.importorskip("openvino_telemetry", reason="OpenVINO is not installed (the extra `openvino`)")
+    before = "import openvino_telemetry as telemetry" if there else "telemetry = None"
+    script = f"""
+import sys
+{before}
+from splitter.engines.openvino_engine import imported_silently
+assert imported_silently().Core().available_devices
+from openvino.tools.ovc import telemetry_utils
+assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+assert sys.modules.get("openvino_telemetry") is telemetry
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from splitter import Bundle
 from splitter import program as programs
 from splitter.capture import capture
 from splitter.errors import BundleError, CaptureError
@@ -21,7 +22,7 @@ def hybrid():
 def saved(program, directory):
     programs.save(program, directory / "p.json")
     save_file({k: v.detach().contiguous() for k, v in program.weights.items()}, directory / "w.safetensors")
-    return directory / "p.json", programs.load_weights(directory / "w.safetensors")
+    return directory / "p.json", programs.Weights(directory / "w.safetensors")
 
 
 def test_round_trip_is_bit_exact(hybrid, tmp_path):
@@ -92,21 +93,55 @@ def test_hostile_programs_are_refused(hybrid, tmp_path, change, monkeypatch):
 
 
 def test_missing_weight_is_refused(hybrid, tmp_path):
-    path, weights = saved(hybrid, tmp_path)
-    weights.pop("down.weight")
+    path, _ = saved(hybrid, tmp_path)
+    save_file({"up.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(BundleError, match=r"down\.weight"):
-        programs.load(path, weights)
+        programs.load(path, programs.Weights(tmp_path / "w.safetensors"))
 
 
 def test_truncated_weights_are_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(BundleError, match=r"w\.safetensors must be a readable safetensors file"):
-        programs.load_weights(tmp_path / "w.safetensors")
+        programs.Weights(tmp_path / "w.safetensors").of(["down.weight"])
 
 
-def test_loading_reads_into_aligned_memory(hybrid, tmp_path):
+def test_weights_are_read_into_aligned_memory(hybrid, tmp_path):
     _, weights = saved(hybrid, tmp_path)
-    assert all(tensor.data_ptr() % 64 == 0 for tensor in weights.values())
+    read = weights.of(hybrid.weights)
+    assert read.keys() == hybrid.weights.keys()
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in read.values())
+
+
+def test_weights_are_read_once_and_only_those_of_the_programs(demo_path, monkeypatch):
+    real, read = programs.safe_open, []
+
+    class Watched:
+        def __init__(self, *args, **kwargs):
+            self.file = real(*args, **kwargs)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *raised):
+            return self.file.__exit__(*raised)
+
+        def keys(self):
+            return self.file.keys()
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    monkeypatch.setattr(programs, "safe_open", Watched)
+    bundle = Bundle.load(demo_path)
+    analysis, encoder = (bundle.program(bundle.segment(name).program) for name in ("analysis", "encoder"))
+    assert sorted(read) == sorted({*analysis.weights, *encoder.weights})
+    whole = bundle.program(bundle.manifest.whole)
+    assert sorted(read) == sorted(whole.weights)
+    shared = encoder.weights.keys() & whole.weights.keys()
+    assert shared
+    assert all(encoder.weights[name].data_ptr() == whole.weights[name].data_ptr() for name in shared)
 
 
 def test_argument_without_json_form_is_refused(hybrid):

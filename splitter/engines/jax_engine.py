@@ -10,13 +10,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
-import jax
 import numpy as np
 from platformdirs import user_cache_path
 
 from ..boundary import Array
 from ..bundle import Bundle
-from ..kernels import xla
 from ..manifest import SegmentRecord
 from ..weights import transformer as weights
 from . import Engine
@@ -34,6 +32,8 @@ class JaxEngine(Engine):
         return None if target == "kernels" else f"JAX runs the transformer, not {target!r}"
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        from ..kernels import xla
+
         _keep_compiled()
         self._record = weights.record_of(segment.artifact.details)
         config, tensors = weights.load(bundle.path / segment.artifact.path, self._record)
@@ -42,6 +42,8 @@ class JaxEngine(Engine):
         self._dtypes = [bundle.tensors[name].dtype for name in self._record.outputs]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        import jax
+
         freq, time = (jax.numpy.asarray(inputs[name], np.float32) for name in self._record.inputs)
         results = self._transformer(self._weights, freq, time)
         return {
@@ -52,6 +54,8 @@ class JaxEngine(Engine):
 
 def _keep_compiled() -> None:
     """Have JAX keep what it compiles in the user's cache, unless it was told of another place or there is no room."""
+    import jax
+
     config: Any = jax.config  # has no types
     if config.jax_compilation_cache_dir is not None:
         return

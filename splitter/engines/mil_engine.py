@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from .. import mil
 from ..boundary import Array
 from ..bundle import Bundle
 from ..manifest import SegmentRecord
-from ..mil import ops
-from ..mil.program import Operation
 from . import Engine
+
+if TYPE_CHECKING:
+    from ..mil.program import Operation
 
 
 class MilEngine(Engine):
@@ -24,6 +24,8 @@ class MilEngine(Engine):
         return None if target == "coreml" else f"the ML Program runtime runs packages, not {target!r}"
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        from .. import mil
+
         self._model = mil.load(bundle.path / segment.artifact.path)
         self._specs = bundle.tensors
 
@@ -50,4 +52,6 @@ class _Steps:
     def before(self, operation: Operation, inputs: Mapping[str, Any]) -> None: ...
 
     def after(self, operation: Operation, outputs: Mapping[str, Any]) -> None:
+        from ..mil import ops
+
         self.done(ops.family(operation.type, self.opset))

@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,21 +51,29 @@ class OpenVINOEngine(Engine):
         try:
             if not (home / _GRAPH).exists():
                 _keep(converted(bundle.program(segment.program)), home)
-            model = compiled(home / _GRAPH, self.precision)
+            self._model = compiled(home / _GRAPH, self.precision)
         except Exception as error:  # OpenVINO raises every kind
             raise EngineError(
                 f"OpenVINO must convert and compile segment {segment.name!r}", received=str(error).strip()
             ) from error
-        self._request = model.create_infer_request()
-        program = bundle.program(segment.program)
-        self._inputs = {str(node.target): node.meta["type"].dtype for node in program.input_nodes}
-        self._outputs = {name: bundle.tensors[name].dtype for name in program.outputs}
+        self._request = self._model.create_infer_request()
+        self._inputs, self._outputs = segment.inputs, segment.outputs  # in the order of the model's
+        self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        given = [np.ascontiguousarray(inputs[name], dtype) for name, dtype in self._inputs.items()]
-        results = self._request.infer(given, share_inputs=True, share_outputs=True)
-        # Copies: the request's own memory is overwritten by the next run.
-        return {name: np.array(results[place], dtype) for place, (name, dtype) in enumerate(self._outputs.items())}
+        openvino = imported_silently()
+        given = [
+            np.ascontiguousarray(inputs[name], port.element_type.to_dtype())
+            for name, port in zip(self._inputs, self._model.inputs, strict=True)
+        ]
+        results = [np.empty(tuple(port.shape), port.element_type.to_dtype()) for port in self._model.outputs]
+        for place, result in enumerate(results):  # arrays of their own: the request's are overwritten by the next run
+            self._request.set_output_tensor(place, openvino.Tensor(result, shared_memory=True))
+        self._request.infer(given, share_inputs=True, share_outputs=True)
+        return {
+            name: result.astype(self._dtypes[name], copy=False)
+            for name, result in zip(self._outputs, results, strict=True)
+        }
 
 
 class OpenVINOBFloat16Engine(OpenVINOEngine):
@@ -85,9 +95,7 @@ class OpenVINOBFloat16Engine(OpenVINOEngine):
 @cache
 def _capabilities() -> tuple[str, ...]:
     """What this processor computes in, in OpenVINO's words."""
-    import openvino
-
-    return tuple(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return tuple(imported_silently().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
@@ -97,8 +105,26 @@ def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
     return user_cache_path("splitter") / "openvino" / hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
 
 
+@cache
+def imported_silently() -> Any:
+    """The package `openvino`, with what it takes itself where its telemetry is not installed.
+
+    To import it reports that to Intel otherwise, from a process forked off this one, which may have threads by then.
+    """
+    telemetry = "openvino_telemetry"
+    kept = sys.modules.get(telemetry)
+    sys.modules[telemetry] = None  # type: ignore[assignment]
+    try:
+        return import_module("openvino")
+    finally:
+        del sys.modules[telemetry]
+        if kept is not None:
+            sys.modules[telemetry] = kept
+
+
 def converted(program: Program) -> Any:
     """The program as OpenVINO's model, by its frontend itself: `openvino.convert_model` reports its use to Intel."""
+    imported_silently()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -116,9 +142,7 @@ def converted(program: Program) -> Any:
 
 def compiled(graph: Path, precision: str) -> Any:
     """A converted model, ready to run in ``f32`` or ``bf16`` with as many threads as PyTorch has now."""
-    import openvino
-
-    return openvino.Core().compile_model(graph, "CPU", {
+    return imported_silently().Core().compile_model(graph, "CPU", {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -128,12 +152,10 @@ def compiled(graph: Path, precision: str) -> Any:
 
 def _keep(model: Any, home: Path) -> None:
     """Write a converted model aside, then rename: there is never half of one."""
-    import openvino
-
     home.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=home.parent))
     try:
-        openvino.serialize(model, staging / _GRAPH, staging / _WEIGHTS)
+        imported_silently().serialize(model, staging / _GRAPH, staging / _WEIGHTS)
         if not home.exists():
             staging.rename(home)
     except OSError:
