@@ -26,7 +26,7 @@ def test_bfloat16_runs_where_the_processor_computes_in_it(demo_bundle, monkeypat
     monkeypatch.setattr(openvino_engine, "_capabilities", lambda: capabilities)
     assert (OpenVINOBFloat16Engine.obstacle(demo_bundle.segment("encoder")) is None) == able
     assert "host's stages" in OpenVINOBFloat16Engine.obstacle(demo_bundle.segment("analysis"))
-    assert not OpenVINOBFloat16Engine.competes, "never chosen for its speed alone"
+    assert OpenVINOBFloat16Engine.worth is None, "never chosen for its speed alone"
 
 
 @pytest.fixture

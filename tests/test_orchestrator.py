@@ -39,7 +39,7 @@ def test_other_engines_come_near(demo_bundle, golden, engines):
 
 
 def test_engines_are_found_by_name():
-    assert names() == ["coreml", "jax", "mil", "numpy", "openvino", "openvino-bf16", "torch"]
+    assert names() == ["coreml", "jax", "mil", "numpy", "openvino", "openvino-bf16", "torch", "torch-rewritten"]
     assert engine("torch") is TorchEngine
     with pytest.raises(EngineError, match="There are: coreml, jax, mil, numpy, openvino, openvino-bf16, torch"):
         engine("mps")

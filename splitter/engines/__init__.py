@@ -17,6 +17,9 @@ from ..errors import EngineError
 from ..manifest import SegmentRecord
 
 GROUP = "splitter.engines"
+# What such an engine must be worth. It holds the weights once more: OpenVINO throughout takes 0.8 GB more on the
+# released model, and with that more than demucs.
+OF_ITS_OWN_WEIGHTS = 0.75
 
 
 class Engine(ABC):
@@ -24,11 +27,12 @@ class Engine(ABC):
 
     Attributes:
         name: As it is asked for, e.g. ``"torch"``.
-        competes: Whether `splitter.separation.selection` may choose it for being the fastest.
+        worth: The share of a slower engine's time below which `splitter.separation.selection` takes this one instead;
+            None if it never does so by itself.
     """
 
     name: ClassVar[str]
-    competes: ClassVar[bool] = False
+    worth: ClassVar[float | None] = None
 
     @classmethod
     @abstractmethod

@@ -17,14 +17,14 @@ from ..boundary import Array
 from ..bundle import Bundle
 from ..manifest import SegmentRecord
 from ..weights import transformer as weights
-from . import Engine
+from . import OF_ITS_OWN_WEIGHTS, Engine
 
 _CACHE_BYTES = 1 << 26  # a compiled transformer takes some 300 kB; a limit has JAX lock the cache as well
 
 
 class JaxEngine(Engine):
     name: ClassVar[str] = "jax"
-    competes: ClassVar[bool] = True
+    worth: ClassVar[float | None] = OF_ITS_OWN_WEIGHTS
 
     @classmethod
     def obstacle(cls, segment: SegmentRecord) -> str | None:

@@ -30,14 +30,14 @@ from ..capture import exported
 from ..errors import EngineError
 from ..manifest import SegmentRecord
 from ..program import Program
-from . import Engine
+from . import OF_ITS_OWN_WEIGHTS, Engine
 
 _GRAPH, _WEIGHTS = "segment.xml", "segment.bin"
 
 
 class OpenVINOEngine(Engine):
     name: ClassVar[str] = "openvino"
-    competes: ClassVar[bool] = True
+    worth: ClassVar[float | None] = OF_ITS_OWN_WEIGHTS
     precision: ClassVar[str] = "f32"
 
     @classmethod
@@ -80,7 +80,7 @@ class OpenVINOBFloat16Engine(OpenVINOEngine):
     """In bfloat16, where the processor computes in it: OpenVINO would take float32 elsewhere and not say so."""
 
     name: ClassVar[str] = "openvino-bf16"
-    competes: ClassVar[bool] = False
+    worth: ClassVar[float | None] = None
     precision: ClassVar[str] = "bf16"
 
     @classmethod

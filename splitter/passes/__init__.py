@@ -18,8 +18,11 @@ from .conv1d_as_conv2d import Conv1dAsConv2d
 from .fold_long_axes import FoldLongAxes
 from .keep_broadcasts_small import KeepBroadcastsSmall
 from .means_in_stages import MeansInStages
+from .narrow_convs_as_products import NarrowConvsAsProducts
+from .norms_into_convs import NormsIntoConvs
 from .norms_safe_in_half import NormsSafeInHalf
 from .rows_out_of_batch import RowsOutOfBatch
+from .transposed_convs_as_convs import TransposedConvsAsConvs
 
 
 class Pass(Protocol):
@@ -47,6 +50,9 @@ PASSES: Mapping[str, Pass] = {
         FoldLongAxes(),
         Conv1dAsConv2d(),
         MeansInStages(),
+        NormsIntoConvs(),
+        NarrowConvsAsProducts(),
+        TransposedConvsAsConvs(),
     )
 }
 

@@ -20,7 +20,7 @@ import torch
 from torch import fx
 
 from ..program import Program
-from .insertion import Call, as_images, inserter
+from .insertion import Call, Operator, as_images, replaced
 
 _aten = torch.ops.aten
 # The same for images, and what an axis of height 1 takes in the place of each argument behind the bias.
@@ -36,16 +36,11 @@ class Conv1dAsConv2d:
     max_abs: ClassVar[float] = 1e-3
 
     def apply(self, program: Program) -> tuple[Program, int]:
-        rewritten = program.copy()
-        changes = 0
-        for node in list(rewritten.graph.nodes):
-            if node.target in _IMAGES and not node.kwargs:
-                with rewritten.graph.inserting_before(node):
-                    result = _as_image(inserter(rewritten.graph, node.meta["module"]), node, *node.args)
-                node.replace_all_uses_with(result)
-                rewritten.graph.erase_node(node)
-                changes += 1
-        return rewritten, changes
+        return replaced(program, _instead)
+
+
+def _instead(call: Call, node: Operator) -> fx.Node | None:
+    return _as_image(call, node, *node.args) if node.target in _IMAGES and not node.kwargs else None
 
 
 def _as_image(

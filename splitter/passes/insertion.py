@@ -8,9 +8,30 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from ..program import TensorType
+from ..program import Program, TensorType
 
 Call: TypeAlias = Callable[..., fx.Node]
+Operator: TypeAlias = Any  # an fx.Node whose arguments have the types that its target takes
+
+
+def replaced(program: Program, instead: Callable[[Call, Operator], fx.Node | None]) -> tuple[Program, int]:
+    """A copy of a program with other nodes in the place of some operators, and of how many.
+
+    Args:
+        program: It stays as it is.
+        instead: Given an `inserter` before an operator, and the operator, returns the node to read in its place; None,
+            with nothing inserted, to leave it. What nothing reads any more goes.
+    """
+    rewritten = program.copy()
+    changes = 0
+    for node in rewritten.operators:
+        with rewritten.graph.inserting_before(node):
+            result = instead(inserter(rewritten.graph, node.meta["module"]), node)
+        if result is not None:
+            node.replace_all_uses_with(result)
+            changes += 1
+    rewritten.graph.eliminate_dead_code()
+    return rewritten, changes
 
 
 def inserter(graph: fx.Graph, module: str) -> Call:

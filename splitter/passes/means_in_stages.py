@@ -25,7 +25,7 @@ import torch
 from torch import fx
 
 from ..program import Program
-from .insertion import Call, inserter
+from .insertion import Call, Operator, replaced
 
 _aten = torch.ops.aten
 _MOST = 128
@@ -38,16 +38,13 @@ class MeansInStages:
     max_abs: ClassVar[float] = 1e-3
 
     def apply(self, program: Program) -> tuple[Program, int]:
-        rewritten = program.copy()
-        changes = 0
-        for node in list(rewritten.graph.nodes):
-            if node.target is _aten.mean.dim and (axes := _long(*node.args, **node.kwargs)) is not None:
-                with rewritten.graph.inserting_before(node):
-                    result = _staged(inserter(rewritten.graph, node.meta["module"]), node, axes)
-                node.replace_all_uses_with(result)
-                rewritten.graph.erase_node(node)
-                changes += 1
-        return rewritten, changes
+        return replaced(program, _instead)
+
+
+def _instead(call: Call, node: Operator) -> fx.Node | None:
+    if node.target is not _aten.mean.dim or (axes := _long(*node.args, **node.kwargs)) is None:
+        return None
+    return _staged(call, node, axes)
 
 
 def _long(

@@ -30,7 +30,7 @@ import torch
 from torch import fx
 
 from ..program import Program
-from .insertion import Call, inserter
+from .insertion import Call, Operator, replaced
 
 _aten = torch.ops.aten
 _LARGEST = 8.0
@@ -42,16 +42,13 @@ class NormsSafeInHalf:
     max_abs: ClassVar[float] = 1e-3
 
     def apply(self, program: Program) -> tuple[Program, int]:
-        rewritten = program.copy()
-        changes = 0
-        for node in list(rewritten.graph.nodes):
-            if node.target is _aten.group_norm.default and node.args[0].meta["type"].dtype == "float32":
-                with rewritten.graph.inserting_before(node):
-                    result = _written_out(inserter(rewritten.graph, node.meta["module"]), *node.args, **node.kwargs)
-                node.replace_all_uses_with(result)
-                rewritten.graph.erase_node(node)
-                changes += 1
-        return rewritten, changes
+        return replaced(program, _instead)
+
+
+def _instead(call: Call, node: Operator) -> fx.Node | None:
+    if node.target is not _aten.group_norm.default or node.args[0].meta["type"].dtype != "float32":
+        return None
+    return _written_out(call, *node.args, **node.kwargs)
 
 
 def _written_out(

@@ -28,9 +28,6 @@ from ..parity import compare
 MIN_SNR_DB = 100.0  # of the stems to the untouched model's: far below what a 16-bit file keeps
 FAST = "openvino-bf16"
 _RUNS = 3  # timed, after one that warms up
-# Of the default's time. A busy machine makes noise of a tenth or more, and each other engine holds the weights once
-# more: OpenVINO throughout takes 1.2 GB more on the released model, and with that more than demucs.
-_WORTH = 0.75
 # What may change the answer when it is installed in another version.
 _PACKAGES = ("splitter", "torch", "jax", "jaxlib", "openvino")
 
@@ -67,7 +64,7 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["splitter.choice/2"] = "splitter.choice/2"
+    format: Literal["splitter.choice/3"] = "splitter.choice/3"
     engines: dict[str, str]
     snr_db: float | None
     trials: tuple[Trial, ...]
@@ -134,10 +131,10 @@ def fast(bundle: Bundle, asked: Mapping[str, str] | None = None) -> Choice:
 def _rivals(segment: SegmentRecord) -> list[str]:
     """Engines that may run a segment here, the default first. A default that is another device's has no rivals."""
     default = default_engine(segment)
-    if not engines.engine(default).competes:
+    if engines.engine(default).worth is None:
         return [default]
     kinds = {name: engines.engine(name) for name in engines.names()}
-    able = [name for name, kind in kinds.items() if kind.competes and kind.obstacle(segment) is None]
+    able = [name for name, kind in kinds.items() if kind.worth is not None and kind.obstacle(segment) is None]
     return [default, *(name for name in able if name != default)]
 
 
@@ -148,14 +145,22 @@ def _measured(bundle: Bundle, rivals: Mapping[str, list[str]]) -> Choice:
     chosen = {segment: names[0] for segment, names in rivals.items()}
     for segment, default in [*chosen.items()]:
         ran = {one.engine: one.seconds for one in trials if one.segment == segment and one.seconds is not None}
-        quickest = min(ran, key=ran.__getitem__, default=default)
-        if default not in ran or ran[quickest] < _WORTH * ran[default]:
-            chosen[segment] = quickest
+        chosen[segment] = _worthiest(ran, default)
     snr = _end_to_end(bundle, chosen, golden)
     if snr is not None and snr < MIN_SNR_DB:  # each near enough, not all together
         chosen = {segment: names[0] for segment, names in rivals.items()}
         snr = _end_to_end(bundle, chosen, golden)
     return Choice(engines=chosen, snr_db=snr, trials=tuple(trials))
+
+
+def _worthiest(seconds: Mapping[str, float], default: str) -> str:
+    """The default, or what is worth more than it, or more than that: the least demanding first."""
+    best = default if default in seconds else min(seconds, key=seconds.__getitem__, default=default)
+    worth = {name: engines.engine(name).worth or 0.0 for name in seconds}
+    for name in sorted(seconds, key=lambda name: (-worth[name], seconds[name])):
+        if seconds[name] < worth[name] * seconds[best]:
+            best = name
+    return best
 
 
 def _trials(bundle: Bundle, segment: SegmentRecord, names: list[str], golden: Mapping[str, Array]) -> list[Trial]:

@@ -14,6 +14,7 @@ from splitter.separation import selection
 class Rival(TorchEngine):
     """torch, with a time and an error of its own."""
 
+    worth = 0.75
     seconds, error, fails = 0.0, 0.0, False
     loads = 0
 
@@ -81,6 +82,24 @@ def test_in_turns_the_fastest_run_counts_and_little_gain_is_none(packages_bundle
     assert choice.engines["encoder"] == engine
     assert {one.engine: one.seconds for one in choice.trials} == {"torch": 1.0, "rival": seconds}
     assert ran == ["torch", "rival"] * 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({"torch": 1.0, "light": 0.93, "heavy": 0.72}, "light"),  # heavy would be worth it against torch alone
+        ({"torch": 1.0, "large": 0.74, "heavy": 0.6}, "heavy"),
+        ({"torch": 1.0, "light": 0.93, "heavy": 0.69}, "heavy"),
+        ({"torch": 1.0, "light": 0.96, "heavy": 0.76}, "torch"),
+        ({"torch": 1.0, "light": 0.96, "heavy": 0.74}, "heavy"),
+        ({"light": 1.0, "heavy": 0.9}, "heavy"),  # the default has failed: nothing is to be saved by it
+        ({}, "torch"),
+    ],
+)
+def test_an_engine_is_taken_where_it_is_worth_what_it_takes(monkeypatch, seconds, best):
+    worth = {"torch": 1.0, "light": 0.95, "heavy": 0.75, "large": 0.75}
+    monkeypatch.setattr(engines, "engine", lambda name: type(name, (TorchEngine,), {"worth": worth[name]}))
+    assert selection._worthiest(seconds, "torch") == best
 
 
 @pytest.mark.parametrize(("wall", "processor", "cost"), [(3.0, 5.0, 3.0), (1.0, 5.0, 2.5)])
