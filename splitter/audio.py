@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -217,8 +219,8 @@ class StemWriter:
             block = _CLIPS[self._encoding.clip](block)
         self._file.write(block.T)
 
-    def finish(self) -> None:
-        """Close the file; with ``rescale``, write it now."""
+    def finishing(self) -> Generator[int]:
+        """Close the file; with ``rescale``, write it now and yield the frames of each step."""
         self._file.close()
         if self._waiting is None:
             return
@@ -226,6 +228,7 @@ class StemWriter:
         with self._open_float(self._waiting, "r") as source, self._open(self._path) as sink:
             for frames in source.blocks(_BLOCK, dtype="float32", always_2d=True):
                 sink.write(frames * gain)
+                yield len(frames)
         self._waiting.unlink()
 
     def __enter__(self) -> Self:
@@ -250,6 +253,19 @@ class StemWriter:
 
     def _open_float(self, path: Path, mode: str) -> soundfile.SoundFile:
         return soundfile.SoundFile(path, mode, self._samplerate, self._channels, format="RAW", subtype="FLOAT")
+
+
+def finish(writers: Iterable[StemWriter], threads: int = 1) -> None:
+    """Finish files, so many at a time: an encoder uses one thread.
+
+    Raises:
+        OSError, RuntimeError: A file cannot be written; the latter from soundfile. None of the others goes on.
+    """
+    with ExitStack() as stack, ThreadPoolExecutor(threads, "encode") as pool:
+        left = [stack.enter_context(closing(writer.finishing())) for writer in writers]
+        while left:  # a step of each, which is all that an interrupt waits for
+            written = list(pool.map(lambda steps: next(steps, 0), left))
+            left = [steps for steps, frames in zip(left, written, strict=True) if frames]
 
 
 _CLIPS: dict[ClipMode, Callable[[Block], Block]] = {

@@ -1,3 +1,6 @@
+import itertools
+import threading
+
 import numpy as np
 import pytest
 import soundfile
@@ -5,7 +8,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitter.audio import Encoding, StemWriter, Track, Window, statistics
+from splitter.audio import Encoding, StemWriter, Track, Window, finish, statistics
 from splitter.errors import AudioError
 from splitter.weights.demo import songs
 
@@ -150,7 +153,7 @@ def write(path, blocks, encoding, samples):
     with StemWriter(path, encoding, RATE, 2, samples) as writer:
         for block in blocks:
             writer.write(block)
-        writer.finish()
+        finish([writer])
     return soundfile.read(path, dtype="float32", always_2d=True)[0].T
 
 
@@ -161,6 +164,44 @@ def test_rescale_divides_the_whole_stem_by_its_peak_if_that_exceeds_one(tmp_path
     expected = loud / np.float32(max(1.01 * np.abs(loud).max(), 1))
     np.testing.assert_allclose(result, expected, rtol=1e-6)
     assert [file.name for file in tmp_path.iterdir()] == ["x.wav"]
+
+
+class Steps:
+    """What `finish` sees of a writer."""
+
+    def __init__(self, steps):
+        self.steps, self.closed = steps, False
+
+    def finishing(self):
+        try:
+            yield from self.steps
+        finally:
+            self.closed = True
+
+
+def test_files_are_finished_at_the_same_time():
+    both = threading.Barrier(2)
+
+    def steps(count):
+        for _ in range(count):
+            both.wait(10)
+            yield 1
+        both.wait(10)
+
+    finish([Steps(steps(3)), Steps(steps(3))], threads=2)
+    assert both.n_waiting == 0
+    assert not both.broken
+
+
+def test_a_file_that_cannot_be_written_stops_the_others():
+    def full():
+        yield 1
+        raise OSError("the disk is full")
+
+    other = Steps(itertools.repeat(1))
+    with pytest.raises(OSError, match="full") as error:
+        finish([Steps(full()), other])
+    assert other.closed, f"whoever holds {error.value}"
 
 
 @pytest.mark.parametrize(
@@ -204,5 +245,5 @@ def test_mp3_has_the_bit_rate_asked(tmp_path, sound):
 def test_files_beyond_four_gigabytes_get_a_header_that_can_count_them(tmp_path, sound):
     with StemWriter(tmp_path / "x.wav", Encoding(subtype="FLOAT", clip="none"), RATE, 2, 700_000_000) as writer:
         writer.write(sound)
-        writer.finish()
+        finish([writer])
     assert (tmp_path / "x.wav").read_bytes()[:4] == b"RF64"

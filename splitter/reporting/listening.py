@@ -16,7 +16,7 @@ from matplotlib import image
 from matplotlib.colors import ListedColormap
 from scipy.signal import ShortTimeFFT, windows
 
-from ..audio import Block, Encoding, StemWriter, Track, Window, statistics
+from ..audio import Block, Encoding, StemWriter, Track, Window, finish, statistics
 from ..boundary import Array
 from ..bundle import Bundle
 from ..errors import AudioError
@@ -194,7 +194,7 @@ def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) ->
 def _write(path: Path, sound: Block, encoding: Encoding, samplerate: int) -> None:
     with StemWriter(path, encoding, samplerate, *sound.shape) as writer:
         writer.write(sound)
-        writer.finish()
+        finish([writer])
 
 
 # ------------------------------------------------------------------------------------------- the panel

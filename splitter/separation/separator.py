@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+import psutil
+import torch
 
-from ..audio import Block, Encoding, Statistics, StemWriter, Track, Window, statistics
+from ..audio import Block, Encoding, Statistics, StemWriter, Track, Window, finish, statistics
 from ..bundle import Bag
 from ..errors import UsageError
 from ..orchestrator import Orchestrator
@@ -24,6 +26,7 @@ from .overlap_add import Geometry, Pass, StartModel, Stems
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]
 OTHER_METHODS: tuple[OtherMethod, ...] = ("add", "minus", "none")
 DEFAULT_FILENAME = "{track}/{stem}.{ext}"
+_RUNS_BETWEEN_TRIMS = 16  # a heap that keeps what is freed breaks into pieces, and grows; clearing it slows a run
 
 
 @dataclass(frozen=True)
@@ -163,9 +166,10 @@ class Separator:
             for offset in offsets
         )
         progress.start(track.path, seconds)
+        runs = count(1)
         return [
             Pass(
-                _starter(orchestrator, pool),
+                _starter(orchestrator, pool, runs),
                 Window(track, history=geometry.chunk + geometry.max_shift),
                 heard,
                 geometry,
@@ -228,8 +232,7 @@ class Separator:
                 position += block.shape[-1]
                 for name, writer in writers.items():
                     writer.write(stems[name])
-            for writer in writers.values():
-                writer.finish()
+            finish(writers.values(), torch.get_num_threads())
 
 
 def _in_turn(passes: Sequence[Pass]) -> Iterator[Pass]:
@@ -253,14 +256,17 @@ def _beside() -> Iterator[Executor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _starter(orchestrator: Orchestrator, pool: Executor) -> StartModel:
-    """The model as something to start on one segment of sound."""
+def _starter(orchestrator: Orchestrator, pool: Executor, runs: Iterator[int]) -> StartModel:
+    """The model as something to start on one segment of sound; ``runs`` counts those of all that share the heap."""
     specs = orchestrator.bundle.tensors.values()
     (given,) = (spec.name for spec in specs if spec.producer == "input")
     (returned,) = (spec.name for spec in specs if "output" in spec.consumers)
 
     def run(mix: Block) -> Stems:
-        return orchestrator.run({given: mix[None]})[returned][0]
+        stems = orchestrator.run({given: mix[None]})[returned][0]
+        if next(runs) % _RUNS_BETWEEN_TRIMS == 0:
+            psutil.heap_trim()
+        return stems
 
     def start(mix: Block) -> Future[Stems]:
         return pool.submit(run, mix)

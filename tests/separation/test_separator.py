@@ -10,7 +10,7 @@ import torch
 from demucs.apply import BagOfModels, apply_model
 
 from splitter.audio import statistics
-from splitter.bundle import Bag, Bundle
+from splitter.bundle import Bag, Bundle, load_any
 from splitter.errors import UsageError
 from splitter.separation import Options, Progress, Separator
 from splitter.separation.overlap_add import Geometry
@@ -178,6 +178,24 @@ def test_memory_does_not_grow_with_the_song(tmp_path, bag):
         peaks[seconds] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[24] <= 1.1 * peaks[6]
+
+
+@pytest.mark.parametrize("shifts", [0, 2])
+def test_the_heap_is_trimmed_now_and_then(tmp_path, toy_path, monkeypatch, shifts):
+    class Count(Progress):
+        runs = 0
+
+        def advance(self, seconds):
+            self.runs += 1
+
+    trims, count = [], Count()
+    monkeypatch.setattr("psutil.heap_trim", lambda: trims.append(None))
+    separator = Separator(load_any(toy_path), Options(shifts=shifts))
+    soundfile.write(tmp_path / "song.wav", np.full((2000, 2), 0.1), separator.samplerate)
+    track = separator.track(tmp_path / "song.wav")
+    list(separator.stream(track, statistics(track), count))
+    assert count.runs >= 40
+    assert len(trims) == count.runs // 16, "of all passes together"
 
 
 def test_bundle_with_random_weights_says_so(demo_bundle):
