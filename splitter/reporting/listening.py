@@ -6,7 +6,6 @@ import io
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -174,12 +173,12 @@ def _part(track: Track, start: float, seconds: float) -> Block:
 
 def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) -> Stems:
     model = bundle.manifest.model
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
+    with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "excerpt.wav"
         _write(path, mixture, Encoding("wav", "FLOAT", "none"), model.samplerate)
         track = Track(path, model.samplerate, model.channels)
         one_pass = Pass(
-            lambda mix: pool.submit(run, mix),
+            run,
             Window(track, history=model.samples),
             heard := statistics(track),
             Geometry.of(model=model.samples, samplerate=model.samplerate, overlap=_OVERLAP, segment=None),

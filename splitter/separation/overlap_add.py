@@ -8,9 +8,7 @@ segment of real sound; a shifted pass starts inside half a second of silence bef
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,7 +19,7 @@ from ..audio import Block, Statistics, Window
 from ..errors import UsageError
 
 Stems: TypeAlias = NDArray[np.float32]  # (stems, channels, samples)
-StartModel: TypeAlias = Callable[[Block], "Future[Stems]"]
+Model: TypeAlias = Callable[[Block], Stems]
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Pass:
 
     def __init__(
         self,
-        start: StartModel,
+        model: Model,
         window: Window,
         statistics: Statistics,
         geometry: Geometry,
@@ -94,7 +92,7 @@ class Pass:
         """Start at the song's first sample.
 
         Args:
-            start: Starts the model: ``(channels, geometry.model)`` → ``(stems, channels, geometry.model)``, some time.
+            model: One run of it, ``(channels, geometry.model)`` → ``(stems, channels, geometry.model)``.
             window: The song.
             statistics: Its normalisation and length.
             geometry: How it is cut.
@@ -103,13 +101,11 @@ class Pass:
             offset: Where in the leading silence a shifted pass starts; None for a plain pass.
             advanced: Called after every run of the model.
         """
-        self._start, self._window, self._statistics, self._geometry = start, window, statistics, geometry
+        self._model, self._window, self._statistics, self._geometry = model, window, statistics, geometry
         self._advanced = advanced
         self._length = geometry.virtual(statistics.samples, offset)
         self._silence = self._length - statistics.samples  # virtual samples before the song
         self._position = 0  # virtual start of the next chunk
-        self._started = 0  # the same of the next one to start
-        self._running: deque[Future[Stems]] = deque()
         chunk = geometry.chunk
         rising = np.arange(1, chunk // 2 + 1)
         falling = np.arange(chunk - chunk // 2, 0, -1)
@@ -119,12 +115,6 @@ class Pass:
         self._weights = np.zeros(chunk, np.float32)
         self._ready: list[Stems] = []
         self._skip = self._silence
-
-    def begin(self, runs: int) -> None:
-        """Have so many runs of the model started that `read` has not taken, or all that are left."""
-        while self._started < self._length and len(self._running) < runs:
-            self._running.append(self._start(self._mix(self._started)))
-            self._started += self._geometry.stride
 
     def read(self, samples: int) -> Stems:
         """The next samples of every stem, still normalised."""
@@ -143,11 +133,10 @@ class Pass:
     def _next(self) -> Stems:
         """Run one chunk; return the samples that no later chunk touches."""
         chunk, stride = self._geometry.chunk, self._geometry.stride
-        self.begin(1)
-        if not self._running:
+        if self._position >= self._length:
             raise ValueError("the pass has reached the end of the song")
         before, length = self._inside(self._position)
-        separated = self._running.popleft().result()[..., before : before + length]
+        separated = self._model(self._mix(self._position))[..., before : before + length]
         self._sum[..., :length] += self._weight[:length] * separated
         self._weights[:length] += self._weight[:length]
         self._advanced()

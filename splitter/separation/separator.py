@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -21,7 +20,7 @@ from ..audio import Block, Encoding, Statistics, StemWriter, Track, Window, fini
 from ..bundle import Bag
 from ..errors import UsageError
 from ..orchestrator import Orchestrator
-from .overlap_add import Geometry, Pass, StartModel, Stems
+from .overlap_add import Geometry, Model, Pass, Stems
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]
 OTHER_METHODS: tuple[OtherMethod, ...] = ("add", "minus", "none")
@@ -141,19 +140,18 @@ class Separator:
         totals = np.asarray(self.bag.weights, np.float32).sum(axis=0)[:, None, None]
         mean, std = np.float32(heard.mean), np.float32(heard.std + 1e-8)
         step, shifts = self._geometries[0].stride, max(1, self.options.shifts)
-        with _beside() as pool:
-            turns = _in_turn(self._passes(track, heard, pool, progress))
-            for start in range(0, heard.samples, step):
-                samples = min(step, heard.samples - start)
-                mixed = np.zeros((len(self.stems), self.channels, samples), np.float32)
-                for weights in self.bag.weights:
-                    shifted = next(turns).read(samples)
-                    for _ in range(1, shifts):
-                        shifted = shifted + next(turns).read(samples)
-                    mixed += shifted / np.float32(shifts) * np.asarray(weights, np.float32)[:, None, None]
-                yield mixed / totals * std + mean
+        passes = cycle(self._passes(track, heard, progress))
+        for start in range(0, heard.samples, step):
+            samples = min(step, heard.samples - start)
+            mixed = np.zeros((len(self.stems), self.channels, samples), np.float32)
+            for weights in self.bag.weights:
+                shifted = next(passes).read(samples)
+                for _ in range(1, shifts):
+                    shifted = shifted + next(passes).read(samples)
+                mixed += shifted / np.float32(shifts) * np.asarray(weights, np.float32)[:, None, None]
+            yield mixed / totals * std + mean
 
-    def _passes(self, track: Track, heard: Statistics, pool: Executor, progress: Progress) -> list[Pass]:
+    def _passes(self, track: Track, heard: Statistics, progress: Progress) -> list[Pass]:
         """The passes over the track of the first member, of the second, and so on."""
         shifts = random.Random(self.options.seed)
         plan: list[list[int] | list[None]] = [
@@ -169,7 +167,7 @@ class Separator:
         runs = count(1)
         return [
             Pass(
-                _starter(orchestrator, pool, runs),
+                _model(orchestrator, runs),
                 Window(track, history=geometry.chunk + geometry.max_shift),
                 heard,
                 geometry,
@@ -220,8 +218,7 @@ class Separator:
                 )
                 for name, file in files.items()
             }
-            blocks = stack.enter_context(closing(self.stream(track, heard, progress)))
-            for block in blocks:
+            for block in self.stream(track, heard, progress):
                 stems = dict(zip(self.stems, block, strict=True))
                 if two is not None:
                     if method == "add":
@@ -235,29 +232,13 @@ class Separator:
             finish(writers.values(), torch.get_num_threads())
 
 
-def _in_turn(passes: Sequence[Pass]) -> Iterator[Pass]:
-    """The passes again and again, each to be read once, with the run of the one that follows under way."""
-    for turn in count():
-        for place in range(2):
-            passes[(turn + place) % len(passes)].begin(1 + place // len(passes))
-        yield passes[turn % len(passes)]
+def _model(orchestrator: Orchestrator, runs: Iterator[int]) -> Model:
+    """The model on one segment of sound; ``runs`` counts those of all that share the heap.
 
-
-@contextmanager
-def _beside() -> Iterator[Executor]:
-    """Where the model runs while files are read and written, with PyTorch's threads as they are here.
-
-    What has not begun by the end of the block never does.
+    It runs in the caller's thread. In one beside it, with files read and written meanwhile, songs took a tenth longer:
+    OpenMP keeps a team of threads for every thread that has computed, and where teams outnumber the processors, their
+    threads sleep between operators.
     """
-    pool = ThreadPoolExecutor(1, "model")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _starter(orchestrator: Orchestrator, pool: Executor, runs: Iterator[int]) -> StartModel:
-    """The model as something to start on one segment of sound; ``runs`` counts those of all that share the heap."""
     specs = orchestrator.bundle.tensors.values()
     (given,) = (spec.name for spec in specs if spec.producer == "input")
     (returned,) = (spec.name for spec in specs if "output" in spec.consumers)
@@ -268,10 +249,7 @@ def _starter(orchestrator: Orchestrator, pool: Executor, runs: Iterator[int]) ->
             psutil.heap_trim()
         return stems
 
-    def start(mix: Block) -> Future[Stems]:
-        return pool.submit(run, mix)
-
-    return start
+    return run
 
 
 def _check_filename(template: str) -> None:

@@ -12,9 +12,9 @@ from demucs.apply import BagOfModels, apply_model
 from splitter.audio import statistics
 from splitter.bundle import Bag, Bundle, load_any
 from splitter.errors import UsageError
+from splitter.orchestrator import Orchestrator
 from splitter.separation import Options, Progress, Separator
 from splitter.separation.overlap_add import Geometry
-from splitter.separation.separator import _beside
 from splitter.weights.demo import songs
 
 from ..conftest import snr_db
@@ -198,33 +198,18 @@ def test_the_heap_is_trimmed_now_and_then(tmp_path, toy_path, monkeypatch, shift
     assert len(trims) == count.runs // 16, "of all passes together"
 
 
+def test_the_model_runs_in_the_callers_thread(tmp_path, toy_path, monkeypatch):
+    """In another it would have a second team of OpenMP's threads, and both would be slower."""
+    threads = []
+    run = Orchestrator.run
+    monkeypatch.setattr(Orchestrator, "run", lambda *given: threads.append(threading.get_ident()) or run(*given))
+    separator = Separator(load_any(toy_path))
+    soundfile.write(tmp_path / "song.wav", np.full((200, 2), 0.1), separator.samplerate)
+    track = separator.track(tmp_path / "song.wav")
+    list(separator.stream(track, statistics(track)))
+    assert {*threads} == {threading.get_ident()}
+
+
 def test_bundle_with_random_weights_says_so(demo_bundle):
     assert isinstance(demo_bundle, Bundle)
     assert demo_bundle.manifest.model.random_init is None
-
-
-def test_the_model_has_the_threads_of_its_caller():
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    try:
-        with _beside() as pool:
-            assert pool.submit(torch.get_num_threads).result() == before + 1
-    finally:
-        torch.set_num_threads(before)
-
-
-def test_what_has_not_begun_never_does():
-    begun, gate = [], threading.Event()
-
-    def run(number):
-        begun.append(number)
-        gate.wait(10)
-
-    with pytest.raises(KeyboardInterrupt), _beside() as pool:
-        for number in range(4):
-            pool.submit(run, number)
-        while not begun:
-            pass
-        threading.Timer(0.05, gate.set).start()
-        raise KeyboardInterrupt
-    assert begun == [0]
