@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -220,7 +220,11 @@ class StemWriter:
         self._file.write(block.T)
 
     def finishing(self) -> Generator[int]:
-        """Close the file; with ``rescale``, write it now and yield the frames of each step."""
+        """Close the file; with ``rescale``, write it now and yield the frames of each step. `finish` takes them all.
+
+        Raises:
+            OSError, RuntimeError: The file cannot be written; the latter from soundfile.
+        """
         self._file.close()
         if self._waiting is None:
             return
@@ -262,10 +266,17 @@ def finish(writers: Iterable[StemWriter], threads: int = 1) -> None:
         OSError, RuntimeError: A file cannot be written; the latter from soundfile. None of the others goes on.
     """
     with ExitStack() as stack, ThreadPoolExecutor(threads, "encode") as pool:
-        left = [stack.enter_context(closing(writer.finishing())) for writer in writers]
+        left = [writer.finishing() for writer in writers]
+        for steps in left:
+            stack.callback(_close, steps)
         while left:  # a step of each, which is all that an interrupt waits for
             written = list(pool.map(lambda steps: next(steps, 0), left))
             left = [steps for steps, frames in zip(left, written, strict=True) if frames]
+
+
+def _close(steps: Generator[int]) -> None:
+    with suppress(ValueError):  # a second interrupt does not wait for the thread that is at it
+        steps.close()
 
 
 _CLIPS: dict[ClipMode, Callable[[Block], Block]] = {

@@ -1,5 +1,6 @@
 import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -202,6 +203,31 @@ def test_a_file_that_cannot_be_written_stops_the_others():
     with pytest.raises(OSError, match="full") as error:
         finish([Steps(full()), other])
     assert other.closed, f"whoever holds {error.value}"
+
+
+def test_a_second_interrupt_does_not_wait_for_the_files(monkeypatch):
+    begun, gate = threading.Event(), threading.Event()
+
+    class Interrupted(ThreadPoolExecutor):
+        def map(self, function, steps):
+            self.submit(function, *steps)
+            begun.wait(10)
+            raise KeyboardInterrupt
+
+        def __exit__(self, *error):
+            raise KeyboardInterrupt
+
+    def slow():
+        begun.set()
+        gate.wait(10)
+        yield 1
+
+    monkeypatch.setattr("splitter.audio.ThreadPoolExecutor", Interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            finish([Steps(slow())])
+    finally:
+        gate.set()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any, ClassVar
 
 import numpy as np
@@ -105,21 +106,26 @@ def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
     return user_cache_path("splitter") / "openvino" / hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
 
 
-@cache
+_importing = Lock()
+
+
 def imported_silently() -> Any:
     """The package `openvino`, with what it takes itself where its telemetry is not installed.
 
     To import it reports that to Intel otherwise, from a process forked off this one, which may have threads by then.
     """
     telemetry = "openvino_telemetry"
-    kept = sys.modules.get(telemetry)
-    sys.modules[telemetry] = None  # type: ignore[assignment]
-    try:
-        return import_module("openvino")
-    finally:
-        del sys.modules[telemetry]
-        if kept is not None:
-            sys.modules[telemetry] = kept
+    with _importing:
+        if "openvino" in sys.modules:
+            return import_module("openvino")
+        kept = sys.modules.get(telemetry)
+        sys.modules[telemetry] = None  # type: ignore[assignment]
+        try:
+            return import_module("openvino")
+        finally:
+            del sys.modules[telemetry]
+            if kept is not None:
+                sys.modules[telemetry] = kept
 
 
 def converted(program: Program) -> Any:

@@ -50,7 +50,11 @@ class TorchEngine(Engine):
 
 
 class RewrittenTorchEngine(TorchEngine):
-    """The captured segment after passes for processors: quicker, and no longer bit for bit the same."""
+    """The captured segment after passes for processors: quicker, and no longer bit for bit the same.
+
+    The passes are not held against the graph here, which would take longer than they save. `selection.fastest`
+    holds what they give to the golden output before it takes this engine; nothing does where it is asked for by name.
+    """
 
     name: ClassVar[str] = "torch-rewritten"
     worth: ClassVar[float | None] = 0.95  # a busy machine makes that much noise

@@ -15,8 +15,8 @@ After::
     σ²: (b, 1, 1) = mean(diag(w C wᵀ)) + mean((e − mean(e))²)
     y = (w g / √(σ² + eps)) x + g (c − mean(e)) / √(σ² + eps) + β
 
-No difference of large squares is taken, so nothing cancels. In exact arithmetic it is the same; in half precision C is
-not safe from infinity, see `norms_safe_in_half`.
+In exact arithmetic it is the same. In w C wᵀ large squares cancel where outputs are differences of like inputs, so C
+and what is read of it are float64, which costs next to nothing. Core ML has no float64: the pass is for processors.
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ def _normalised(
     bias, gain, offset = (call(_aten.view.default, one, [outputs, 1]) for one in (bias, gain, offset))
     mean = call(_aten.mean.dim, x, [2], True)
     centred = call(_aten.sub.Tensor, x, mean)
-    products = call(_aten.bmm.default, centred, call(_aten.transpose.int, centred, 1, 2))
+    precise, gains = (call(_aten._to_copy.default, one, dtype=torch.float64) for one in (centred, rows))
+    products = call(_aten.bmm.default, precise, call(_aten.transpose.int, precise, 1, 2))
     covariance = call(_aten.mul.Tensor, products, 1 / length)
-    within = call(_aten.mul.Tensor, call(_aten.bmm.default, rows, covariance), rows)
+    within = call(_aten.mul.Tensor, call(_aten.bmm.default, gains, covariance), gains)
     within = call(_aten.mean.dim, call(_aten.sum.dim_IntList, within, [2], True), [1], True)
+    within = call(_aten._to_copy.default, within, dtype=torch.float32)
     means = call(_aten.add.Tensor, call(_aten.bmm.default, rows, mean), bias)
     middle = call(_aten.mean.dim, means, [1], True)
     apart = call(_aten.sub.Tensor, means, middle)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .. import doctor, goldens, profiling
+from ..audio import Block, Track
 from ..boundary import Array
 from ..bundle import Bundle
 from ..checks import Report as Verification
 from ..checks import Status
-from ..errors import AudioError, BundleError, SplitterError
+from ..errors import BundleError, SplitterError
 from ..manifest import Machine
 from ..orchestrator import Orchestrator
 from ..profiling import Profile
@@ -102,6 +103,10 @@ def gather(
     """
     chosen = chain.chosen_engines(bundle, engines)
     recorded = tuple(one for path in profiles for one in _recorded(bundle, path))
+    model = bundle.manifest.model
+    part = None
+    if audio is not None:  # first of all: it may lack what is asked for
+        part = audio.name, listening.part(Track(audio, model.samplerate, model.channels), start, seconds)
     progress("loading")
     seen = chain.Seen()
     split = Orchestrator(bundle, chosen, compute_units=compute_units, hooks=[seen])
@@ -113,7 +118,7 @@ def gather(
     progress("running the split")
     golden = bundle.goldens()
     found = chain.run(split, seen, golden)
-    heard = _heard(split, golden, found, None if audio is None else (audio, start, seconds), progress)
+    heard = _heard(split, golden, found, part, progress)
     return Findings(
         bundle=bundle,
         engines=chosen,
@@ -140,22 +145,20 @@ def _heard(
     split: Orchestrator,
     golden: Mapping[str, Array],
     found: Chain,
-    audio: tuple[Path, float, float] | None,
+    part: tuple[str, Block] | None,
     progress: Progress,
 ) -> Listening | NotRun:
     bundle = split.bundle
-    if audio is None and found.stems is None:
+    if part is None and found.stems is None:
         return NotRun(found.error)
     try:
-        if audio is not None:
-            excerpt = listening.audio_excerpt(split, *audio, progress)
+        if part is not None:
+            excerpt = listening.audio_excerpt(split, *part, progress)
         else:
             assert found.stems is not None
             excerpt = listening.golden_excerpt(bundle, golden, found.stems)
         progress("making the sounds")
         return listening.panel(bundle, excerpt)
-    except AudioError:
-        raise
     except SplitterError as error:  # the split does not get through this sound
         return NotRun(str(error))
 

@@ -114,20 +114,15 @@ def golden_excerpt(bundle: Bundle, golden: Mapping[str, Array], split: Array) ->
     return Excerpt(bundle.manifest.golden.audio, golden[given][0], golden[returned][0], split)
 
 
-def audio_excerpt(
-    orchestrator: Orchestrator, path: Path, start: float, seconds: float, progress: Callable[[str], None]
-) -> Excerpt:
-    """A part of a file, separated as a track of its own by the whole capture and by the split.
+def audio_excerpt(orchestrator: Orchestrator, title: str, mixture: Block, progress: Callable[[str], None]) -> Excerpt:
+    """A `part` of a file, separated as a track of its own by the whole capture and by the split.
 
     Chunks overlap by a quarter, without random shifts, as `separate` lays them with ``--shifts 0``.
 
     Raises:
-        AudioError: The file cannot be read, or holds no sound there.
         BoundaryError: The split breaks a boundary's contract on it.
     """
     bundle = orchestrator.bundle
-    model = bundle.manifest.model
-    mixture = _part(Track(path, model.samplerate, model.channels), start, seconds)
     specs = bundle.tensors.values()
     (given,) = (spec.name for spec in specs if spec.producer == INPUT)
     (returned,) = (spec.name for spec in specs if OUTPUT in spec.consumers)
@@ -139,14 +134,18 @@ def audio_excerpt(
     def split(mix: Block) -> Stems:
         return orchestrator.run({given: mix[None]})[returned][0].astype(np.float32, copy=False)
 
-    progress(f"separating {path.name} by the untouched model")
+    progress(f"separating {title} by the untouched model")
     reference = _separated(bundle, mixture, untouched)
-    progress(f"separating {path.name} by the split")
-    return Excerpt(path.name, mixture, reference, _separated(bundle, mixture, split))
+    progress(f"separating {title} by the split")
+    return Excerpt(title, mixture, reference, _separated(bundle, mixture, split))
 
 
-def _part(track: Track, start: float, seconds: float) -> Block:
-    """So many seconds of a track, fewer at its end."""
+def part(track: Track, start: float, seconds: float) -> Block:
+    """So many seconds of a track, fewer at its end, ``(channels, samples)``.
+
+    Raises:
+        AudioError: The file cannot be read, or holds no sound there.
+    """
     first = round(start * track.samplerate)
     stop = first + max(1, round(seconds * track.samplerate))
     position, parts = 0, []
@@ -161,14 +160,14 @@ def _part(track: Track, start: float, seconds: float) -> Block:
             received=f"{position / track.samplerate:.1f} s",
             fix="Choose another place with --start SECONDS.",
         )
-    part = np.concatenate(parts, axis=1)
-    if not part.any():
+    found = np.concatenate(parts, axis=1)
+    if not found.any():
         raise AudioError(
             f"{track.path.name} must sound where the excerpt is",
             received="silence",
             fix="Choose another place with --start SECONDS.",
         )
-    return part
+    return found
 
 
 def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) -> Stems:

@@ -1,4 +1,4 @@
-"""The engine for each segment: the default, or one much faster here, by measurement on the bundle's golden input."""
+"""The engine for each segment: the default, or a quicker one, by measurement on the bundle's golden input."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _measured(bundle: Bundle, rivals: Mapping[str, list[str]]) -> Choice:
 
 
 def _worthiest(seconds: Mapping[str, float], default: str) -> str:
-    """The default, or what is worth more than it, or more than that: the least demanding first."""
+    """In falling order of ``worth``, each replaces the best so far, at first the default, if t < worth · t_best."""
     best = default if default in seconds else min(seconds, key=seconds.__getitem__, default=default)
     worth = {name: engines.engine(name).worth or 0.0 for name in seconds}
     for name in sorted(seconds, key=lambda name: (-worth[name], seconds[name])):

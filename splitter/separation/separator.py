@@ -91,6 +91,7 @@ class Separator:
         """
         self.bag, self.options = bag, options
         self.engines, self.otherwise = dict(engines or {}), dict(otherwise or {})
+        self._runs = count(1)
         model = bag.members[0].manifest.model
         self.stems, self.samplerate, self.channels = model.stems, model.samplerate, model.channels
         if options.two_stems is not None and options.two_stems not in self.stems:
@@ -164,10 +165,9 @@ class Separator:
             for offset in offsets
         )
         progress.start(track.path, seconds)
-        runs = count(1)
         return [
             Pass(
-                _model(orchestrator, runs),
+                _model(orchestrator, self._runs),
                 Window(track, history=geometry.chunk + geometry.max_shift),
                 heard,
                 geometry,

@@ -95,8 +95,10 @@ def test_file_to_listen_to(demo_bundle, quick, song_path):
 
 
 def test_file_that_cannot_be_heard_is_an_error_of_the_user(demo_bundle, quick, tmp_path):
+    steps = []
     with pytest.raises(AudioError, match="no such file"):
-        reporting.gather(demo_bundle, audio=tmp_path / "none.wav")
+        reporting.gather(demo_bundle, audio=tmp_path / "none.wav", progress=steps.append)
+    assert not steps, "it is said before anything runs"
 
 
 def test_split_that_breaks_is_reported(demo_bundle, quick, song_path, monkeypatch):

@@ -99,6 +99,10 @@ def test_spectrograms_show_tones_at_their_height(panel):
 # ---------------------------------------------------------------------------------------------- excerpts
 
 
+def part(path, start, seconds):
+    return listening.part(listening.Track(path, RATE, 2), start, seconds)
+
+
 @pytest.fixture
 def split(demo_bundle):
     return Orchestrator(demo_bundle, {"transformer": "torch"})
@@ -115,11 +119,11 @@ def test_golden_input_is_heard_as_the_model_gave_it(demo_bundle):
 
 
 def test_part_of_a_file_is_separated_as_a_track_of_its_own(demo_bundle, split, song_path, tmp_path, monkeypatch):
-    found = listening.audio_excerpt(split, song_path, 1.0, 2.5, lambda step: None)
+    found = listening.audio_excerpt(split, "song", part(song_path, 1.0, 2.5), lambda step: None)
     song, _ = soundfile.read(song_path, dtype="float32", always_2d=True)
-    part = song[RATE : RATE + round(2.5 * RATE)].T
-    assert np.array_equal(found.mixture, part)
-    soundfile.write(tmp_path / "part.wav", part.T, RATE, subtype="FLOAT")
+    mixture = song[RATE : RATE + round(2.5 * RATE)]
+    assert np.array_equal(found.mixture, mixture.T)
+    soundfile.write(tmp_path / "part.wav", mixture, RATE, subtype="FLOAT")
     separator = Separator(Bag.of(demo_bundle), Options(shifts=0))
     track = separator.track(tmp_path / "part.wav")
     expected = np.concatenate(list(separator.stream(track, listening.statistics(track))), axis=-1)
@@ -130,22 +134,21 @@ def test_part_of_a_file_is_separated_as_a_track_of_its_own(demo_bundle, split, s
 
 def test_reference_is_the_whole_capture_and_not_the_split(demo_bundle, split, song_path, monkeypatch):
     monkeypatch.setattr(split, "run", lambda given: {"stems": np.zeros((1, 4, 2, given["mix"].shape[-1]), np.float32)})
-    found = listening.audio_excerpt(split, song_path, 0.0, 1.0, lambda step: None)
+    found = listening.audio_excerpt(split, "song", part(song_path, 0.0, 1.0), lambda step: None)
     assert np.abs(found.reference).max() > 0.01
     assert np.ptp(found.split) == 0
 
 
 def test_an_excerpt_ends_where_the_file_does(song_path):
-    part = listening._part(listening.Track(song_path, RATE, 2), 4.0, 20.0)
-    assert part.shape == (2, RATE)
+    assert part(song_path, 4.0, 20.0).shape == (2, RATE)
 
 
 def test_an_excerpt_beyond_the_file_is_refused(split, song_path):
     with pytest.raises(AudioError, match=r"longer than 5 s; got 5\.0 s\. .*--start"):
-        listening.audio_excerpt(split, song_path, 5.0, 1.0, lambda step: None)
+        part(song_path, 5.0, 1.0)
 
 
 def test_silence_is_refused(split, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros((RATE, 2)), RATE)
     with pytest.raises(AudioError, match="must sound where the excerpt is; got silence"):
-        listening.audio_excerpt(split, tmp_path / "silence.wav", 0.0, 1.0, lambda step: None)
+        part(tmp_path / "silence.wav", 0.0, 1.0)
