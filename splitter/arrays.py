@@ -14,8 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from . import output
 from .boundary import Array
 from .errors import UsageError
+
+SUFFIXES = (".npz", ".safetensors")  # of files that hold arrays by name
 
 
 class RawArray(BaseModel):
@@ -54,7 +57,7 @@ def read(path: Path) -> dict[str, Array]:
         if path.suffix == ".json":
             index = _INDEX.validate_json(path.read_bytes())
             return {name: _raw(path.parent, name, entry) for name, entry in index.items()}
-        check_suffix(path)
+        _check_suffix(path)
         if path.suffix == ".safetensors":
             return load_file(path)
         with np.load(path, allow_pickle=False) as archive:
@@ -95,16 +98,6 @@ def metadata(path: Path) -> dict[str, str]:
         raise UsageError(f"{path} must hold arrays by name", received=str(error)) from error
 
 
-def check_suffix(path: Path) -> None:
-    """Refuse a name whose suffix is no format, before anything is computed for it.
-
-    Raises:
-        UsageError: It is neither.
-    """
-    if path.suffix not in (".npz", ".safetensors"):
-        raise UsageError("arrays come in .npz or .safetensors", received=path.name)
-
-
 def write(path: Path, arrays: Mapping[str, object], about: Mapping[str, str] | None = None) -> None:
     """Write arrays by name; all of them, or the file is left as it was.
 
@@ -115,20 +108,22 @@ def write(path: Path, arrays: Mapping[str, object], about: Mapping[str, str] | N
     Raises:
         UsageError: Something is not an array, the suffix is neither, or the file cannot be written.
     """
-    check_suffix(path)
+    _check_suffix(path)
     named: dict[str, Array] = {}
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray):
             raise UsageError("outputs in a file are arrays", received=f"{name}: {type(value).__name__}")
         named[name] = np.ascontiguousarray(value)
-    waiting = path.with_name(f".{path.name}.writing{path.suffix}")
-    try:
+    with output.whole(path) as waiting:
         if path.suffix == ".npz":
             np.savez(waiting, **named)  # type: ignore[arg-type]
         else:
-            save_file(named, waiting, dict(about or {}) or None)
-        waiting.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UsageError(f"{path} must be writable", received=str(error)) from error
-    finally:
-        waiting.unlink(missing_ok=True)
+            try:
+                save_file(named, waiting, dict(about or {}) or None)
+            except SafetensorError as error:  # its own name for what the system says
+                raise OSError(str(error)) from error
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"arrays come in {' or '.join(SUFFIXES)}", received=path.name)

@@ -17,6 +17,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from . import output
 from .errors import PlanError
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -363,15 +364,9 @@ def compressed(plan: Plan, form: WeightForm) -> Plan:
 
 
 def save(plan: Plan, path: Path) -> None:
-    """Write a plan file; whole, or not at all. Raises `PlanError` where that cannot be."""
-    waiting = path.with_name(f".{path.name}.writing")
-    try:
+    """Write a plan file; whole, or not at all. Raises `UsageError` where that cannot be."""
+    with output.whole(path) as waiting:
         waiting.write_text(tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
-        waiting.replace(path)
-    except OSError as error:
-        raise PlanError(f"{path} must be writable", received=str(error)) from error
-    finally:
-        waiting.unlink(missing_ok=True)
 
 
 def with_segments(plan: Plan, counts: Mapping[str, int]) -> Plan:

@@ -6,7 +6,7 @@ import torch
 import splitter
 from splitter import plan as plans
 from splitter.compiler import captured
-from splitter.errors import PlanError
+from splitter.errors import PlanError, UsageError
 from splitter.partition import partition, run
 from splitter.planner import live, operations
 from splitter.planning import compare
@@ -90,7 +90,7 @@ def test_a_plan_file_says_what_the_plan_did(tmp_path, demo):
     plan = plans.with_segments(demo[1], {"encoder": 2})
     plans.save(plan, tmp_path / "plan.toml")
     assert plans.load(tmp_path / "plan.toml") == plan
-    with pytest.raises(PlanError, match="must be writable"):
+    with pytest.raises(UsageError, match="must be writable"):
         plans.save(plan, tmp_path / "no" / "plan.toml")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_choice_is_drawn(built, tmp_path):
     draw(built[1], tmp_path / "frontier.svg")
     picture = (tmp_path / "frontier.svg").read_text()
     assert "<svg" in picture
-    with pytest.raises(splitter.errors.UsageError, match="can be drawn"):
+    with pytest.raises(splitter.errors.UsageError, match="must end in"):
         draw(built[1], tmp_path / "frontier.nonsense")
 
 
@@ -245,6 +246,12 @@ def test_command_line(monkeypatch, capsys, tmp_path, built):
     assert plans.load(tmp_path / "plan.toml") == bundle.manifest.plan
     code, printed = run(*auto)
     assert "Precision for 75 dB" in printed.out
+    asked.clear()
+    for wrong in (["--plot", "a.txt"], ["--plot", str(tmp_path / "no" / "a.svg")], ["--save-plan", str(tmp_path)]):
+        code, printed = run(*auto, *wrong)
+        assert code == 1
+        assert re.search(r"must (end in \.svg or|be writable; got No such|be a file)", printed.err)
+    assert not asked, "nothing is searched for what cannot be written"
     for wrong in (["--precision", "auto"], ["--min-snr", "60"], ["--precision", "fp16", "--tune-on", "song.wav"]):
         code, printed = run(*wrong)
         assert code == 1

@@ -364,7 +364,7 @@ def test_choice_is_drawn(built, tmp_path):
     assert "<svg" in picture
     draw_sizes(built[1], tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == picture
-    with pytest.raises(UsageError, match="can be drawn"):
+    with pytest.raises(UsageError, match="must end in"):
         draw_sizes(built[1], tmp_path / "sizes.nonsense")
 
 

@@ -110,7 +110,7 @@ def build(
     as_json: bool,
 ) -> None:
     """Build the bundle of MODEL: demo, htdemucs, htdemucs_ft, htdemucs_6s, or a checkpoint file."""
-    from .. import compiler, tables, tuning
+    from .. import compiler, output, tables, tuning
 
     weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype}
     options: dict[str, Any] = {
@@ -134,6 +134,10 @@ def build(
         {"--min-snr": min_snr},
         {"--max-sdr-drop": max_sdr_drop, "--tune-stems": tune_stems},
     )
+    if save_plan is not None:
+        output.check(save_plan)
+    if plot is not None:
+        output.check(plot, *tuning.PICTURES)
     choice: tuning.Choice | None = None
     sizes: tuning.compression.Choice | None = None
     with steps() as progress:
@@ -229,9 +233,11 @@ def plan_(
     as_json: bool,
 ) -> None:
     """Compare ways to cut MODEL into packages, with least traffic between them; write the plan of the last."""
-    from .. import tables
+    from .. import output, tables
     from ..planning import compare
 
+    if out is not None:
+        output.check(out)
     with steps() as progress:
         asked, layouts = compare(
             model,

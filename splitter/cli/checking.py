@@ -58,10 +58,10 @@ def predict(
     as_json: bool,
 ) -> None:
     """Run any .mlpackage on this machine. This models rounding, not Apple's kernels."""
-    from .. import mil
-    from ..arrays import check_suffix, read, write
+    from .. import mil, output
+    from ..arrays import SUFFIXES, read, write
 
-    check_suffix(out)
+    output.check(out, *SUFFIXES)
     numerics = mil.Numerics(mil.Values(values), mil.Accumulators(accumulators))
     model = mil.load(package, function_name=function, numerics=numerics, seed=seed)
     results = model.predict(read(inputs), model.make_state() if model.spec.states else None)
@@ -86,11 +86,11 @@ def predict(
 @json_option
 def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_json: bool) -> None:
     """Record the taps of BUNDLE's captured, untouched transformer, for a port to be held against."""
-    from .. import taps
-    from ..arrays import check_suffix, write
+    from .. import output, taps
+    from ..arrays import SUFFIXES, write
     from ..bundle import Bundle
 
-    check_suffix(out)
+    output.check(out, *SUFFIXES)
     values, about = taps.goldens(Bundle.load(bundle), patterns, tiny=tiny)
     write(out, values, about)
     if as_json:

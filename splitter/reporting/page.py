@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .. import units
+from .. import output, units
 from ..checks import Check, Status, least_to_spare
 from ..doctor import Diagnosis, Finding
 from ..errors import UsageError
@@ -45,29 +45,21 @@ def write(findings: Findings, out: Path, *, force: bool = False) -> int:
         UsageError: Something is there and ``force`` is not given, or it cannot be written.
     """
     check_free(out, force=force)
-    waiting = out.with_name(f".{out.name}.writing")
-    try:
-        waiting.write_bytes(render(findings).encode())
-        size = waiting.stat().st_size
-        waiting.replace(out)
-    except OSError as error:
-        raise UsageError(f"{out} must be writable", received=str(error)) from error
-    finally:
-        waiting.unlink(missing_ok=True)
-    return size
+    page = render(findings).encode()
+    with output.whole(out) as waiting:
+        waiting.write_bytes(page)
+    return len(page)
 
 
 def check_free(out: Path, *, force: bool) -> None:
     """Before all that takes minutes.
 
     Raises:
-        UsageError: Something is there and ``force`` is not given, or it is no file, or nowhere.
+        UsageError: A file is there and ``force`` is not given, or none can be written there.
     """
-    if out.exists() and not (force and out.is_file()):
-        fix = "Use --force to replace it." if out.is_file() else "Choose another name."
-        raise UsageError(f"{out} must not exist yet", received="something there", fix=fix)
-    if not out.parent.is_dir():
-        raise UsageError(f"{out.parent} must be a directory", received="none there")
+    output.check(out)
+    if out.exists() and not force:
+        raise UsageError(f"{out} must not exist yet", received="a file there", fix="Use --force to replace it.")
 
 
 def render(findings: Findings) -> str:

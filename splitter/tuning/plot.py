@@ -9,9 +9,11 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ..errors import UsageError
+from .. import output
 from . import compression
 from .precision import Choice, Point
+
+PICTURES = (".svg", ".png", ".pdf")
 
 
 def draw(choice: Choice, path: Path) -> None:
@@ -76,13 +78,12 @@ def _sizes(points: Sequence[compression.Point], stem: str, kind: str) -> tuple[l
 
 
 def _save(figure: Figure, path: Path) -> None:
-    try:
-        with rc_context({"svg.hashsalt": "splitter"}):  # the same picture from the same figures
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path} can be drawn to", received=str(error), fix="Take a name that ends in .svg or .png."
-        ) from error
+    output.check(path, *PICTURES)
+    with (
+        output.whole(path) as waiting,
+        rc_context({"svg.hashsalt": "splitter"}),
+    ):  # the same picture from the same figures
+        figure.savefig(waiting, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def _places(points: Sequence[Point]) -> tuple[list[float], list[float]]:

@@ -269,7 +269,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(findings, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("folder", "must not exist yet"), ("none/report.html", "must be a directory")]
+    ("name", "message"),
+    [("folder", "must be a file"), ("none/report.html", "must be writable; got No such file or directory$")],
 )
 def test_a_page_goes_where_a_file_can_be(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
