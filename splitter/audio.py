@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +19,11 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from .errors import AudioError
+from .errors import AudioError, UsageError
 
 Block: TypeAlias = NDArray[np.float32]  # (channels, samples), full scale ±1
 ClipMode: TypeAlias = Literal["rescale", "clamp", "tanh", "none"]
-CLIP_MODES: tuple[ClipMode, ...] = ("rescale", "clamp", "tanh", "none")
+MP3_BITRATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s, of MPEG-1 layer III
 
 _BLOCK = 1 << 16  # frames decoded at a time
 _WAV_LIMIT = (1 << 32) - (1 << 16)  # bytes a RIFF header can count; longer files are RF64
@@ -46,7 +48,7 @@ class Track:
                 infinite samples.
         """
         try:
-            with soundfile.SoundFile(self.path) as file:
+            with _opened(self.path) as file:
                 decoded = 0
                 resampler = None
                 if file.samplerate != self.samplerate:
@@ -89,15 +91,48 @@ def _missing_frames(file: soundfile.SoundFile, decoded: int) -> int:
         if noted and int(noted[1]) < 0x7FFF_0000:
             return max(0, int(noted[1]) - int(noted[2])) * file.frames // max(1, int(noted[2]))
         return 0
-    if file.format == "MP3" and not _has_length_tag(Path(file.name)):
-        return 0  # the number of frames is then an estimate
-    return max(0, file.frames - decoded)
+    return max(0, file.frames - decoded) if file.seekable() else 0
 
 
-def _has_length_tag(path: Path) -> bool:
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """A file to decode.
+
+    An MP3 that does not say how long it is comes through a pipe: of a file libsndfile estimates the length by the first
+    frames, and reads no further than that.
+    """
+    name = os.fsencode(path)  # soundfile's own way refuses names that are not in the system's encoding
+    with ExitStack() as stack:
+        file = stack.enter_context(soundfile.SoundFile(name))
+        start = _untagged(path) if file.format == "MP3" else None
+        if start is None:
+            yield file
+            return
+        pool = stack.enter_context(ThreadPoolExecutor(1, "feed"))
+        reading, writing = os.pipe()
+        feeding = pool.submit(_feed, path, start, writing)
+        stack.callback(os.close, reading)
+        yield stack.enter_context(soundfile.SoundFile(reading, closefd=False))
+        feeding.result()
+
+
+def _untagged(path: Path) -> int | None:
+    """Where the frames of an MP3 begin, after its ID3v2 tags; None if the first of them tells how many there are."""
+    start = 0
     with path.open("rb") as file:
-        head = file.read(1 << 20)
-    return b"Xing" in head or b"Info" in head
+        while len(head := file.read(10)) == 10 and head.startswith(b"ID3"):
+            footer = 10 if head[5] & 0x10 else 0
+            start += 10 + sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[:5:-1])) + footer
+            file.seek(start)
+        file.seek(start)
+        first = re.search(rb"\xff[\xe0-\xff].{46}", file.read(1 << 16), re.DOTALL)
+    return None if first and re.search(rb"Xing|Info", first[0]) else start
+
+
+def _feed(path: Path, start: int, pipe: int) -> None:
+    with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as sink, path.open("rb") as file:  # who reads may stop
+        file.seek(start)
+        shutil.copyfileobj(file, sink)
 
 
 @dataclass(frozen=True)
@@ -195,6 +230,12 @@ class Encoding:
     clip: ClipMode = "rescale"
     mp3_bitrate: int = 320
 
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for a bit rate that MP3 does not have."""
+        if self.mp3_bitrate not in MP3_BITRATES:
+            rates = ", ".join(map(str, MP3_BITRATES))
+            raise UsageError("MP3 has the bit rate", received=self.mp3_bitrate, fix=f"It has {rates}.")
+
 
 class StemWriter:
     """Writes one stem as it grows.
@@ -247,16 +288,18 @@ class StemWriter:
         encoding = self._encoding
         options: dict[str, object] = {"format": encoding.container.upper(), "subtype": encoding.subtype}
         if encoding.container == "mp3":
-            # libsndfile's compression level spans the bit rates of MPEG-1 layer III.
-            options |= {"bitrate_mode": "CONSTANT", "compression_level": (320 - encoding.mp3_bitrate) / (320 - 32)}
+            # libsndfile's compression level spans the bit rates of MPEG-1 layer III; at 1.0 its own check fails.
+            level = min((320 - encoding.mp3_bitrate) / (320 - 32), 0.999)
+            options |= {"bitrate_mode": "CONSTANT", "compression_level": level}
         if encoding.container == "wav":
             width = {"PCM_16": 2, "PCM_24": 3}.get(encoding.subtype, 4)
             if width * self._channels * self._samples > _WAV_LIMIT:
                 options["format"] = "RF64"
-        return soundfile.SoundFile(path, "w", self._samplerate, self._channels, **options)
+        return soundfile.SoundFile(os.fsencode(path), "w", self._samplerate, self._channels, **options)
 
     def _open_float(self, path: Path, mode: str) -> soundfile.SoundFile:
-        return soundfile.SoundFile(path, mode, self._samplerate, self._channels, format="RAW", subtype="FLOAT")
+        name = os.fsencode(path)
+        return soundfile.SoundFile(name, mode, self._samplerate, self._channels, format="RAW", subtype="FLOAT")
 
 
 def finish(writers: Iterable[StemWriter], threads: int = 1) -> None:

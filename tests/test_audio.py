@@ -1,6 +1,8 @@
 import itertools
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +11,8 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitter.audio import Encoding, StemWriter, Track, Window, finish, statistics
-from splitter.errors import AudioError
+from splitter.audio import MP3_BITRATES, Encoding, StemWriter, Track, Window, finish, statistics
+from splitter.errors import AudioError, UsageError
 from splitter.weights.demo import songs
 
 from .conftest import snr_db
@@ -258,14 +260,62 @@ def test_formats_are_written(tmp_path, sound, encoding, at_least):
     assert (info.samplerate, info.channels, info.subtype) == (RATE, 2, encoding.subtype)
 
 
-def test_mp3_has_the_bit_rate_asked(tmp_path, sound):
-    long = np.tile(sound, 4)
-    sizes = {}
-    for rate in (128, 320):
-        write(tmp_path / f"{rate}.mp3", [long], Encoding("mp3", "MPEG_LAYER_III", "none", rate), long.shape[1])
-        sizes[rate] = (tmp_path / f"{rate}.mp3").stat().st_size * 8 / (long.shape[1] / RATE) / 1000
-    assert sizes[128] == pytest.approx(128, rel=0.1)
-    assert sizes[320] == pytest.approx(320, rel=0.1)
+@pytest.mark.parametrize("rate", MP3_BITRATES)
+def test_mp3_has_the_bit_rate_asked(tmp_path, sound, rate):
+    long = np.tile(sound, 8)
+    write(tmp_path / "x.mp3", [long], Encoding("mp3", "MPEG_LAYER_III", "none", rate), long.shape[1])
+    size = (tmp_path / "x.mp3").stat().st_size * 8 / (long.shape[1] / RATE) / 1000
+    assert size == pytest.approx(rate, rel=0.04)
+
+
+def test_bit_rates_that_mp3_does_not_have_are_refused():
+    with pytest.raises(UsageError, match="got 100"):
+        Encoding("mp3", "MPEG_LAYER_III", "none", 100)
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    """An MP3 of variable bit rate whose first frames are small, so that its length cannot be told by them."""
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, (6 * RATE, 2)) * np.linspace(0, 1, 6 * RATE)[:, None] ** 4
+    options = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE", "compression_level": 0.5}
+    soundfile.write(tmp_path / "tagged.mp3", noise, RATE, **options)
+    return (tmp_path / "tagged.mp3").read_bytes()
+
+
+PICTURE = b"\xff\xfb\x90d" + b"Xing" + bytes(120)  # what looks like a frame is not always one
+ID3 = b"ID3\x03\0\0\0\0\x01\0" + PICTURE
+
+
+@pytest.mark.parametrize("before", [b"", ID3, ID3 + ID3], ids=["plain", "id3", "two"])
+@pytest.mark.parametrize("tag", [True, False])
+def test_mp3_is_read_to_its_end(tmp_path, tagged, before, tag):
+    length = tagged.index(b"\xff\xfb", 200)  # of the frame that holds nothing but the tag
+    assert b"Xing" in tagged[:length]
+    path = tmp_path / "x.mp3"
+    path.write_bytes(before + tagged[0 if tag else length :])
+    samples = decoded(Track(path, RATE, 2)).shape[1]
+    assert 6 * RATE <= samples <= 6 * RATE + 3 * 1152
+    if not tag:
+        assert abs(soundfile.info(path).frames - samples) > RATE, "libsndfile is as wrong as was thought"
+
+
+def test_mp3_that_is_left_in_the_middle_leaves_no_thread(tmp_path, tagged):
+    path = tmp_path / "x.mp3"
+    path.write_bytes(tagged[tagged.index(b"\xff\xfb", 200) :] * 9)
+    before = threading.active_count()
+    blocks = Track(path, RATE, 2).blocks()
+    next(blocks)
+    assert threading.active_count() == before + 1
+    blocks.close()
+    assert threading.active_count() == before
+
+
+def test_names_outside_the_systems_encoding(tmp_path, sound):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    with StemWriter(path, Encoding(subtype="FLOAT"), RATE, 2, sound.shape[1]) as writer:
+        writer.write(sound)
+        finish([writer])
+    assert np.array_equal(decoded(Track(path, RATE, 2)), sound)
 
 
 def test_files_beyond_four_gigabytes_get_a_header_that_can_count_them(tmp_path, sound):

@@ -26,7 +26,7 @@ from .shell import command, engine_pairs, json_option, print_json, stderr, steps
 @click.option("--overlap", default=0.25, show_default=True, help="Overlap between segments.")
 @click.option("--segment", type=float, metavar="SECONDS", help="Length of each chunk.  [default: the bundle's]")
 @click.option("--mp3", is_flag=True, help="Write MP3.")
-@click.option("--mp3-bitrate", default=320, show_default=True, type=click.IntRange(32, 320), help="In kbit/s.")
+@click.option("--mp3-bitrate", default=320, show_default=True, help="In kbit/s.")
 @click.option("--flac", is_flag=True, help="Write FLAC.")
 @click.option("--float32", is_flag=True, help="Write WAV as 32-bit float.")
 @click.option("--int24", is_flag=True, help="Write 24-bit integers.")

@@ -12,9 +12,9 @@ import shutil
 import signal
 import struct
 import tempfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -121,15 +121,23 @@ def separate_file(
     Raises:
         UsageError, EngineError: The bundle cannot be loaded as asked.
     """
+    try:
+        return _separated(separator, path, out, progress, work or partial(deliver, separator))
+    except SplitterError:
+        raise
+    except Exception as error:  # of what lies around it: its name, its receipt
+        return Outcome(path, {}, _unforeseen(path, error))
+
+
+def _separated(separator: Separator, path: Path, out: Path, progress: Progress, work: Work) -> Outcome:
     outputs, home = separator.outputs(path, out), separator.home(out)
-    if path.resolve() in {target.resolve() for target in outputs.values()}:
+    if os.path.realpath(path) in {os.path.realpath(target) for target in outputs.values()}:
         refused = UsageError(
             "stems do not overwrite the track itself", received=path, fix="Choose another -o or --filename."
         )
         return Outcome(path, {}, refused)
     if receipts.complete(separator, path, home, outputs):
         return Outcome(path, outputs, attempts=0)
-    work = work or partial(deliver, separator)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _staging(home) as staging:
@@ -164,12 +172,11 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
         source = _hashed(path)
         waiting = {name: staging / f"{index}.{target.name}" for index, (name, target) in enumerate(outputs.items())}
         try:
+            _check_places(outputs.values(), home)
             separator.write(separator.track(path), waiting, progress)
             stems = {target: waiting[name] for name, target in outputs.items()}
             receipts.place(receipts.made(separator, source, home, stems), staging, home)
-            for target, made in stems.items():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                made.replace(target)
+            _move(stems, staging)
         except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
             reason = getattr(error, "strerror", None) or str(error)
             raise AudioError(
@@ -180,21 +187,63 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
     except SplitterError as error:
         return error
     except Exception as error:  # of any library below: the other files go on
-        if os.environ.get("SPLITTER_DEBUG"):
-            raise
-        received = f"{type(error).__name__}: {error}"
-        return InternalError(f"{path} can be separated", received=received, fix="Please report it.")
+        return _unforeseen(path, error)
     return None
 
 
+def _unforeseen(path: Path, error: Exception) -> InternalError:
+    if os.environ.get("SPLITTER_DEBUG"):
+        raise error
+    received = f"{type(error).__name__}: {error}"
+    return InternalError(f"{path} can be separated", received=received, fix="Please report it.")
+
+
+def _check_places(targets: Iterable[Path], home: Path) -> None:
+    """Before a song is run for them.
+
+    Raises:
+        AudioError: A stem cannot be moved to its place.
+    """
+    for target in targets:
+        there = next(one for one in (target, *target.parents) if one.exists())
+        if target.is_dir() or (there != target and not there.is_dir()):
+            raise AudioError(f"{target} must be a file, or nothing yet", received="something else there")
+        if there.stat().st_dev != home.stat().st_dev:
+            raise AudioError(
+                f"{target} must be on the file system of {home}", received="another", fix="Choose -o there."
+            )
+
+
+def _move(stems: Mapping[Path, Path], staging: Path) -> None:
+    """Move all stems, or none: what was there before is put back unless every one arrives."""
+    with ExitStack() as undoing:
+        for index, (target, made) in enumerate(stems.items()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                kept = target.rename(staging / f"{index}.before")
+                undoing.callback(kept.replace, target)
+            else:
+                undoing.callback(target.unlink, missing_ok=True)
+            made.replace(target)
+        undoing.pop_all()
+
+
 def _check_outputs(separator: Separator, paths: Sequence[Path], out: Path) -> None:
-    written: dict[Path, Path] = {}
+    tracks = {os.path.realpath(path): path for path in paths}
+    written: dict[str, Path] = {}
     for path in paths:
         for target in separator.outputs(path, out).values():
-            if written.setdefault(target, path) != path:
+            real = os.path.realpath(target)
+            if tracks.get(real, path) != path:
+                raise UsageError(
+                    "stems do not overwrite a track",
+                    received=f"{target} for {path}",
+                    fix="Choose another -o or --filename.",
+                )
+            if written.setdefault(real, path) != path:
                 raise UsageError(
                     "every stem has a file of its own",
-                    received=f"{target} for both {written[target]} and {path}",
+                    received=f"{target} for both {written[real]} and {path}",
                     fix="Rename one, or separate them into different directories.",
                 )
 

@@ -53,7 +53,7 @@ class Geometry:
         """
         if not 0 <= overlap < 1:
             raise UsageError("overlap is at least 0 and less than 1", received=overlap, fix="The usual one is 0.25.")
-        chunk = model if segment is None else int(segment * samplerate)
+        chunk = model if segment is None else 0 if math.isnan(segment) else int(min(segment * samplerate, model + 1))
         if not 0 < chunk <= model:
             raise UsageError(
                 f"a segment is longer than 0 s and no longer than the bundle's {model / samplerate:g} s",

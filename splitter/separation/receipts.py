@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -82,9 +82,9 @@ def complete(separator: Separator, path: Path, home: Path, outputs: Mapping[str,
             receipt.bundle == separator.bag.fingerprint
             and receipt.options == asdict(separator.options)
             and receipt.engines == separator.engines
-            and receipt.stems.keys() == names
+            and receipt.stems.keys() == names.keys()
             and _is(path, receipt.source)
-            and all(_is(home / name, record) for name, record in receipt.stems.items())
+            and all(_is(names[name], record) for name, record in receipt.stems.items())
         )
     except (OSError, ValidationError):  # no receipt, or not one of ours; no track, or not all of the stems
         return False
@@ -94,15 +94,16 @@ def _is(path: Path, record: FileRecord) -> bool:
     return path.stat().st_size == record.bytes and file_record(path) == record
 
 
-def _place(home: Path, names: Mapping[str, Any] | set[str]) -> Path:
+def _place(home: Path, names: Iterable[str]) -> Path:
     """One receipt for each set of files."""
     key = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:32]
     return home / DIRECTORY / f"{key}.json"
 
 
-def _names(home: Path, outputs: Mapping[str, Path]) -> set[str]:
-    return {_below(home, target) for target in outputs.values()}
+def _names(home: Path, outputs: Mapping[str, Path]) -> dict[str, Path]:
+    return {_below(home, target): target for target in outputs.values()}
 
 
 def _below(home: Path, target: Path) -> str:
-    return Path(os.path.relpath(target, home)).as_posix()  # also of a template that leads elsewhere
+    """Also of a template that leads elsewhere, and in Unicode though the system's name may not be."""
+    return os.fsencode(os.path.relpath(target, home)).decode("utf-8", "backslashreplace")

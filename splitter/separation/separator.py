@@ -23,8 +23,8 @@ from ..orchestrator import Orchestrator
 from .overlap_add import Geometry, Model, Pass, Stems
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]
-OTHER_METHODS: tuple[OtherMethod, ...] = ("add", "minus", "none")
 DEFAULT_FILENAME = "{track}/{stem}.{ext}"
+_FIELDS = frozenset({"track", "trackext", "stem", "ext"})
 _RUNS_BETWEEN_TRIMS = 16  # a heap that keeps what is freed breaks into pieces, and grows; clearing it slows a run
 
 
@@ -257,9 +257,13 @@ def _check_filename(template: str) -> None:
         fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except ValueError as error:
         raise UsageError("a filename template is well formed", received=f"{template!r}: {error}") from error
-    if unknown := fields - {"track", "trackext", "stem", "ext"}:
+    if unknown := fields - _FIELDS:
         raise UsageError(
             "a filename template uses {track}, {trackext}, {stem} and {ext}", received=", ".join(sorted(unknown))
         )
     if "stem" not in fields:
         raise UsageError("a filename template tells the stems apart", received=repr(template), fix="Use {stem} in it.")
+    try:
+        template.format(**dict.fromkeys(_FIELDS, ""))
+    except (ValueError, LookupError) as error:
+        raise UsageError("a filename template holds text", received=f"{template!r}: {error}") from error

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 from concurrent.futures import CancelledError
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +97,77 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, bag, song_path):
     with pytest.raises(KeyboardInterrupt):
         separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), force=True, progress=Impatient)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=two_cores)])
+def test_names_that_are_none_stop_nobody(tmp_path, toy, jobs):
+    odd = noise(tmp_path / "odd.wav").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    files = [tmp_path / "loop.wav", odd, noise(tmp_path / "good.wav", 1)]
+    outcomes = separate(files, toy, tmp_path / "out", options=Options(shifts=0), jobs=jobs)
+    assert [type(outcome.error) for outcome in outcomes] == [AudioError, type(None), type(None)]
+    again = separate(files, toy, tmp_path / "out", options=Options(shifts=0), jobs=jobs)
+    assert [outcome.attempts for outcome in again] == [1, 0, 0]
+
+
+def test_what_is_unforeseen_before_a_song_is_that_songs(tmp_path, toy, monkeypatch):
+    def fail(separator, path, *rest):
+        raise ZeroDivisionError(path.name)
+
+    monkeypatch.setattr("splitter.separation.receipts.complete", fail)
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
+    assert isinstance(outcome.error, InternalError)
+    assert "ZeroDivisionError: a.wav" in str(outcome.error)
+
+
+def test_a_folder_in_the_way_of_a_stem_is_refused_before_anything_runs(tmp_path, toy, monkeypatch):
+    track = noise(tmp_path / "a.wav")
+    stems = [*separate([track], toy, tmp_path / "out", options=Options(shifts=0))[0].stems.values()]
+    stems[-1].unlink()
+    stems[-1].mkdir()
+    before = {one: one.read_bytes() for one in stems[:-1]}
+    monkeypatch.setattr(Separator, "write", lambda *given: pytest.fail("it has run"))
+    (outcome,) = separate([track], toy, tmp_path / "out", options=Options(shifts=0), force=True)
+    assert "must be a file, or nothing yet" in str(outcome.error)
+    assert {one: one.read_bytes() for one in stems[:-1]} == before
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_stems_that_cannot_all_be_moved_stay_as_they_were(tmp_path, toy, monkeypatch, there):
+    track, replace = noise(tmp_path / "a.wav"), Path.replace
+    stems = [*separate([track], toy, tmp_path / "out", options=Options(shifts=0))[0].stems.values()]
+    for stem in stems:
+        stem.write_text("mine") if there else stem.unlink()
+
+    def refuse(made, target):
+        if target == stems[-1] and not made.name.endswith(".before"):
+            raise PermissionError(13, "no")
+        return replace(made, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    (outcome,) = separate([track], toy, tmp_path / "out", options=Options(shifts=0), force=True)
+    assert "got no. None was left behind" in str(outcome.error)
+    assert [stem.exists() and stem.read_text() for stem in stems] == ["mine" if there else False] * len(stems)
+
+
+def test_stems_of_one_track_do_not_overwrite_another(tmp_path, toy):
+    track = noise(tmp_path / "a.wav")
+    stem = separate([track], toy, tmp_path / "out")[0].stems.popitem()[1]
+    (tmp_path / "link.wav").symlink_to(stem)
+    before = stem.read_bytes()
+    with pytest.raises(UsageError, match="stems do not overwrite a track; got .* for .*a.wav"):
+        separate([track, tmp_path / "link.wav"], toy, tmp_path / "out", force=True)
+    assert stem.read_bytes() == before
+
+
+def test_stems_stay_on_one_file_system(tmp_path, toy, monkeypatch):
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is but one file system")
+    monkeypatch.setattr(Separator, "write", lambda *given: pytest.fail("it has run"))
+    options = Options(filename=f"{elsewhere}/splitter-test/{{track}}-{{stem}}.{{ext}}")
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out", options=options)
+    assert "must be on the file system of" in str(outcome.error)
 
 
 def test_earlier_stems_survive_a_failure(tmp_path, bag, song_path):

@@ -1,5 +1,6 @@
 """Songs through a bundle, against demucs's own `apply_model` on the same samples."""
 
+import math
 import random
 import threading
 
@@ -144,6 +145,11 @@ def test_progress_ends_at_its_total(tmp_path, bag):
         ({"filename": "{stem}/{title}"}, "title"),
         ({"filename": "{stem"}, "well formed"),
         ({"overlap": 0.99999999}, "at least one sample"),
+        ({"segment": math.nan}, "got nan s"),
+        ({"segment": math.inf}, "got inf s"),
+        ({"filename": "{stem:d}"}, "holds text"),
+        ({"filename": "{stem!z}"}, "holds text"),
+        ({"filename": "{stem:{x}}"}, "holds text"),
     ],
 )
 def test_options_that_cannot_be_obeyed_are_named(bag, options, message):
