@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from . import output
 from . import program as programs
 from .boundary import Array, TensorSpec
 from .errors import BundleError, SplitterError, UsageError
@@ -104,12 +105,15 @@ class Bundle:
     def _check_files(self, *, hashes: bool) -> None:
         for name, record in self.manifest.files.items():
             file = self.path / name
-            if not _inside(self.path, name) or not file.is_file():
-                raise _damaged(self.path / FILENAME, f"its file {name!r} is missing")
-            if file.stat().st_size != record.bytes:
-                raise _damaged(file, f"{file.stat().st_size} bytes instead of {record.bytes}")
-            if hashes and _sha256(file) != record.sha256:
-                raise _damaged(file, "its content is not what was built (sha256 differs)")
+            try:
+                if not _inside(self.path, name) or not file.is_file():
+                    raise _damaged(self.path / FILENAME, f"its file {name!r} is missing")
+                if file.stat().st_size != record.bytes:
+                    raise _damaged(file, f"{file.stat().st_size} bytes instead of {record.bytes}")
+                if hashes and _sha256(file) != record.sha256:
+                    raise _damaged(file, "its content is not what was built (sha256 differs)")
+            except OSError as error:
+                raise BundleError(f"{file} must be readable", received=error.strerror) from error
         named = {self.manifest.weights, self.manifest.whole, self.manifest.golden.path}
         named |= {segment.program for segment in self.segments}
         if unlisted := named - self.manifest.files.keys():
@@ -193,8 +197,8 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     except OSError as error:
         raise BundleError(f"{out.parent} must be a writable directory", received=str(error)) from error
     try:
-        directory.chmod(0o777 & ~_umask())  # mkdtemp makes it private
         yield directory
+        output.as_created(directory)
         _move(directory, out)
     except OSError as error:
         raise BundleError(
@@ -255,12 +259,6 @@ def _exchange(first: Path, second: Path) -> bool:
         at_fdcwd, rename_exchange = -100, 2
         return libc.renameat2(at_fdcwd, a, at_fdcwd, b, rename_exchange) == 0
     return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 # ---------------------------------------------------------------------------------------- reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ def check(path: Path, *suffixes: str) -> None:
     Raises:
         UsageError: It ends in none of these, is no file, or none can be made there.
     """
+    if not path.name:
+        raise UsageError(f"{path} must be a file", received="a directory", fix="Choose another name.")
     if suffixes and path.suffix not in suffixes:
         raise UsageError(f"{path} must end in {' or '.join(suffixes)}", received=path.suffix or "no suffix")
     try:  # permissions do not say all: a name may be too long, a file system read-only
@@ -40,12 +43,21 @@ def whole(path: Path) -> Iterator[Path]:
     waiting = _waiting(path)
     try:
         yield waiting
+        as_created(waiting)
         waiting.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):  # it is gone, or never was
             waiting.unlink()
+
+
+def as_created(path: Path) -> None:
+    """Give a file, or a directory and all in it, the permissions that new ones have: libraries make some private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for one in (path, *path.rglob("*")):
+        one.chmod((0o777 if one.is_dir() else 0o666) & ~mask)
 
 
 def _waiting(path: Path) -> Path:

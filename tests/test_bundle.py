@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import jsonschema
 import pytest
@@ -106,6 +107,28 @@ def test_manifest_that_does_not_fit_is_named(copy, change, message):
 def test_manifest_that_is_no_manifest_is_named(copy, content):
     (copy / "manifest.json").write_text(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.load(copy)
+
+
+def test_what_is_written_is_as_public_as_other_files(copy, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    allowed = {one.is_dir(): one.stat().st_mode for one in (tmp_path / "file", tmp_path / "folder")}
+    with staged(tmp_path / "out", force=False) as directory:
+        shutil.copytree(copy, directory, dirs_exist_ok=True)
+        (directory / "graph").chmod(0o700)
+        (directory / "graph" / "weights.safetensors").chmod(0o600)
+    found = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert {one.stat().st_mode for one in found if one.is_dir()} == {allowed[True]}
+    assert {one.stat().st_mode for one in found if one.is_file()} == {allowed[False]}
+
+
+def test_a_file_that_may_not_be_read_is_named(copy, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    with pytest.raises(BundleError, match="must be readable; got Permission denied"):
         Bundle.load(copy)
 
 

@@ -434,6 +434,71 @@ def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
     assert not psutil.wait_procs(started, timeout=10)[1]
 
 
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "DEMO"], ["inspect", "DEMO", "--json"], ["inspect", "none", "--json"]]
+)
+def test_a_full_disk_behind_standard_output_is_one_message(demo_path, arguments):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = [str(demo_path) if one == "DEMO" else one for one in arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([SPLITTER, *command], stdout=full, stderr=subprocess.PIPE, text=True)  # noqa: PLW1510
+    assert done.returncode == 1
+    expected = "must be a bundle" if "none" in arguments else "standard output must be writable; got No space left"
+    assert re.fullmatch(rf"splitter: error: .*{expected}.*\n", done.stderr)
+
+
+def test_standard_output_may_be_closed(demo_path):
+    done = subprocess.run(  # noqa: PLW1510
+        ["sh", "-c", 'exec "$@" >&-', "sh", SPLITTER, "inspect", demo_path], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_brackets_in_names_are_names(splitter, demo_path, tmp_path):
+    bundle = tmp_path / "a [live][b].bundle"
+    bundle.symlink_to(demo_path)
+    code, out, err = splitter("doctor", bundle, "--static", "--fail-on", "never")
+    assert code == 0
+    assert "a [live][b].bundle" in out
+    assert "internal" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["separate", "x.wav", "-b", "DEMO", "--segment", "nan"], "nan is not a finite number"),
+        (["build", "demo", "-o", "x", "--segment", "inf"], "inf is not a finite number"),
+        (["build", "demo", "-o", "x", "--min-snr", "nan"], "nan is not a finite number"),
+        (["plan", "demo", "--max-weight-mb", "nan"], "nan is not a finite number"),
+        (["report", "DEMO", "--start", "inf"], "inf is not a finite number"),
+        (["report", "DEMO", "--seconds", "nan"], "nan is not a finite number"),
+        (["report", "DEMO", "-o", "."], "must be a file"),
+        (["separate", "x.wav", "-b", "DEMO", "--mp3", "--mp3-bitrate", "100"], "MP3 has the bit rate; got 100"),
+    ],
+)
+def test_numbers_and_names_that_are_none_are_refused(splitter, demo_path, arguments, message):
+    code, _, err = splitter(*(demo_path if one == "DEMO" else one for one in arguments))
+    assert code in (1, 2)
+    assert message in err
+
+
+@pytest.mark.parametrize("wrong", [["--two-stems", "piano"], ["--overlap", "2"], ["--shifts", "-1"]])
+def test_options_are_refused_before_engines_are_measured(splitter, demo_path, song_path, monkeypatch, wrong):
+    monkeypatch.setattr(selection, "fastest", lambda *given: pytest.fail("measured"))
+    code, _, err = splitter("separate", song_path, "-b", demo_path, *wrong)
+    assert (code, "got" in err) == (1, True)
+
+
+def test_a_profile_of_another_model_is_refused_before_anything_is_measured(splitter, demo_path, tmp_path, monkeypatch):
+    profile = splitter("profile", demo_path, "--runs", 1, "--json")[1]
+    (tmp_path / "other.json").write_text(profile.replace('"samples": 66150', '"samples": 66151'))
+    monkeypatch.setattr("splitter.profiling.profile", lambda *given, **more: pytest.fail("measured"))
+    code, _, err = splitter("profile", demo_path, "--merge", tmp_path / "other.json")
+    assert code == 1
+    assert "one checkpoint and one length" in err
+
+
 def test_help_is_there_and_quick():
     result = subprocess.run([SPLITTER, "separate", "--help"], check=True, capture_output=True, text=True)
     for option in ("--two-stems", "--other-method", "--shifts", "--overlap", "--segment", "--mp3", "--flac", "--float32",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,18 +17,21 @@ from . import building, checking, measuring, reporting, separating  # noqa: F401
 from .shell import command, print_json
 
 _INTERRUPTED = 130  # what shells report for SIGINT
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # files' own errors say which file
 
 
 def main() -> NoReturn:
     """Entry point. Every expected failure is one message and a non-zero exit; ``--json`` makes it a document."""
     wants_json = "--json" in sys.argv[1:]
+    nowhere = Path(os.devnull)
+    sys.stdout, sys.stderr = sys.stdout or nowhere.open("w"), sys.stderr or nowhere.open("w")  # they may be closed
     try:
-        sys.exit(_run())
-    except click.exceptions.Exit as exit_:
-        sys.exit(exit_.exit_code)
+        result = _run()
+        sys.stdout.flush()
+        sys.exit(result)
     except click.ClickException as error:
         if wants_json:
-            print_json({"error": {"kind": "UsageError", "message": error.format_message()}})
+            _say({"kind": "UsageError", "message": error.format_message()})
         else:
             error.show()
         sys.exit(error.exit_code)
@@ -35,9 +40,12 @@ def main() -> NoReturn:
     except SplitterError as error:
         _fail(type(error).__name__, str(error), wants_json, 1)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _drop_output()
+            _fail("OSError", f"standard output must be writable; got {error.strerror}", False, 1)
         if os.environ.get("SPLITTER_DEBUG"):
             raise
         message = f"internal error, please report it: {type(error).__name__}: {error} (SPLITTER_DEBUG=1 shows where)"
@@ -66,8 +74,20 @@ def _run() -> Any:
         signal.signal(signal.SIGINT, before)
 
 
+def _drop_output() -> None:
+    """What is left in the buffer would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(kind: str, message: str, wants_json: bool, code: int) -> NoReturn:
     if wants_json:
-        print_json({"error": {"kind": kind, "message": message}})
+        _say({"kind": kind, "message": message})
     click.echo(f"splitter: error: {message}", err=True)
     sys.exit(code)
+
+
+def _say(error: dict[str, str]) -> None:
+    try:
+        print_json({"error": error})
+    except OSError:  # the message and the exit code are left
+        _drop_output()

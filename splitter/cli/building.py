@@ -11,7 +11,7 @@ from rich.console import Group
 
 from .. import plan as plans
 from ..errors import UsageError
-from .shell import PRECISIONS, command, json_option, print_result, steps
+from .shell import FINITE, PRECISIONS, FiniteRange, command, json_option, print_result, steps
 
 _TARGETS = click.Choice([target.value for target in plans.DeploymentTarget])
 _LAYOUTS = click.Choice(["torch", "mlx"])
@@ -33,7 +33,7 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
     type=click.Choice([*PRECISIONS.choices, "auto"]),
     help="Arithmetic inside the packages; auto: fp16, but for what --min-snr needs.  [default: fp32]",
 )
-@click.option("--min-snr", type=float, metavar="DB", help="With --precision auto: SNR to reach on every song.")
+@click.option("--min-snr", type=FINITE, metavar="DB", help="With --precision auto: SNR to reach on every song.")
 @click.option(
     "--tune-on",
     type=click.Path(path_type=Path),
@@ -55,7 +55,7 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
     "[default: none]",
 )
 @click.option(
-    "--max-sdr-drop", type=float, metavar="DB", help="With --compress auto: most that any stem may lose on any song."
+    "--max-sdr-drop", type=FINITE, metavar="DB", help="With --compress auto: most that any stem may lose on any song."
 )
 @click.option(
     "--tune-stems",
@@ -71,7 +71,12 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
 @click.option(
     "--for", "optimise_for", type=click.Choice(["ane"]), help="A preset of passes; precision fp16 by default."
 )
-@click.option("--segment", type=float, metavar="SECONDS", help="Length of one run.  [default: as trained]")
+@click.option(
+    "--segment",
+    type=FINITE,
+    metavar="SECONDS",
+    help="Length of one run.  [default: as trained]",
+)
 @click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
 @click.option(
     "--golden-audio", type=click.Path(path_type=Path), help="File to record goldens of; a synthesised song by default."
@@ -219,7 +224,7 @@ def _counts_option(context: click.Context, parameter: click.Parameter, values: t
     "--segments", multiple=True, metavar="STAGE=N", callback=_counts_option, help="Cut a stage into N packages."
 )
 @click.option("--max-ops", type=click.IntRange(min=1), help="Most operations a package may have, estimated.")
-@click.option("--max-weight-mb", type=click.FloatRange(min=0, min_open=True), help="Most weights a package may have.")
+@click.option("--max-weight-mb", type=FiniteRange(min=0, min_open=True), help="Most weights a package may have.")
 @click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
 @json_option
 def plan_(

@@ -34,6 +34,9 @@ def profile(
 
     others = [profiling.read(path) for path in merge]
     opened = Bundle.load(bundle)
+    model = opened.manifest.model
+    for other in others:  # before minutes are spent on what they cannot lie beside
+        profiling.check_same_model(other, model.name, model.checkpoint_sha256, model.samples)
     with steps() as progress:
         measured = profiling.profile(
             opened, engines, runs=runs, warmup=warmup, compute_units=compute_units, progress=progress

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from .shell import COMPUTE_UNITS, command, engine_pairs, json_option, print_result, steps
+from .shell import COMPUTE_UNITS, FiniteRange, command, engine_pairs, json_option, print_result, steps
 
 
 @command.command()
@@ -17,10 +17,8 @@ from .shell import COMPUTE_UNITS, command, engine_pairs, json_option, print_resu
               help="Run a segment with this engine; others of a segment are profiled beside the first.  "
               "[default: what runs the file that ships]")  # fmt: skip
 @click.option("--audio", type=click.Path(path_type=Path), help="File to listen to.  [default: the golden input]")
-@click.option(
-    "--start", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Of the excerpt, in seconds."
-)
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True, max=60), default=20.0, show_default=True,
+@click.option("--start", type=FiniteRange(min=0), default=0.0, show_default=True, help="Of the excerpt, in seconds.")
+@click.option("--seconds", type=FiniteRange(min=0.1, max=60), default=20.0, show_default=True,
               help="Length of the excerpt, at most.")  # fmt: skip
 @click.option("--runs", type=click.IntRange(min=0), default=3, show_default=True,
               help="Counted runs of the profile; 0 for none.")  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import click
 
 from ..errors import BundleError, UsageError
-from .shell import command, engine_pairs, json_option, print_json, stderr, steps
+from .shell import FINITE, command, engine_pairs, json_option, print_json, stderr, steps
 
 
 @command.command()
@@ -24,7 +24,12 @@ from .shell import command, engine_pairs, json_option, print_json, stderr, steps
 @click.option("--shifts", default=1, show_default=True, help="Randomly shifted passes to average; 0 for a plain one.")
 @click.option("--seed", default=0, show_default=True, help="Of the random shifts.")
 @click.option("--overlap", default=0.25, show_default=True, help="Overlap between segments.")
-@click.option("--segment", type=float, metavar="SECONDS", help="Length of each chunk.  [default: the bundle's]")
+@click.option(
+    "--segment",
+    type=FINITE,
+    metavar="SECONDS",
+    help="Length of each chunk.  [default: the bundle's]",
+)
 @click.option("--mp3", is_flag=True, help="Write MP3.")
 @click.option("--mp3-bitrate", default=320, show_default=True, help="In kbit/s.")
 @click.option("--flac", is_flag=True, help="Write FLAC.")
@@ -71,7 +76,7 @@ def separate(
     Files whose stems are there already, made of the same sound with the same bundle and options, are left alone.
     """
     from .. import heap
-    from ..separation import Options
+    from ..separation import Options, Separator
     from ..separation import separate as run
     from .progress import bars
 
@@ -89,7 +94,8 @@ def separate(
         seed=seed,
     )
 
-    asked, otherwise = _chosen(bag.members[0], dict(engines), fast, jobs)
+    Separator(bag, options)  # refuses what cannot be obeyed, before engines are measured
+    asked, otherwise = _chosen(bag.members, dict(engines), fast, jobs)
     with bars(stderr, len(files)) as shown:
 
         def report(outcome: Any) -> None:
@@ -126,7 +132,9 @@ def separate(
         raise click.exceptions.Exit(1)
 
 
-def _chosen(bundle: Any, asked: dict[str, str], fast: bool, jobs: int) -> tuple[dict[str, str], dict[str, str]]:
+def _chosen(
+    members: Sequence[Any], asked: dict[str, str], fast: bool, jobs: int
+) -> tuple[dict[str, str], dict[str, str]]:
     """Engines by segment: those asked for, and for the rest those that measurement chooses. Says which they are."""
     import torch
 
@@ -136,7 +144,7 @@ def _chosen(bundle: Any, asked: dict[str, str], fast: bool, jobs: int) -> tuple[
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if jobs == 1 else share(jobs))
     try:
-        choice = selection.fast(bundle, asked) if fast else selection.fastest(bundle, asked, stderr.print)
+        choice = selection.fast(members, asked) if fast else selection.fastest(members, asked, stderr.print)
     finally:
         torch.set_num_threads(threads)
     pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())

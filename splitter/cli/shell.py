@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import click
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 from .. import plan as plans
 
 P = ParamSpec("P")
 COMPUTE_UNITS = click.Choice(["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"])
 PRECISIONS = click.Choice([precision.value for precision in plans.Precision])
-stderr = Console(stderr=True, highlight=False)
+stderr = Console(stderr=True, highlight=False, markup=False)  # names may hold brackets
+
+
+class _Finite(click.types.FloatParamType):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{number} is not a finite number.", param, ctx)
+        return number
+
+
+class FiniteRange(_Finite, click.FloatRange):
+    """A range without NaN, which compares as neither too small nor too large."""
+
+
+FINITE = _Finite()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,7 +66,7 @@ def print_result(as_json: bool, document: Callable[[], object], table: Callable[
     if as_json:
         print_json(document())
     else:
-        Console(highlight=False, width=None if sys.stdout.isatty() else 140).print(table())
+        Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140).print(table())
 
 
 def print_json(document: object) -> None:
@@ -63,4 +80,4 @@ def steps() -> Iterator[Callable[[str], None]]:
         yield stderr.print
         return
     with stderr.status("") as status:
-        yield status.update
+        yield lambda step: status.update(Text(step))

@@ -259,7 +259,8 @@ def check_same_model(profile: Profile, name: str, checkpoint_sha256: str | None,
     Raises:
         UsageError: It is of another checkpoint or length.
     """
-    if (profile.checkpoint_sha256, profile.samples) != (checkpoint_sha256, samples):
+    there, here = profile.checkpoint_sha256 or profile.model, checkpoint_sha256 or name  # random weights have no file
+    if (there, profile.samples) != (here, samples):
         raise UsageError(
             "profiles side by side are of one checkpoint and one length",
             received=f"{profile.model}, {profile.samples} samples, beside {name}, {samples}",

@@ -25,6 +25,7 @@ from ..partition import INPUT, OUTPUT
 from ..separation.overlap_add import Geometry, Pass, Stems
 
 _OVERLAP = 0.25
+_LEAST = 0.1  # seconds of an excerpt
 _PEAK = 0.9  # of full scale, that the loudest of mixture and stems is played at
 _DIFFERENCE_PEAK = 0.5
 _BITRATE = 192  # kbit/s
@@ -161,6 +162,12 @@ def part(track: Track, start: float, seconds: float) -> Block:
             fix="Choose another place with --start SECONDS.",
         )
     found = np.concatenate(parts, axis=1)
+    if found.shape[1] < _LEAST * track.samplerate:
+        raise AudioError(
+            f"{track.path.name} must last {_LEAST:g} s from there",
+            received=f"{found.shape[1] / track.samplerate:.3f} s",
+            fix="Choose another place with --start SECONDS.",
+        )
     if not found.any():
         raise AudioError(
             f"{track.path.name} must sound where the excerpt is",

@@ -129,7 +129,7 @@ class _Answer:
     """All checks of one kind.
 
     Attributes:
-        status: The worst, where what was not run weighs more than what passed.
+        status: The worst of those that ran; what passed weighs more than what was not run, which `counts` tells.
         counts: How many have each.
         worst: The comparison with the least to spare.
         notes: Why, where something did not pass.

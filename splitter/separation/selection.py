@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -71,14 +71,15 @@ class Choice(BaseModel):
 
 
 def fastest(
-    bundle: Bundle, asked: Mapping[str, str] | None = None, say: Callable[[str], None] = lambda message: None
+    members: Sequence[Bundle], asked: Mapping[str, str] | None = None, say: Callable[[str], None] = lambda message: None
 ) -> Choice:
-    """Which engine should run each segment of a bundle on this machine, with the threads that PyTorch has now.
+    """Which engine should run each segment of bundles on this machine, with the threads that PyTorch has now.
 
-    Measured once; the answer is kept in the user's cache, for this bundle, processor, number of threads and versions.
+    Measured once; the answer is kept in the user's cache, for these bundles, processor, number of threads and versions.
 
     Args:
-        bundle: What to run.
+        members: What to run: one bundle, or those of a bag, which have the same segments. Time is measured on the
+            first, and the decibels of all together on each.
         asked: Engines by segment that are not in question.
         say: Told that measuring begins, which takes some runs of every segment.
 
@@ -86,17 +87,18 @@ def fastest(
         UsageError: ``asked`` names a segment that the bundle does not have.
         EngineError: An engine that was asked for cannot run its segment here.
     """
+    bundle = members[0]
     given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
     for name, engine in given.items():
         engines.able(engine, bundle.segment(name))
-    kept = user_cache_path("splitter") / "engines" / f"{_fingerprint(bundle, given)}.json"
+    kept = user_cache_path("splitter") / "engines" / f"{_fingerprint(members, given)}.json"
     with suppress(OSError, ValidationError):
         return Choice.model_validate_json(kept.read_text())
     rivals = {s.name: [given[s.name]] if s.name in given else _rivals(s) for s in bundle.segments}
     if all(len(names) == 1 for names in rivals.values()):
         return Choice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
     say("measuring the engines once for this bundle on this machine")
-    choice = _measured(bundle, rivals)
+    choice = _measured(members, rivals)
     for one in choice.trials:
         if one.failure:
             say(f"{one.engine} is out of the question for {one.segment}: {one.failure}")
@@ -108,24 +110,25 @@ def fastest(
     return choice
 
 
-def fast(bundle: Bundle, asked: Mapping[str, str] | None = None) -> Choice:
+def fast(members: Sequence[Bundle], asked: Mapping[str, str] | None = None) -> Choice:
     """All between the host's stages in bfloat16, and what that costs on the golden input.
 
     Args:
-        bundle: What to run.
+        members: What to run, as for `fastest`.
         asked: Engines by segment that are not in question.
 
     Raises:
         UsageError: ``asked`` names a segment that the bundle does not have.
         EngineError: This machine cannot, or would be no faster for it. Nothing else is tried in its place.
     """
+    bundle = members[0]
     given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
     chosen = {}
     for segment in bundle.segments:
         host = segment.artifact.target == "host"
         chosen[segment.name] = given.get(segment.name, default_engine(segment) if host else FAST)
         engines.able(chosen[segment.name], segment)
-    return Choice(engines=chosen, snr_db=_end_to_end(bundle, chosen, bundle.goldens()), trials=())
+    return Choice(engines=chosen, snr_db=_end_to_end(members, chosen), trials=())
 
 
 def _rivals(segment: SegmentRecord) -> list[str]:
@@ -138,7 +141,8 @@ def _rivals(segment: SegmentRecord) -> list[str]:
     return [default, *(name for name in able if name != default)]
 
 
-def _measured(bundle: Bundle, rivals: Mapping[str, list[str]]) -> Choice:
+def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> Choice:
+    bundle = members[0]
     golden = bundle.goldens()
     contested = [segment for segment in bundle.segments if len(rivals[segment.name]) > 1]
     trials = [one for segment in contested for one in _trials(bundle, segment, rivals[segment.name], golden)]
@@ -146,10 +150,10 @@ def _measured(bundle: Bundle, rivals: Mapping[str, list[str]]) -> Choice:
     for segment, default in [*chosen.items()]:
         ran = {one.engine: one.seconds for one in trials if one.segment == segment and one.seconds is not None}
         chosen[segment] = _worthiest(ran, default)
-    snr = _end_to_end(bundle, chosen, golden)
+    snr = _end_to_end(members, chosen)
     if snr is not None and snr < MIN_SNR_DB:  # each near enough, not all together
         chosen = {segment: names[0] for segment, names in rivals.items()}
-        snr = _end_to_end(bundle, chosen, golden)
+        snr = _end_to_end(members, chosen)
     return Choice(engines=chosen, snr_db=snr, trials=tuple(trials))
 
 
@@ -207,16 +211,20 @@ def _cost(run: Callable[[], object]) -> float:
     return max(wall, processor / torch.get_num_threads())
 
 
-def _end_to_end(bundle: Bundle, chosen: Mapping[str, str], golden: Mapping[str, Array]) -> float | None:
-    inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.tensors if spec.producer == "input"}
-    results = Orchestrator(bundle, chosen).run(inputs)
-    found = [compare(golden[name], result).snr_db for name, result in results.items()]
+def _end_to_end(members: Sequence[Bundle], chosen: Mapping[str, str]) -> float | None:
+    """The least of all members."""
+    found = []
+    for bundle in members:
+        golden = bundle.goldens()
+        inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.tensors if spec.producer == "input"}
+        results = Orchestrator(bundle, chosen).run(inputs)
+        found += [compare(golden[name], result).snr_db for name, result in results.items()]
     return min((snr for snr in found if snr is not None and snr != float("inf")), default=None)
 
 
-def _fingerprint(bundle: Bundle, given: Mapping[str, str]) -> str:
+def _fingerprint(members: Sequence[Bundle], given: Mapping[str, str]) -> str:
     """Of all that the answer depends on."""
-    files = {name: record.sha256 for name, record in sorted(bundle.manifest.files.items())}
+    files = [{name: record.sha256 for name, record in sorted(one.manifest.files.items())} for one in members]
     facts = [files, given, machine().model_dump(), {name: _version(name) for name in _PACKAGES}]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -144,6 +144,8 @@ def test_an_excerpt_ends_where_the_file_does(song_path):
 
 
 def test_an_excerpt_beyond_the_file_is_refused(split, song_path):
+    with pytest.raises(AudioError, match=r"must last 0\.1 s from there; got 0\.0\d\d s"):
+        part(song_path, 4.95, 1.0)
     with pytest.raises(AudioError, match=r"longer than 5 s; got 5\.0 s\. .*--start"):
         part(song_path, 5.0, 1.0)
 

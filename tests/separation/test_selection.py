@@ -1,5 +1,6 @@
 """Which engine is chosen: by time where it is near enough, and never in silence."""
 
+import copy
 import time
 
 import numpy as np
@@ -49,9 +50,9 @@ def rivals(monkeypatch, tmp_path):
     return kinds["rival"]
 
 
-def chosen(bundle, **options):
+def chosen(bundle, *others, **options):
     said = []
-    return selection.fastest(bundle, say=said.append, **options), said
+    return selection.fastest([bundle, *others], say=said.append, **options), said
 
 
 def test_the_faster_engine_is_chosen_and_only_where_it_can(packages_bundle, rivals):
@@ -123,6 +124,20 @@ def test_fast_but_far_is_refused_and_said(packages_bundle, rivals, error, engine
     assert all("rival" in line and "less than 100 dB" in line for line in reasons)
 
 
+def test_every_member_of_a_bag_is_held_to_the_limit(packages_bundle, rivals):
+    second = copy.copy(packages_bundle)
+    golden = packages_bundle.goldens()
+    (given,) = (spec.name for spec in packages_bundle.manifest.tensors if spec.producer == "input")
+    noisy = {name: golden[name] * np.float32(1 + (0 if name == given else 1e-4)) for name in golden}  # 80 dB
+    object.__setattr__(second, "goldens", lambda: noisy)
+    alone, _ = chosen(packages_bundle)
+    assert alone.engines["encoder"] == "rival"
+    choice, said = chosen(packages_bundle, second)
+    assert said, "what is known of one bundle is not known of two"
+    assert choice.engines["encoder"] == "torch"
+    assert choice.snr_db == pytest.approx(80, abs=0.1)
+
+
 def test_engine_that_fails_is_named_with_its_reason(packages_bundle, rivals):
     rivals.fails = True
     choice, said = chosen(packages_bundle)
@@ -171,7 +186,7 @@ def test_fast_is_measured_and_never_half(packages_bundle, monkeypatch):
 
     kinds = {"torch": TorchEngine, selection.FAST: Half}
     monkeypatch.setattr(engines, "engine", lambda name: kinds[name])
-    choice = selection.fast(packages_bundle, {"transformer": "torch"})
+    choice = selection.fast([packages_bundle], {"transformer": "torch"})
     assert choice.engines == {
         "analysis": "torch", "encoder": selection.FAST, "transformer": "torch", "decoder": selection.FAST,
         "synthesis": "torch",
@@ -179,4 +194,4 @@ def test_fast_is_measured_and_never_half(packages_bundle, monkeypatch):
     assert 40 < choice.snr_db < 65
     Half.unable = "no bfloat16"
     with pytest.raises(EngineError, match="no bfloat16"):
-        selection.fast(packages_bundle)
+        selection.fast([packages_bundle])
