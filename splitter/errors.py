@@ -1,6 +1,7 @@
 """The one family of errors a user of splitter can meet.
 
-Every message says three things: what must hold, what was received instead, and what mends it.
+Every message says what is wrong, what was expected, what was found, and what to do:
+``song.wav is truncated: expected 441,000 samples, found 333,683. Export it again.``
 """
 
 from __future__ import annotations
@@ -10,16 +11,22 @@ class SplitterError(Exception):
     """Base of all errors raised on purpose.
 
     Args:
-        invariant: What must hold, as a sentence without its full stop.
-        received: What was found instead.
+        problem: What is wrong, as a sentence without its full stop.
+        expected: What should have been there, where the problem does not say it.
+        received: What was found.
         fix: What the user can do about it, as a sentence.
     """
 
-    def __init__(self, invariant: str, *, received: object = None, fix: str = "") -> None:
-        self.invariant = invariant
+    def __init__(self, problem: str, *, expected: object = None, received: object = None, fix: str = "") -> None:
+        self.problem = problem
+        self.expected = expected
         self.received = received
         self.fix = fix
-        message = invariant if received is None else f"{invariant}; got {received}"
+        message = problem
+        if expected is not None:
+            message += f": expected {expected}" + ("" if received is None else f", found {received}")
+        elif received is not None:
+            message += f"; got {received}"
         super().__init__(f"{message}. {fix}" if fix else message)
 
 

@@ -324,7 +324,7 @@ class Interpreter:
                 self._declared(one, output.type, tile) for one, output in zip(results, operation.outputs, strict=True)
             ]
         except SplitterError as error:
-            raise self._error(operation, error.invariant, error.received) from error
+            raise self._error(operation, error.problem, error.received) from error
         except Exception as error:  # torch and Python raise every kind for hostile arguments
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self._error(operation, "operations are given what they can compute", text) from error
@@ -348,8 +348,8 @@ class Interpreter:
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise self._error(operation, f"parameter {parameter!r} has its documented type", str(error)) from error
 
-    def _error(self, operation: Operation, invariant: str, received: object) -> OperationError:
-        return OperationError(f"{operation.type} {operation.name!r} of {self._package}: {invariant}", received=received)
+    def _error(self, operation: Operation, problem: str, received: object) -> OperationError:
+        return OperationError(f"{operation.type} {operation.name!r} of {self._package}: {problem}", received=received)
 
 
 def _storage(value: Value) -> int | None:
