@@ -18,7 +18,7 @@ help: ## Show this help.
 demo: .venv/.installed ## Build the embedded demo model, verify the bundle, separate a synthesised song.
 	$(BIN)/splitter build demo -o $(BUNDLE) --force
 	$(BIN)/splitter verify $(BUNDLE)
-	$(BIN)/python -m splitter.weights.demo.songs --out demo-song.wav
+	$(BIN)/python -m splitter_weights.demo.songs --out demo-song.wav
 	$(BIN)/splitter separate demo-song.wav -b $(BUNDLE)
 
 browser: ## Install Chromium and its driver, for the tests of the report; on Debian, and where they are missing.
@@ -50,15 +50,15 @@ format: .venv/.installed ## Format the code.
 	$(BIN)/ruff format .
 
 schema: .venv/.installed ## Write the JSON Schemas under docs/ from the code.
-	$(BIN)/python -m splitter.manifest > docs/manifest.schema.json
-	$(BIN)/python -m splitter.weights.transformer > docs/transformer.schema.json
+	$(BIN)/python -m splitter.bundle.manifest > docs/manifest.schema.json
+	$(BIN)/python -m splitter_weights.transformer > docs/transformer.schema.json
 	$(BIN)/python -m splitter.profiling > docs/profile.schema.json
 
 mil-ops: .venv/.installed ## Write docs/mil-ops.md from the code.
 	$(BIN)/python -m splitter.mil.ops > docs/mil-ops.md
 
 doctor-rules: .venv/.installed ## Write docs/doctor-rules.md from the code.
-	$(BIN)/python -m splitter.doctor > docs/doctor-rules.md
+	$(BIN)/python -m splitter.diagnosis > docs/doctor-rules.md
 
 bench: .venv/.installed ## Measure against demucs (see benchmarks/README.md).
 	$(BIN)/python -m benchmarks

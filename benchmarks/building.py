@@ -46,11 +46,11 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
 
 
 def _convert(checkpoint: str, out: Path) -> None:
-    from splitter import plan as plans
-    from splitter.capture import exported
     from splitter.compiler import captured
+    from splitter.graph.capture import exported
     from splitter.mil.coreml_tools import ct, quiet_and_quick
     from splitter.partition import partition
+    from splitter.plan import schema as plans
 
     whole, plan = captured(checkpoint)
     (core,) = (one for one in partition(whole, plans.monolith(plan)).segments if one.stage.target == "coreml")

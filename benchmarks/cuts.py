@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 import splitter
-from splitter import mil, planner
-from splitter import plan as plans
-from splitter.bundle import Bundle
+from splitter import mil
+from splitter.bundle.directory import Bundle
 from splitter.errors import UsageError
+from splitter.graph.program import Program
 from splitter.mil.coreml_tools import ct, quiet_and_quick
 from splitter.mil.types import TensorType
-from splitter.plan import Plan
-from splitter.program import Program
+from splitter.plan import cuts as planner
+from splitter.plan import schema as plans
+from splitter.plan.schema import Plan
 
 _MOST_PIECES = 8
 

@@ -15,7 +15,7 @@ import demucs.separate
 import torch
 from demucs.hf import load_safetensors_model
 
-from splitter.bundle import Bundle
+from splitter.bundle.directory import Bundle
 
 from . import runtimes
 
@@ -31,7 +31,7 @@ def main() -> None:
     if checkpoint == "demo":
         from importlib import resources
 
-        checkpoint = str(resources.files("splitter.weights.demo") / "demo.safetensors")
+        checkpoint = str(resources.files("splitter_weights.demo") / "demo.safetensors")
     model = load_safetensors_model(Path(checkpoint)).eval()
     if given.core:
         runtime, bundle, file = given.core

@@ -12,11 +12,11 @@ import numpy as np
 import soundfile
 from rich.console import Console
 from rich.table import Table
+from splitter_weights.demo import songs
 
-from splitter.bundle import load_any
+from splitter.bundle.directory import load_any
 from splitter.separation import Options, Outcome, separate
 from splitter.separation.workers import cores
-from splitter.weights.demo import songs
 
 from .processes import bundle, workers
 

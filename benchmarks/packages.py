@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from splitter_weights import checkpoints
 
 import splitter
 from splitter import mil
-from splitter import plan as plans
-from splitter.bundle import Bundle
+from splitter.bundle.directory import Bundle
 from splitter.mil.program import Operation, Ref
 from splitter.mil.types import StateType, TensorType
-from splitter.weights import checkpoints
+from splitter.plan import schema as plans
 
 _VIEWS = frozenset({"reshape", "expand_dims", "squeeze", "transpose", "slice_by_index", "split", "identity"})
 

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from splitter.bundle import Bundle
+from splitter.bundle.directory import Bundle
 from splitter.parity import compare
 
 from . import runtimes

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import soundfile
+from splitter_weights.demo import songs
 
 import splitter
-from splitter.weights.demo import songs
 
 SPLITTER = Path(sys.executable).with_name("splitter")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from splitter.bundle import Bundle
-from splitter.orchestrator import Orchestrator
+from splitter.bundle.directory import Bundle
 from splitter.profiling import Timeline
+from splitter.runtime.orchestrator import Orchestrator
 
 from .processes import bundle
 

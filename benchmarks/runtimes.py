@@ -12,8 +12,8 @@ from typing import TypeAlias
 import torch
 
 from splitter.boundary import Array
-from splitter.bundle import Bundle
-from splitter.program import Program
+from splitter.bundle.directory import Bundle
+from splitter.graph.program import Program
 
 Core: TypeAlias = Callable[[Sequence[Array]], Sequence[Array]]  # tensors in the order of `interface`
 
@@ -79,13 +79,13 @@ def _onnxruntime(file: Path) -> Core:
 
 
 def _to_openvino(program: Program, example: tuple[torch.Tensor, ...], file: Path) -> None:
-    from splitter.engines.openvino_engine import converted, imported_silently
+    from splitter.runtime.engines.openvino_engine import converted, imported_silently
 
     imported_silently().serialize(converted(program), file)
 
 
 def _openvino(file: Path) -> Core:
-    from splitter.engines.openvino_engine import compiled
+    from splitter.runtime.engines.openvino_engine import compiled
 
     request = compiled(file, "f32").create_infer_request()
     return lambda arrays: [*request.infer([*arrays]).to_tuple()]

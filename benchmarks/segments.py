@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 import splitter
-from splitter import plan as plans
-from splitter.bundle import Bundle
+from splitter.bundle.directory import Bundle
 from splitter.compiler import captured
-from splitter.orchestrator import Orchestrator
-from splitter.plan import Plan
+from splitter.plan import schema as plans
+from splitter.plan.schema import Plan
+from splitter.runtime.orchestrator import Orchestrator
 
 _COUNTS = (1, 2, 4, 8)
 

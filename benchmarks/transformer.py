@@ -28,8 +28,7 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
     import torch
     from rich.console import Console
     from rich.table import Table
-
-    from splitter.weights import checkpoints
+    from splitter_weights import checkpoints
 
     from .processes import measured
 
@@ -59,8 +58,9 @@ def _prepared(checkpoint: str | None, directory: Path) -> list[Any]:
     """Write weights, configuration and inputs; return the golden outputs, those of the untouched model."""
     from dataclasses import asdict
 
-    from splitter.bundle import Bundle
-    from splitter.weights import transformer as weights
+    from splitter_weights import transformer as weights
+
+    from splitter.bundle.directory import Bundle
 
     from .processes import bundle
 

@@ -13,24 +13,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bundle import Bag, Bundle
+    from .bundle.directory import Bag, Bundle
     from .compiler import build
     from .errors import SplitterError
-    from .orchestrator import Orchestrator
-    from .plan import Plan
+    from .plan.schema import Plan
+    from .runtime.orchestrator import Orchestrator
     from .separation import separate
-    from .verification import verify
+    from .verification.verify import verify
 
 # Imported when first used: `import splitter` alone costs nothing, and kernels need no torch.
 _HOMES = {
-    "Bag": "bundle",
-    "Bundle": "bundle",
-    "Orchestrator": "orchestrator",
-    "Plan": "plan",
+    "Bag": "bundle.directory",
+    "Bundle": "bundle.directory",
+    "Orchestrator": "runtime.orchestrator",
+    "Plan": "plan.schema",
     "SplitterError": "errors",
     "build": "compiler",
     "separate": "separation",
-    "verify": "verification",
+    "verify": "verification.verify",
 }
 __all__ = ["Bag", "Bundle", "Orchestrator", "Plan", "SplitterError", "build", "separate", "verify"]
 

@@ -16,23 +16,25 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from splitter_weights import checkpoints
+from splitter_weights.checkpoints import Checkpoint
+from splitter_weights.demo import songs
 from torch import Tensor, nn
 
-from . import audio, goldens, lowering
+from . import lowering
 from . import passes as graph_passes
-from . import plan as plans
-from . import program as programs
 from .boundary import Array, TensorSpec
-from .bundle import Bag, file_records, load_any, staged, write_manifest
-from .capture import capture
+from .bundle import goldens
+from .bundle.directory import Bag, file_records, load_any, staged, write_manifest
+from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
 from .errors import AudioError, PartitionError, PassError, UsageError
+from .graph import program as programs
+from .graph.capture import capture
 from .lowering import compression
-from .manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
 from .partition import Partition, Segment, partition, run
-from .plan import Plan, WeightForm
-from .weights import checkpoints
-from .weights.checkpoints import Checkpoint
-from .weights.demo import songs
+from .plan import schema as plans
+from .plan.schema import Plan, WeightForm
+from .separation import audio
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -65,17 +67,17 @@ def build(
     """Build the bundle of a model, or a bag of bundles for a model that is a bag.
 
     Args:
-        model: A name or a checkpoint file, see `splitter.weights.checkpoints.load`; or a module like
+        model: A name or a checkpoint file, see `splitter_weights.checkpoints.load`; or a module like
             demucs's, with ``sources``, ``samplerate``, ``audio_channels`` and ``segment``.
         out: Directory to create.
         plan: The plan to obey; the preset for the model's class by default.
         deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next four do.
         precision: Arithmetic inside the packages, ``fp32`` or ``fp16``.
         boundary_dtype: Element type of the packages' inputs and outputs, ``fp32`` or ``fp16``.
-        weights: How the transformer's weights are stored: fields of `splitter.plan.WeightsForm`, e.g.
+        weights: How the transformer's weights are stored: fields of `splitter.plan.schema.WeightsForm`, e.g.
             ``{"layout": "mlx", "compress": "int8"}``.
         compress: One form for all weights of the bundle: those of the packages and the transformer's, see
-            `splitter.plan.compressed`; overrides the plan, exceptions included.
+            `splitter.plan.schema.compressed`; overrides the plan, exceptions included.
         passes: Names of graph passes, see `splitter.passes`; overrides the plan.
         optimise_for: ``ane``, Apple's Neural Engine: the passes with which packages fit it, where ``passes`` does not
             name others, and half precision, where neither ``precision`` nor the plan says which.

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from .boundary import TensorSpec
 from .errors import PartitionError
-from .plan import Plan, Stage, TensorRule, rank
-from .planner import divide, live, operations
-from .program import Program, TensorType, copy_nodes, free_of_strides
+from .graph.program import Program, TensorType, copy_nodes, free_of_strides
+from .plan.cuts import divide, live, operations
+from .plan.schema import Plan, Stage, TensorRule, rank
 
 INPUT, OUTPUT = "input", "output"
 

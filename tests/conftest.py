@@ -15,19 +15,19 @@ import soundfile
 from filelock import FileLock
 from jaxtyping import install_import_hook
 
-with install_import_hook("splitter.kernels", "beartype.beartype"):
-    import splitter.kernels.reference
-    import splitter.kernels.xla
+with install_import_hook("splitter_kernels", "beartype.beartype"):
+    pass
 
 from safetensors.torch import save_file
+from splitter_weights import checkpoints
+from splitter_weights.demo import songs
 
 import splitter
-from splitter import compiler, heap
-from splitter import program as programs
-from splitter.bundle import Bundle
-from splitter.capture import capture
-from splitter.weights import checkpoints
-from splitter.weights.demo import songs
+from splitter import compiler
+from splitter.bundle.directory import Bundle
+from splitter.graph import program as programs
+from splitter.graph.capture import capture
+from splitter.runtime import heap
 
 from .toys import GRAPHS_PLAN, PACKAGES_PLAN, duo, separating
 

@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save_file
 
 import splitter
 from splitter import mil, passes
-from splitter import plan as plans
-from splitter.bundle import load_any
-from splitter.doctor import examine
-from splitter.engines import engine
+from splitter.bundle.directory import load_any
+from splitter.diagnosis import examine
 from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
+from splitter.plan import schema as plans
+from splitter.runtime.engines import engine
 from splitter.separation import Options, separate
 
 from .conftest import snr_db
 from .toys import HYBRID_PLAN, Hybrid, separating
 
-DEMO = resources.files("splitter.weights.demo") / "demo.safetensors"
+DEMO = resources.files("splitter_weights.demo") / "demo.safetensors"
 
 
 @pytest.mark.slow

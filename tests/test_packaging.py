@@ -21,15 +21,20 @@ def wheel(tmp_path_factory):
 def test_wheel_squats_no_generic_names(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {name.split("/")[0] for name in names} == {"splitter", "splitter-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "splitter",
+        "splitter_kernels",
+        "splitter_weights",
+        "splitter-0.1.0.dist-info",
+    }
     for needed in (
-        "splitter/kernels/reference.py",
-        "splitter/kernels/metal/linear.metal",
-        "splitter/kernels/metal/storage.h",
-        "splitter/kernels/metal/host/metal_stdlib",
-        "splitter/kernels/metal/host/runtime.cpp",
-        "splitter/weights/demo/demo.safetensors",
-        "splitter/plans/htdemucs.toml",
+        "splitter_kernels/reference.py",
+        "splitter_kernels/metal/linear.metal",
+        "splitter_kernels/metal/storage.h",
+        "splitter_kernels/metal/host/metal_stdlib",
+        "splitter_kernels/metal/host/runtime.cpp",
+        "splitter_weights/demo/demo.safetensors",
+        "splitter/plan/presets/htdemucs.toml",
         *(f"splitter/reporting/templates/{path.name}" for path in (ROOT / "splitter/reporting/templates").iterdir()),
     ):
         assert needed in names
@@ -40,7 +45,7 @@ def test_installed_wheel_works_away_from_the_source(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     script = (
-        "import splitter, splitter.kernels.spec, splitter.weights.checkpoints as c; print(splitter.__file__); "
+        "import splitter, splitter_kernels.spec, splitter_weights.checkpoints as c; print(splitter.__file__); "
         "print(c.load('demo').members[0].model.sources)"
     )
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
@@ -68,7 +73,7 @@ def test_every_public_name_is_there():
 
 def test_separating_imports_neither_the_compiler_nor_its_tools(demo_path, song_path, tmp_path):
     script = (
-        "import sys; from splitter.bundle import load_any; from splitter.separation import Options, separate; "
+        "import sys; from splitter.bundle.directory import load_any; from splitter.separation import Options, separate; "
         f"separate([{str(song_path)!r}], load_any({str(demo_path)!r}), {str(tmp_path)!r}, options=Options(shifts=0)); "
         "print([m for m in ('coremltools', 'jax', 'demucs', 'torch._dynamo', 'sympy') if m in sys.modules])"
     )

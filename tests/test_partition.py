@@ -3,13 +3,13 @@ from fractions import Fraction
 import pytest
 import torch
 from demucs.hdemucs import HDemucs
+from splitter_weights import checkpoints
 from torch import nn
 
-from splitter import plan as plans
-from splitter.capture import capture, without_fused_attention
 from splitter.errors import PartitionError
+from splitter.graph.capture import capture, without_fused_attention
 from splitter.partition import partition, run
-from splitter.weights import checkpoints
+from splitter.plan import schema as plans
 
 from .toys import HYBRID_PLAN, Hybrid
 

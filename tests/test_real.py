@@ -10,25 +10,25 @@ import pytest
 import soundfile
 import torch
 from demucs.apply import apply_model
+from splitter_weights import checkpoints
 
 import splitter
 from splitter import lowering, mil, passes, reporting, tuning, verify
-from splitter import plan as plans
-from splitter.audio import Encoding, statistics
-from splitter.bundle import load_any
-from splitter.checks import Status
-from splitter.doctor import examine
-from splitter.engines import engine
+from splitter.bundle.directory import load_any
+from splitter.diagnosis import examine
 from splitter.mil import accumulation
 from splitter.partition import Segment
-from splitter.port import verify_port
+from splitter.plan import schema as plans
+from splitter.runtime.engines import engine
 from splitter.separation import Options, Separator, separate
-from splitter.taps import TappedTransformer
-from splitter.verification import verify_bundle
-from splitter.weights import checkpoints
+from splitter.separation.audio import Encoding, statistics
+from splitter.verification.checks import Status
+from splitter.verification.port import verify_port
+from splitter.verification.taps import TappedTransformer
+from splitter.verification.verify import verify_bundle
 
 from .conftest import DATA, snr_db
-from .test_port import by_jax, by_numpy
+from .verification.test_port import by_jax, by_numpy
 
 pytestmark = pytest.mark.real
 CHECKPOINT = DATA / "models" / "htdemucs" / "955717e8.safetensors"

@@ -7,9 +7,9 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from splitter.capture import capture
+from splitter.graph.capture import capture
 from splitter.partition import partition
-from splitter.plan import Plan
+from splitter.plan.schema import Plan
 
 
 class Hybrid(nn.Module):

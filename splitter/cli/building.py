@@ -9,8 +9,8 @@ from typing import Any
 import click
 from rich.console import Group
 
-from .. import plan as plans
 from ..errors import UsageError
+from ..plan import schema as plans
 from .shell import FINITE, PRECISIONS, FiniteRange, command, json_option, print_result, steps
 
 _TARGETS = click.Choice([target.value for target in plans.DeploymentTarget])
@@ -115,7 +115,8 @@ def build(
     as_json: bool,
 ) -> None:
     """Build the bundle of MODEL: demo, htdemucs, htdemucs_ft, htdemucs_6s, or a checkpoint file."""
-    from .. import compiler, output, tables, tuning
+    from .. import compiler, output, tuning
+    from . import tables
 
     weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype}
     options: dict[str, Any] = {
@@ -238,8 +239,9 @@ def plan_(
     as_json: bool,
 ) -> None:
     """Compare ways to cut MODEL into packages, with least traffic between them; write the plan of the last."""
-    from .. import output, tables
-    from ..planning import compare
+    from .. import output
+    from ..plan.layouts import compare
+    from . import tables
 
     if out is not None:
         output.check(out)
@@ -267,8 +269,8 @@ def plan_(
 @json_option
 def inspect(bundle: Path, as_json: bool) -> None:
     """Show a bundle: segments, boundary tensors, sizes, parameters."""
-    from .. import tables
-    from ..bundle import load_any
+    from ..bundle.directory import load_any
+    from . import tables
 
     members = load_any(bundle).members
     print_result(

@@ -18,9 +18,10 @@ from .shell import COMPUTE_UNITS, command, json_option, print_json, print_result
 @json_option
 def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
     """Judge a bundle from its saved files; exit 0 if all that ran passed."""
-    from .. import heap, tables
-    from ..bundle import load_any
-    from ..verification import verify as run
+    from ..bundle.directory import load_any
+    from ..runtime import heap
+    from ..verification.verify import verify as run
+    from . import tables
 
     heap.keep_freed()  # before threads start
     with steps() as progress:
@@ -86,9 +87,10 @@ def predict(
 @json_option
 def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_json: bool) -> None:
     """Record the taps of BUNDLE's captured, untouched transformer, for a port to be held against."""
-    from .. import output, taps
+    from .. import output
     from ..arrays import SUFFIXES, write
-    from ..bundle import Bundle
+    from ..bundle.directory import Bundle
+    from ..verification import taps
 
     output.check(out, *SUFFIXES)
     values, about = taps.goldens(Bundle.load(bundle), patterns, tiny=tiny)
@@ -110,10 +112,10 @@ def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
     A dump is a .safetensors or .npz file, a folder of .npy files, or a .json index of raw values, named as
     `splitter goldens` names them and made from BUNDLE's golden transformer input. Further DUMPS are repeated runs.
     """
-    from .. import tables
-    from ..bundle import Bundle
-    from ..port import read_dump
-    from ..port import verify_port as run
+    from ..bundle.directory import Bundle
+    from ..verification.port import read_dump
+    from ..verification.port import verify_port as run
+    from . import tables
 
     report = run([read_dump(path) for path in dumps], Bundle.load(bundle))
     print_result(as_json, report.to_json, lambda: tables.port_table(report))
@@ -133,9 +135,9 @@ def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
 @json_option
 def doctor(path: Path, chip: str, inputs: Path | None, static: bool, fail_on: str, as_json: bool) -> None:
     """Examine PATH, a bundle or any .mlpackage: Neural Engine, half precision, what was asked for, compile time."""
-    from .. import tables
     from ..arrays import read
-    from ..doctor import Severity, examine
+    from ..diagnosis import Severity, examine
+    from . import tables
 
     if static and inputs is not None:
         raise UsageError("a package is run on inputs, or not at all", received="--inputs and --static")

@@ -29,8 +29,9 @@ def profile(
     as_json: bool,
 ) -> None:
     """Say where the time and the memory of BUNDLE go on this machine, segment by segment and boundary by boundary."""
-    from .. import profiling, tables
-    from ..bundle import Bundle
+    from .. import profiling
+    from ..bundle.directory import Bundle
+    from . import tables
 
     others = [profiling.read(path) for path in merge]
     opened = Bundle.load(bundle)

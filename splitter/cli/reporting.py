@@ -49,8 +49,9 @@ def report(
 
     Exits with 0 once the page is written, whatever it says; `splitter verify` is the judge.
     """
-    from .. import reporting, units
-    from ..bundle import Bundle
+    from .. import formatting as units
+    from .. import reporting
+    from ..bundle.directory import Bundle
 
     reporting.check_free(out, force=force)
     opened = Bundle.load(bundle)

@@ -75,7 +75,7 @@ def separate(
 
     Files whose stems are there already, made of the same sound with the same bundle and options, are left alone.
     """
-    from .. import heap
+    from ..runtime import heap
     from ..separation import Options, Separator
     from ..separation import separate as run
     from .progress import bars
@@ -178,7 +178,7 @@ def _print(stream: TextIO, *lines: object) -> None:
 
 
 def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> Any:
-    from ..audio import Encoding
+    from ..separation.audio import Encoding
 
     if mp3 and flac:
         raise UsageError("a stem has one format", received="--mp3 and --flac")
@@ -200,7 +200,7 @@ def _find_bundle(bundle: Path | None, name: str | None) -> Any:
 
     from platformdirs import user_cache_path
 
-    from ..bundle import load_any
+    from ..bundle.directory import load_any
 
     if bundle is not None:
         return load_any(bundle)
@@ -212,8 +212,9 @@ def _find_bundle(bundle: Path | None, name: str | None) -> Any:
             return load_any(cached)
         except BundleError as error:
             stderr.print(f"rebuilding the cached bundle: {error}")
+    from splitter_weights.checkpoints import NAMES
+
     from ..compiler import build as run
-    from ..weights.checkpoints import NAMES
 
     if name not in NAMES:
         raise UsageError("-n takes the name of a model", received=name, fix=f"Names are {', '.join(NAMES)}.")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from ..boundary import Array, TensorSpec
+from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import PlanError
-from ..manifest import Artifact, SegmentRecord
 from ..partition import Segment
-from ..plan import Plan
+from ..plan.schema import Plan
 
 GROUP = "splitter.targets"
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from splitter_weights.quantisation import nearest, palette
 from torch import fx
 
 from ..boundary import Array
 from ..errors import LoweringError, PlanError
+from ..graph.program import Program
 from ..mil.coreml_tools import ct
 from ..mil.stored import StoredWeight
-from ..plan import Compression, CompressionForm, WeightsForm
-from ..program import Program
-from ..weights.quantisation import nearest, palette
+from ..plan.schema import Compression, CompressionForm, WeightsForm
 
 Forms: TypeAlias = Mapping[str, "Compressed"]
 _BITS: Mapping[CompressionForm, int] = {"pal8": 8, "pal6": 6, "pal4": 4}

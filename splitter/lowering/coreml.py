@@ -13,16 +13,16 @@ import numpy as np
 import torch
 
 from ..boundary import Array, TensorSpec
-from ..capture import exported
+from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import LoweringError, OperationError, PackageError
-from ..manifest import Artifact, SegmentRecord
+from ..graph.capture import exported
 from ..mil import load
 from ..mil.coreml_tools import ct, quiet_and_quick
 from ..mil.model import Model
 from ..mil.program import Ref
 from ..mil.stored import StoredWeight, stored_weights
 from ..partition import Segment
-from ..plan import Plan, Precision
+from ..plan.schema import Plan, Precision
 from . import compression
 
 KEYS = "io.github.splitter"  # reverse-DNS prefix of the metadata keys

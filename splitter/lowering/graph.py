@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..boundary import Array, TensorSpec
-from ..manifest import Artifact, SegmentRecord
+from ..bundle.manifest import Artifact, SegmentRecord
 from ..partition import Segment
-from ..plan import Plan
+from ..plan.schema import Plan
 
 
 class GraphTarget:

@@ -10,14 +10,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from .. import host
 from ..boundary import Array, TensorSpec
+from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import LoweringError
-from ..host import HostSpec, Step
-from ..manifest import Artifact, SegmentRecord
 from ..parity import compare
 from ..partition import Segment
-from ..plan import Plan
+from ..plan.schema import Plan
+from ..runtime import host
+from ..runtime.host import HostSpec, Step
 
 _aten = torch.ops.aten
 _Lowered: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]  # operation, arguments, parameters
@@ -45,7 +45,7 @@ class HostTarget:
                 raise LoweringError(
                     f"the host specification of {segment.name!r} gives {name!r} at {plan.tolerances.host_snr_db:g} dB",
                     received=parity,
-                    fix="An operation in splitter/host.py does not mean what the graph's does.",
+                    fix="An operation in splitter/runtime/host.py does not mean what the graph's does.",
                 )
         return Artifact(target="host", path=path.name)
 
@@ -106,7 +106,7 @@ def _lower(node: fx.Node, segment: str) -> _Lowered:
     raise LoweringError(
         f"every operation of the host stage {segment!r} is one a host specification can say",
         received=node.format_node(),
-        fix='Give the stage the target "graph" in the plan, or add the operation to splitter/host.py.',
+        fix='Give the stage the target "graph" in the plan, or add the operation to splitter/runtime/host.py.',
     )
 
 

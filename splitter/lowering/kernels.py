@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from splitter_kernels import reference
+from splitter_kernels.spec import BRANCHES, POSITIONS, Config, SpecError
+from splitter_weights import transformer as weights
 from torch import fx
 
 from ..boundary import Array, TensorSpec
+from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import LoweringError, SplitterError
-from ..kernels import reference
-from ..kernels.spec import BRANCHES, POSITIONS, Config, SpecError
-from ..manifest import Artifact, SegmentRecord
+from ..graph.program import Program
 from ..parity import compare
 from ..partition import Segment, within
-from ..plan import Plan, rank
-from ..program import Program
-from ..weights import transformer as weights
+from ..plan.schema import Plan, rank
 from .compression import check_matrices
 
 _aten = torch.ops.aten

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PassError, PlanError
-from ..program import Program
+from ..graph.program import Program
 from .conv1d_as_conv2d import Conv1dAsConv2d
 from .fold_long_axes import FoldLongAxes
 from .keep_broadcasts_small import KeepBroadcastsSmall

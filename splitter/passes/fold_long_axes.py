@@ -29,7 +29,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from ..program import Program, TensorType
+from ..graph.program import Program, TensorType
 from .folding import Folding, length_of
 from .folding_rules import RULES
 

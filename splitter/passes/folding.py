@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ..boundary import Fold
-from ..program import Program, TensorType
+from ..graph.program import Program, TensorType
 from .insertion import inserter
 
 _aten = torch.ops.aten

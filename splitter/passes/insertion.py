@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx
 
-from ..program import Program, TensorType
+from ..graph.program import Program, TensorType
 
 Call: TypeAlias = Callable[..., fx.Node]
 Operator: TypeAlias = Any  # an fx.Node whose arguments have the types that its target takes

@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from ..program import Program, TensorType
+from ..graph.program import Program, TensorType
 
 _aten = torch.ops.aten
 _ELEMENTWISE = frozenset({_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor})

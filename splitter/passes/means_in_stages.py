@@ -24,7 +24,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from ..program import Program
+from ..graph.program import Program
 from .insertion import Call, Operator, replaced
 
 _aten = torch.ops.aten

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from ..program import Program
+from ..graph.program import Program
 from .folding_rules import ELEMENTWISE
 from .insertion import Call, as_images, inserter
 

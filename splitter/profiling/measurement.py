@@ -11,13 +11,13 @@ from time import perf_counter
 from typing import TypeAlias
 
 from ..boundary import Array, TensorSpec
-from ..bundle import Bundle
-from ..engines import Engine, loaded
+from ..bundle.directory import Bundle
+from ..bundle.goldens import machine
+from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
-from ..goldens import machine
-from ..manifest import SegmentRecord
-from ..orchestrator import Hook, Orchestrator, default_engine
 from ..partition import INPUT
+from ..runtime.engines import Engine, loaded
+from ..runtime.orchestrator import Hook, Orchestrator, default_engine
 from . import core_ml, limits, memory, work
 from .records import BoundaryProfile, EngineProfile, Latency, Limits, Profile, RunProfile, SegmentProfile
 from .timeline import Timeline

@@ -14,10 +14,10 @@ from typing import Literal, Self
 import click
 import psutil
 
-from ..bundle import Bundle
-from ..engines import engine
+from ..bundle.directory import Bundle
+from ..bundle.manifest import Record
 from ..errors import EngineError
-from ..manifest import Record
+from ..runtime.engines import engine
 from .records import Memory
 
 _STATUS = Path("/proc/self/status")

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from ..bundle.manifest import Machine, Record
 from ..errors import UsageError
-from ..manifest import Machine, Record
-from ..plan import readable
+from ..plan.schema import readable
 
 FORMAT: Literal["splitter.profile/1"] = "splitter.profile/1"
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]

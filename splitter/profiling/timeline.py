@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from ..boundary import Array, TensorSpec
-from ..manifest import SegmentRecord
-from ..orchestrator import Hook
+from ..bundle.manifest import SegmentRecord
+from ..runtime.orchestrator import Hook
 
 
 @dataclass

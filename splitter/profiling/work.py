@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..program import Program, TensorType
+from ..graph.program import Program, TensorType
 
 _FOURIER = (torch.ops.aten.stft.default, torch.ops.aten.istft.default)
 

@@ -8,17 +8,17 @@ from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
+from splitter_kernels import reference, xla
+from splitter_kernels.taps import Observer
 
 from ..boundary import Array
-from ..bundle import Bundle
+from ..bundle.directory import Bundle
+from ..bundle.manifest import SegmentRecord
 from ..errors import SplitterError
-from ..kernels import reference, xla
-from ..kernels.taps import Observer
-from ..manifest import SegmentRecord
-from ..orchestrator import Hook, Orchestrator, default_engine
 from ..parity import Parity, compare
 from ..partition import INPUT, OUTPUT
-from ..taps import TappedTransformer, skeleton
+from ..runtime.orchestrator import Hook, Orchestrator, default_engine
+from ..verification.taps import TappedTransformer, skeleton
 
 Kind: TypeAlias = Literal["boundary", "tap", "stem"]
 _OFF_MAC = {"coreml": "mil", "kernels": "jax", "host": "numpy"}  # by target: what runs the file that ships

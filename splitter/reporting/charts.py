@@ -11,10 +11,10 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..checks import Check, Status
+from ..formatting import snr, time
 from ..parity import Parity
 from ..profiling import EngineProfile, Profile
-from ..units import snr, time
+from ..verification.checks import Check, Status
 from . import drawing
 from .chain import Point
 from .drawing import ACCENT, BAD, FOURTH, INK, MUTED, RULE, SECOND, SMALL, THIRD

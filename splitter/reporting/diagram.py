@@ -13,10 +13,10 @@ from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
 from ..boundary import TensorSpec
-from ..bundle import Bundle
-from ..manifest import SegmentRecord
+from ..bundle.directory import Bundle
+from ..bundle.manifest import SegmentRecord
+from ..formatting import operations, size
 from ..partition import INPUT, OUTPUT
-from ..units import operations, size
 from . import drawing
 from .drawing import ACCENT, FAINT, MUTED, RULE, SMALL
 

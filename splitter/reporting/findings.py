@@ -8,17 +8,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeAlias
 
-from .. import doctor, goldens, profiling
-from ..audio import Block, Track
+from .. import diagnosis as doctor
+from .. import profiling
 from ..boundary import Array
-from ..bundle import Bundle
-from ..checks import Report as Verification
-from ..checks import Status
+from ..bundle import goldens
+from ..bundle.directory import Bundle
+from ..bundle.manifest import Machine
 from ..errors import BundleError, SplitterError
-from ..manifest import Machine
-from ..orchestrator import Orchestrator
 from ..profiling import Profile
-from ..verification import verify_bundle
+from ..runtime.orchestrator import Orchestrator
+from ..separation.audio import Block, Track
+from ..verification.checks import Report as Verification
+from ..verification.checks import Status
+from ..verification.verify import verify_bundle
 from . import chain, listening
 from .chain import Chain
 from .listening import Listening

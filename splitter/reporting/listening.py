@@ -15,13 +15,13 @@ from matplotlib import image
 from matplotlib.colors import ListedColormap
 from scipy.signal import ShortTimeFFT, windows
 
-from ..audio import Block, Encoding, StemWriter, Track, Window, finish, statistics
 from ..boundary import Array
-from ..bundle import Bundle
+from ..bundle.directory import Bundle
 from ..errors import AudioError
-from ..orchestrator import Orchestrator
 from ..parity import Parity, compare
 from ..partition import INPUT, OUTPUT
+from ..runtime.orchestrator import Orchestrator
+from ..separation.audio import Block, Encoding, StemWriter, Track, Window, finish, statistics
 from ..separation.overlap_add import Geometry, Pass, Stems
 
 _OVERLAP = 0.25

@@ -15,11 +15,12 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .. import output, units
-from ..checks import Check, Status, least_to_spare
-from ..doctor import Diagnosis, Finding
+from .. import formatting as units
+from .. import output
+from ..diagnosis import Diagnosis, Finding
 from ..errors import UsageError
 from ..profiling import Profile
+from ..verification.checks import Check, Status, least_to_spare
 from . import charts, diagram
 from .findings import Findings, NotRun
 from .listening import Listening, Sound

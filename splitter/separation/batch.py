@@ -21,9 +21,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
-from ..bundle import Bag, Bundle, file_record
+from ..bundle.directory import Bag, Bundle, file_record
+from ..bundle.manifest import FileRecord
 from ..errors import AudioError, InternalError, SplitterError, UsageError, WorkerError
-from ..manifest import FileRecord
 from . import receipts
 from .separator import Options, Progress, Separator
 from .workers import Worker, share
@@ -72,7 +72,7 @@ def separate(
 
     Args:
         files: Audio files in any format soundfile reads.
-        bag: What to run, from `splitter.bundle.load_any`.
+        bag: What to run, from `splitter.bundle.directory.load_any`.
         out: Stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
         options: Everything else about the stems.
         engines: Engine by segment, where one is asked for.

@@ -15,8 +15,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..audio import Block, Statistics, Window
 from ..errors import UsageError
+from .audio import Block, Statistics, Window
 
 Stems: TypeAlias = NDArray[np.float32]  # (stems, channels, samples)
 Model: TypeAlias = Callable[[Block], Stems]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..bundle import load_any
+from ..bundle.directory import load_any
 from .batch import Outcome, separate_file
 from .separator import Options, Separator
 from .workers import limits

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from ..bundle import file_record
-from ..manifest import FileRecord, Record
+from ..bundle.directory import file_record
+from ..bundle.manifest import FileRecord, Record
 from .separator import Separator
 
 DIRECTORY = ".separated"

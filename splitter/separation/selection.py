@@ -17,13 +17,13 @@ import torch
 from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .. import engines
 from ..boundary import Array
-from ..bundle import Bundle
-from ..goldens import machine
-from ..manifest import SegmentRecord
-from ..orchestrator import Orchestrator, default_engine
+from ..bundle.directory import Bundle
+from ..bundle.goldens import machine
+from ..bundle.manifest import SegmentRecord
 from ..parity import compare
+from ..runtime import engines
+from ..runtime.orchestrator import Orchestrator, default_engine
 
 MIN_SNR_DB = 100.0  # of the stems to the untouched model's: far below what a 16-bit file keeps
 FAST = "openvino-bf16"

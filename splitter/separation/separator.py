@@ -16,10 +16,10 @@ import numpy as np
 import psutil
 import torch
 
-from ..audio import Block, Encoding, Statistics, StemWriter, Track, Window, finish, statistics
-from ..bundle import Bag
+from ..bundle.directory import Bag
 from ..errors import UsageError
-from ..orchestrator import Orchestrator
+from ..runtime.orchestrator import Orchestrator
+from .audio import Block, Encoding, Statistics, StemWriter, Track, Window, finish, statistics
 from .overlap_add import Geometry, Model, Pass, Stems
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]

@@ -17,8 +17,8 @@ from typing import ParamSpec, TypeVar
 
 import loky
 
-from .. import heap
 from ..errors import UsageError, WorkerError
+from ..runtime import heap
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -20,11 +20,11 @@ import numpy as np
 
 from .. import compiler, mil
 from ..boundary import Array
-from ..bundle import Bag, Bundle, load_any, staged
-from ..engines import engine
+from ..bundle.directory import Bag, Bundle, load_any, staged
 from ..errors import PlanError, UsageError
 from ..mil.stored import stored_weights
-from ..plan import COMPRESSIONS, Plan, WeightForm
+from ..plan.schema import COMPRESSIONS, Plan, WeightForm
+from ..runtime.engines import engine
 from .stems import Listening, Stem, to_json, true_stems
 from .trial import Trial, excerpts
 from .weights import FORMS, Decoder, Exchange, Weight, planned, weights_of

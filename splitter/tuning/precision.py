@@ -27,14 +27,14 @@ from torch import nn
 
 from .. import compiler
 from .. import passes as graph_passes
-from .. import plan as plans
-from ..bundle import Bag, Bundle, load_any, staged
-from ..doctor.flops import flops
-from ..doctor.graph import graph_of
-from ..doctor.placement import placed
+from ..bundle.directory import Bag, Bundle, load_any, staged
+from ..diagnosis.flops import flops
+from ..diagnosis.graph import graph_of
+from ..diagnosis.placement import placed
 from ..errors import PlanError, UsageError
 from ..mil.mixing import can_be_half, in_half
-from ..plan import Plan, Precision
+from ..plan import schema as plans
+from ..plan.schema import Plan, Precision
 from .sensitivity import measure
 from .trial import Trial, excerpts
 

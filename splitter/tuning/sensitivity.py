@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..boundary import Array
-from ..manifest import SegmentRecord
+from ..bundle.manifest import SegmentRecord
 from ..mil.interpreter import Interpreter
 from ..mil.mixing import can_be_half, in_half, is_single, through_half
 from ..mil.model import Model

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import audio
 from ..boundary import Array
+from ..bundle.manifest import ModelRecord
 from ..errors import AudioError, UsageError
-from ..manifest import ModelRecord
+from ..separation import audio
 from .trial import Excerpt
 
 ASSUMED_SDR_DB = 10.0

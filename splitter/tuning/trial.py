@@ -8,15 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import audio, goldens, mil
+from .. import mil
 from ..boundary import Array
-from ..bundle import Bundle
-from ..engines import Engine, engine
+from ..bundle import goldens
+from ..bundle.directory import Bundle
+from ..bundle.manifest import SegmentRecord
 from ..errors import AudioError
-from ..manifest import SegmentRecord
 from ..mil.program import Function
 from ..parity import compare
 from ..partition import INPUT, OUTPUT
+from ..runtime.engines import Engine, engine
+from ..separation import audio
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,18 @@ from functools import cache
 
 import numpy as np
 import torch
+from splitter_weights import transformer
+from splitter_weights.quantisation import integers, nearest, palette
+from splitter_weights.transformer.encoding import decode, encode
+from splitter_weights.transformer.form import parameters_of
 
 from ..boundary import Array
-from ..bundle import Bundle
-from ..engines import Engine, engine
+from ..bundle.directory import Bundle
+from ..bundle.manifest import SegmentRecord
+from ..graph.program import Program
 from ..lowering.compression import compressible
-from ..manifest import SegmentRecord
-from ..plan import COMPRESSIONS, Compression, Plan, Precision, WeightForm, WeightsForm
-from ..program import Program
-from ..weights import transformer
-from ..weights.quantisation import integers, nearest, palette
-from ..weights.transformer.encoding import decode, encode
-from ..weights.transformer.form import parameters_of
+from ..plan.schema import COMPRESSIONS, Compression, Plan, Precision, WeightForm, WeightsForm
+from ..runtime.engines import Engine, engine
 
 FORMS: tuple[WeightForm, ...] = ("none", *COMPRESSIONS)
 _BITS: Mapping[WeightForm, int] = {"int8": 8, "pal8": 8, "pal6": 6, "pal4": 4}

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from splitter import mil
-from splitter import plan as plans
+from splitter.bundle.manifest import Artifact, SegmentRecord
 from splitter.errors import LoweringError
 from splitter.lowering.coreml import CoreMLTarget
-from splitter.manifest import Artifact, SegmentRecord
 from splitter.mil.interpreter import Interpreter
 from splitter.mil.mixing import can_be_half, in_half, through_half
 from splitter.mil.slicing import part
+from splitter.plan import schema as plans
 
 from ..toys import HYBRID_PLAN, Hybrid, cut
 

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from splitter import lowering, mil
-from splitter import plan as plans
 from splitter.boundary import TensorSpec
-from splitter.capture import capture
+from splitter.graph.capture import capture
+from splitter.graph.program import TensorType
 from splitter.partition import Segment
-from splitter.plan import Plan, Stage
-from splitter.program import TensorType
+from splitter.plan import schema as plans
+from splitter.plan.schema import Plan, Stage
 
 from ..conftest import snr_db
 

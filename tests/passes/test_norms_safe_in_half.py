@@ -4,8 +4,8 @@ import torch
 from torch import nn
 
 from splitter import passes
-from splitter.causes import OverflowWatch
 from splitter.passes.norms_safe_in_half import NormsSafeInHalf
+from splitter.verification.packages import OverflowWatch
 
 from ..conftest import snr_db
 from .harness import captured, predicted, targets, types_hold

@@ -2,11 +2,12 @@
 
 import pytest
 
-from splitter import kernel_causes, reporting
-from splitter.bundle import Bundle
-from splitter.engines import engine
+from splitter import reporting
+from splitter.bundle.directory import Bundle
 from splitter.profiling import limits, memory
 from splitter.profiling.records import Limits, Memory
+from splitter.runtime.engines import engine
+from splitter.verification import kernels as kernel_causes
 
 FRESH = memory.Fresh(
     load_seconds=0.5, memory=Memory(loaded=1_000_000, running=2_000_000, process=9_000_000, how="kernel")

@@ -2,15 +2,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from splitter_kernels.spec import Config, parameters
 
-from splitter import taps
-from splitter.engines.mil_engine import MilEngine
-from splitter.engines.numpy_engine import NumPyEngine
-from splitter.kernels.spec import Config, parameters
-from splitter.orchestrator import Orchestrator
-from splitter.plan import WeightsForm
+from splitter.plan.schema import WeightsForm
 from splitter.reporting import chain
-from splitter.taps import TappedTransformer
+from splitter.runtime.engines.mil_engine import MilEngine
+from splitter.runtime.engines.numpy_engine import NumPyEngine
+from splitter.runtime.orchestrator import Orchestrator
+from splitter.verification import taps
+from splitter.verification.taps import TappedTransformer
 
 from ..conftest import snr_db
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from splitter import profiling, reporting
-from splitter.bundle import Bundle
-from splitter.engines.mil_engine import MilEngine
+from splitter.bundle.directory import Bundle
 from splitter.errors import AudioError, BundleError, UsageError
 from splitter.reporting import findings as gathering
 from splitter.reporting.chain import run as run_chain
 from splitter.reporting.findings import NotRun, Recorded
+from splitter.runtime.engines.mil_engine import MilEngine
 
 from ..conftest import snr_db
 

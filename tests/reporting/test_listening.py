@@ -6,10 +6,10 @@ import pytest
 import soundfile
 from matplotlib import image
 
-from splitter.bundle import Bag, Bundle
+from splitter.bundle.directory import Bag, Bundle
 from splitter.errors import AudioError
-from splitter.orchestrator import Orchestrator
 from splitter.reporting import charts, listening
+from splitter.runtime.orchestrator import Orchestrator
 from splitter.separation import Options, Separator
 
 from ..conftest import snr_db

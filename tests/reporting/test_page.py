@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from splitter import cli, reporting, units
-from splitter.checks import Status
+from splitter import cli, reporting
+from splitter import formatting as units
 from splitter.errors import UsageError
 from splitter.reporting import page as pages
 from splitter.reporting.findings import NotRun, Recorded
+from splitter.verification.checks import Status
 
 from .harness import parsed, rows
 

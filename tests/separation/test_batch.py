@@ -12,10 +12,10 @@ import pytest
 import soundfile
 
 from benchmarks.processes import workers
-from splitter.audio import Encoding
-from splitter.bundle import Bag, load_any
+from splitter.bundle.directory import Bag, load_any
 from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
 from splitter.separation import Options, Progress, Separator
+from splitter.separation.audio import Encoding
 from splitter.separation.batch import ATTEMPTS, deliver, separate, separate_file
 from splitter.separation.workers import cores
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from splitter.audio import Encoding
-from splitter.bundle import file_record, load_any
+from splitter.bundle.directory import file_record, load_any
 from splitter.separation import Options, Separator, receipts
+from splitter.separation.audio import Encoding
 
 
 @pytest.fixture

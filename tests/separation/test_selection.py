@@ -6,9 +6,9 @@ import time
 import numpy as np
 import pytest
 
-from splitter import engines
-from splitter.engines.torch_engine import TorchEngine
 from splitter.errors import EngineError, UsageError
+from splitter.runtime import engines
+from splitter.runtime.engines.torch_engine import TorchEngine
 from splitter.separation import selection
 
 

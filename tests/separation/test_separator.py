@@ -9,14 +9,14 @@ import pytest
 import soundfile
 import torch
 from demucs.apply import BagOfModels, apply_model
+from splitter_weights.demo import songs
 
-from splitter.audio import statistics
-from splitter.bundle import Bag, Bundle, load_any
+from splitter.bundle.directory import Bag, Bundle, load_any
 from splitter.errors import UsageError
-from splitter.orchestrator import Orchestrator
+from splitter.runtime.orchestrator import Orchestrator
 from splitter.separation import Options, Progress, Separator
+from splitter.separation.audio import statistics
 from splitter.separation.overlap_add import Geometry
-from splitter.weights.demo import songs
 
 from ..conftest import snr_db
 

@@ -1,0 +1,1 @@
+"""The directory a build writes and everything else reads: manifest, files, goldens."""

@@ -1,0 +1,292 @@
+"""The directory a build writes and everything else reads."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from .. import output
+from ..boundary import Array, TensorSpec
+from ..errors import BundleError, SplitterError, UsageError
+from ..graph import program as programs
+from ..graph.program import Program, Weights
+from ..plan.schema import readable
+from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, BagManifest, FileRecord, Manifest, SegmentRecord
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One built model on disk. Open it with `Bundle.load`."""
+
+    path: Path
+    manifest: Manifest
+    _programs: dict[str, Program] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, path: Path | str, *, check_hashes: bool = False) -> Bundle:
+        """Open a bundle.
+
+        Args:
+            path: Its directory.
+            check_hashes: Read every file and compare it with the manifest.
+
+        Raises:
+            BundleError: There is none, its manifest does not fit the schema, or a file differs.
+        """
+        content = _read_manifest(Path(path))
+        if content.get("format") == BAG_FORMAT:
+            raise BundleError(
+                f"{path} must be a single bundle",
+                received="a bag of several",
+                fix="Open it with splitter.bundle.directory.load_any, or give one of its members.",
+            )
+        try:
+            bundle = cls(Path(path), Manifest.model_validate(content))
+        except ValidationError as error:
+            raise _damaged(Path(path) / FILENAME, readable(error)) from error
+        bundle._check_files(hashes=check_hashes)
+        return bundle
+
+    @property
+    def segments(self) -> tuple[SegmentRecord, ...]:
+        return self.manifest.segments
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        """Every boundary tensor by name."""
+        return {spec.name: spec for spec in self.manifest.tensors}
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Weights of the captured programs."""
+        return Weights(self.path / self.manifest.weights)
+
+    def segment(self, name: str) -> SegmentRecord:
+        for one in self.segments:
+            if one.name == name:
+                return one
+        raise UsageError(
+            "a segment must be one of the bundle's",
+            received=name,
+            fix=f"It has {', '.join(one.name for one in self.segments)}.",
+        )
+
+    def program(self, path: str) -> Program:
+        """A captured program: ``manifest.whole`` or a segment's ``program``."""
+        if path not in self._programs:
+            self._programs[path] = programs.load(self.path / path, self.weights)
+        return self._programs[path]
+
+    def goldens(self) -> dict[str, Array]:
+        """The recorded run of the untouched model, by tensor name."""
+        path = self.path / self.manifest.golden.path
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, str(error)) from error
+        if tensors.keys() != self.tensors.keys():
+            raise _damaged(path, f"holds {sorted(tensors.keys() ^ self.tensors.keys())} or lacks them")
+        return tensors
+
+    def _check_files(self, *, hashes: bool) -> None:
+        for name, record in self.manifest.files.items():
+            file = self.path / name
+            try:
+                if not _inside(self.path, name) or not file.is_file():
+                    raise _damaged(self.path / FILENAME, f"its file {name!r} is missing")
+                if file.stat().st_size != record.bytes:
+                    raise _damaged(file, f"{file.stat().st_size} bytes instead of {record.bytes}")
+                if hashes and _sha256(file) != record.sha256:
+                    raise _damaged(file, "its content is not what was built (sha256 differs)")
+            except OSError as error:
+                raise BundleError(f"{file} must be readable", received=error.strerror) from error
+        named = {self.manifest.weights, self.manifest.whole, self.manifest.golden.path}
+        named |= {segment.program for segment in self.segments}
+        if unlisted := named - self.manifest.files.keys():
+            raise _damaged(self.path / FILENAME, f"it names files it does not list: {', '.join(sorted(unlisted))}")
+
+
+@dataclass(frozen=True)
+class Bag:
+    """Several bundles whose stems are averaged with weights, e.g. ``htdemucs_ft``."""
+
+    path: Path
+    name: str
+    members: tuple[Bundle, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Bag:
+        """A single bundle seen as a bag of one."""
+        model = bundle.manifest.model
+        return cls(bundle.path, model.name, (bundle,), ((1.0,) * len(model.stems),))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the members' manifests, which hold the hashes of all their files, and of the weights."""
+        said = [self.name, *(member.manifest.model_dump(mode="json") for member in self.members), self.weights]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def load_any(path: Path | str, *, check_hashes: bool = False) -> Bag:
+    """Open a bundle or a bag of bundles, as a bag.
+
+    Raises:
+        BundleError: As `Bundle.load`, or the members do not belong together.
+    """
+    directory = Path(path)
+    content = _read_manifest(directory)
+    if content.get("format") != BAG_FORMAT:
+        return Bag.of(Bundle.load(directory, check_hashes=check_hashes))
+    try:
+        manifest = BagManifest.model_validate(content)
+    except ValidationError as error:
+        raise _damaged(directory / FILENAME, readable(error)) from error
+    for name in manifest.members:
+        if not _inside(directory, name):
+            raise _damaged(directory / FILENAME, f"member {name!r} lies outside the bag")
+    members = tuple(Bundle.load(directory / name, check_hashes=check_hashes) for name in manifest.members)
+    first = members[0].manifest.model
+    for member in members[1:]:
+        other = member.manifest.model
+        if (other.stems, other.samplerate, other.channels) != (first.stems, first.samplerate, first.channels):
+            raise _damaged(directory / FILENAME, "its members differ in stems, sample rate or channels")
+    if len(manifest.weights) != len(members) or any(len(row) != len(first.stems) for row in manifest.weights):
+        raise _damaged(directory / FILENAME, f"its weights are not {len(members)} × {len(first.stems)}")
+    return Bag(directory, manifest.name, members, manifest.weights)
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def staged(out: Path, *, force: bool) -> Iterator[Path]:
+    """A directory to build in, which becomes ``out`` if the block ends well and vanishes if it does not.
+
+    It lies beside ``out``, on the same file system, so that the last step is one rename; with ``force``
+    an older bundle is exchanged for the new one in one step where the system can do that.
+
+    Raises:
+        BundleError: ``out`` exists and ``force`` is not given, or is not a bundle.
+    """
+    if out.is_symlink() or (out.exists() and not _replaceable(out)):
+        raise BundleError(
+            f"{out} must be free, or a bundle to replace",
+            received="something else there",
+            fix="Choose another directory; splitter replaces only what it has built.",
+        )
+    if out.exists() and not force and any(out.iterdir()):
+        raise BundleError(f"{out} must not exist yet", received="a bundle there", fix="Use --force to replace it.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
+    except OSError as error:
+        raise BundleError(f"{out.parent} must be a writable directory", received=str(error)) from error
+    try:
+        yield directory
+        output.as_created(directory)
+        _move(directory, out)
+    except OSError as error:
+        raise BundleError(
+            f"{out} must be writable and have room", received=str(error), fix="Nothing was left behind."
+        ) from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def write_manifest(directory: Path, manifest: Manifest | BagManifest) -> None:
+    (directory / FILENAME).write_text(manifest.model_dump_json(indent=1) + "\n")
+
+
+def file_records(directory: Path) -> dict[str, FileRecord]:
+    """Size and hash of every file under a directory, by its path in it."""
+    files = sorted(file for file in directory.rglob("*") if file.is_file())
+    return {file.relative_to(directory).as_posix(): file_record(file) for file in files}
+
+
+def file_record(path: Path) -> FileRecord:
+    """Size and hash of a file. Raises `OSError` if it cannot be read."""
+    return FileRecord(bytes=path.stat().st_size, sha256=_sha256(path))
+
+
+def _replaceable(out: Path) -> bool:
+    if not out.is_dir():
+        return False
+    if not any(out.iterdir()):
+        return True
+    with suppress(SplitterError):
+        return _read_manifest(out).get("format") in (BUNDLE_FORMAT, BAG_FORMAT)
+    return False
+
+
+def _move(directory: Path, out: Path) -> None:
+    """Put a directory in another's place; what was there ends up where the first one was."""
+    if not out.exists():
+        directory.rename(out)
+    elif not _exchange(directory, out):
+        # No exchange on this system: between the two renames there is no bundle, but never half a one.
+        old = directory.with_name(directory.name + ".old")
+        out.rename(old)
+        try:
+            directory.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one system call. False where the system or file system has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    a, b = os.fsencode(first), os.fsencode(second)
+    with suppress(AttributeError):
+        if sys.platform == "darwin":
+            return libc.renamex_np(a, b, 2) == 0  # RENAME_SWAP
+        at_fdcwd, rename_exchange = -100, 2
+        return libc.renameat2(at_fdcwd, a, at_fdcwd, b, rename_exchange) == 0
+    return False
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def _read_manifest(directory: Path) -> dict[str, object]:
+    path = directory / FILENAME
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"{directory} must be a bundle", received=f"no {FILENAME} there", fix="Build one with `splitter build`."
+        ) from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(content, dict):
+        raise _damaged(path, f"a JSON {type(content).__name__} instead of an object")
+    return content
+
+
+def _damaged(path: Path, what: str) -> BundleError:
+    return BundleError(f"{path} must be as it was built", received=what, fix="Build the bundle again.")
+
+
+def _inside(directory: Path, name: str) -> bool:
+    return (directory / name).resolve().is_relative_to(directory.resolve())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

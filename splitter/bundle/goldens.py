@@ -1,0 +1,116 @@
+"""One recorded run of the untouched model: its input, every boundary tensor, its output.
+
+The boundary tensors are the model's own. While its unmodified forward runs, a dispatch mode watches every
+tensor PyTorch computes; a golden is kept only if the model was seen to compute it, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..boundary import Array
+from ..errors import CaptureError
+from ..graph.capture import without_fused_attention
+from ..graph.program import Program
+from ..partition import INPUT, OUTPUT, Partition
+from .manifest import Machine
+
+
+@torch.no_grad()
+def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Run the untouched model and keep the tensors at its boundaries.
+
+    Args:
+        model: The module that was captured, in eval mode.
+        program: Its capture, which says what to look for.
+        parts: Where it is cut.
+        inputs: By name; neither silent nor longer than one run.
+
+    Returns:
+        Every tensor of ``parts.tensors`` by name.
+
+    Raises:
+        CaptureError: The capture gives another output than the model, or a boundary tensor that the model
+            never computes.
+    """
+    names = {node: name for name, node in parts.nodes.items()}
+    expected: dict[str, Tensor] = dict(inputs)
+    program.run(
+        inputs, observe=lambda node, value: expected.update({names[node.name]: value}) if node.name in names else None
+    )
+    wanted = {spec.name: expected[spec.name] for spec in parts.tensors if spec.producer != INPUT}
+    with without_fused_attention():
+        with _Watcher(wanted) as watcher:
+            model(*inputs.values())
+        returned = tree_leaves(model(*inputs.values()))
+    for spec, output in zip((s for s in parts.tensors if OUTPUT in s.consumers), returned, strict=True):
+        if not torch.equal(output, expected[spec.name]):
+            difference = (output - expected[spec.name]).abs().max().item()
+            raise CaptureError(
+                f"the capture gives the model's own {spec.name!r} bit for bit",
+                received=f"max |Δ| = {difference:g}",
+                fix="The model's forward depends on something beside its input.",
+            )
+    if watcher.missing:
+        raise CaptureError(
+            "every boundary tensor is one the untouched model computes",
+            received=f"never seen: {', '.join(sorted(watcher.missing))}",
+            fix="Cut where the model has the tensor, not inside what the capture made of it.",
+        )
+    return expected
+
+
+class _Watcher(TorchDispatchMode):
+    """Crosses off each wanted tensor when the model computes one that is equal to it."""
+
+    def __init__(self, wanted: Mapping[str, Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.missing = dict(wanted)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                for name, tensor in list(self.missing.items()):
+                    if value.shape == tensor.shape and value.dtype == tensor.dtype and torch.equal(value, tensor):
+                        del self.missing[name]
+        return result
+
+
+def normalised(mixture: Array) -> Array:
+    """What `separate` feeds the model for a track: ``(x − mean m) / (std m + 1e-8)``, m the mono mixdown."""
+    mono = mixture.mean(axis=0, dtype=np.float64)
+    return ((mixture - mono.mean()) / (mono.std(ddof=1) + 1e-8)).astype(np.float32)
+
+
+def machine() -> Machine:
+    """This machine, as far as it decides the last bits of a result."""
+    return Machine(
+        architecture=platform.machine(),
+        processor=_processor(),
+        capability=torch.backends.cpu.get_cpu_capability(),
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
+
+
+def _processor() -> str:
+    """The processor's name and a digest of what else it says of itself (virtual machines share names)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in fields.items()}
+    telling = [facts.get(key, "") for key in ("cpu family", "model", "stepping", "flags", "Features")]
+    digest = hashlib.sha256("\n".join(telling).encode()).hexdigest()[:12]
+    return f"{facts.get('model name', platform.machine())} {digest}"

@@ -1,0 +1,171 @@
+"""What ``manifest.json`` says. `docs/manifest.schema.json` is this file as a JSON Schema."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..boundary import TensorSpec
+from ..plan.schema import Plan
+
+BUNDLE_FORMAT: Literal["splitter.bundle/1"] = "splitter.bundle/1"
+BAG_FORMAT: Literal["splitter.bag/1"] = "splitter.bag/1"
+FILENAME = "manifest.json"
+
+
+class Record(BaseModel):
+    """A frozen part of a manifest that admits no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRecord(Record):
+    """The model a bundle was built from.
+
+    Attributes:
+        name: As it was asked for, e.g. ``"htdemucs"``.
+        model_class: Import path.
+        arguments: The constructor's keyword arguments, fractions as ``"39/5"``.
+        stems: Names of the sources, in the order of the output, as the checkpoint gives them.
+        samplerate: In Hz.
+        channels: Audio channels.
+        samples: Length of one run.
+        checkpoint_sha256: Of the checkpoint file; None with ``random_init``.
+        random_init: Seed of random weights; such a bundle separates nothing.
+    """
+
+    name: str
+    model_class: str
+    arguments: dict[str, Any]
+    stems: tuple[str, ...]
+    samplerate: int
+    channels: int
+    samples: int
+    checkpoint_sha256: str | None
+    random_init: int | None
+
+
+class Artifact(Record):
+    """What a target made of a segment.
+
+    Attributes:
+        target: Name of the target.
+        path: File or package in the bundle; empty for a target that writes none.
+        details: What the target needs to read it back and to audit it, as JSON values.
+    """
+
+    target: str
+    path: str = ""
+    details: dict[str, Any] = {}
+
+
+class SegmentRecord(Record):
+    """One segment: where its program and artifact are, what it reads and gives.
+
+    Attributes:
+        name: e.g. ``"encoder"``.
+        stage: The stage it is, or is part of.
+        program: The captured segment, a file in the bundle.
+        inputs: Boundary tensors it reads, in order.
+        outputs: Boundary tensors it gives, in order.
+        operators: ATen operators in the captured segment.
+        parameters: Numbers in its weights.
+        passes: Graph passes applied before lowering, and in how many places each one changed something.
+        artifact: What it was lowered to.
+        reference: The fp32 uncompressed package of a Core ML segment; empty if there is none.
+        uncompressed: The uncompressed package in the precision of a compressed one; empty if there is none.
+    """
+
+    name: str
+    stage: str
+    program: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    operators: int
+    parameters: int
+    passes: dict[str, int]
+    artifact: Artifact
+    reference: str = ""
+    uncompressed: str = ""
+
+
+class Machine(Record):
+    """What decides the last bits of a floating-point result. Equal records promise equal bits."""
+
+    architecture: str
+    processor: str
+    capability: str
+    threads: int
+    torch: str
+
+
+class GoldenRecord(Record):
+    """The recorded run of the untouched model.
+
+    Attributes:
+        path: safetensors file with the input, every boundary tensor and the output, by tensor name.
+        audio: What the input was made from.
+        machine: Where it was recorded.
+    """
+
+    path: str
+    audio: str
+    machine: Machine
+
+
+class FileRecord(Record):
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    """A bundle's table of contents.
+
+    Attributes:
+        versions: Of what took part in the build, by distribution name.
+        plan: The plan as it was obeyed, presets and options merged; ``splitter build --plan`` takes it.
+        tensors: Every boundary tensor, the model's inputs and outputs among them.
+        nodes: Node of ``whole`` that computes each of them.
+        segments: In order of execution.
+        weights: safetensors file shared by the programs under ``graph/``.
+        whole: The captured model as one program.
+        files: Size and hash of every other file, by path.
+    """
+
+    format: Literal["splitter.bundle/1"] = BUNDLE_FORMAT
+    versions: dict[str, str]
+    model: ModelRecord
+    plan: Plan
+    tensors: tuple[TensorSpec, ...]
+    nodes: dict[str, str]
+    segments: tuple[SegmentRecord, ...] = Field(min_length=1)
+    weights: str
+    whole: str
+    golden: GoldenRecord
+    files: dict[str, FileRecord]
+
+
+class BagManifest(Record):
+    """Several bundles whose stems are averaged.
+
+    Attributes:
+        name: As it was asked for, e.g. ``"htdemucs_ft"``.
+        members: Directories of the member bundles.
+        weights: ``weights[member][stem]``; each stem is the weighted mean over the members.
+    """
+
+    format: Literal["splitter.bag/1"] = BAG_FORMAT
+    name: str
+    members: tuple[str, ...] = Field(min_length=1)
+    weights: tuple[tuple[float, ...], ...]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a bundle's manifest."""
+    return Manifest.model_json_schema(mode="serialization")
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))  # noqa: T201 (its whole purpose)

@@ -1,0 +1,405 @@
+"""Reports as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..bundle.directory import Bundle
+from ..formatting import cosine, deviation, duration, limit, operations, share, size, snr, time
+from ..verification.checks import Report, Status
+from ..verification.port import PortReport
+
+if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do without
+    from ..diagnosis import Diagnosis, Finding
+    from ..diagnosis import Report as DoctorReport
+    from ..plan.layouts import Layout
+    from ..profiling import Profile
+    from ..tuning import Choice
+    from ..tuning import compression as compression_search
+
+_COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
+
+_SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+_PLACES = 3  # of a rule's findings; the JSON document has all
+
+
+def bundle_tables(bundle: Bundle) -> RenderableType:
+    """Segments and boundary tensors of a bundle."""
+    manifest = bundle.manifest
+    model, plan = manifest.model, manifest.plan
+    weights = f"random weights, seed {model.random_init}" if model.random_init is not None else "trained weights"
+    head = Text(
+        f"{model.name}: {model.model_class}, {weights}\n"
+        f"stems {', '.join(model.stems)}; {model.samples} samples at {model.samplerate} Hz "
+        f"({model.samples / model.samplerate:.2f} s) a run\n"
+        f"{plan.deployment_target}, {plan.precision} packages, {plan.boundary_dtype} boundaries"
+    )
+    segments = Table(title="segments", title_justify="left")
+    for column in ("segment", "target", "artifact"):
+        segments.add_column(column)
+    for column in ("size", "operators", "parameters"):
+        segments.add_column(column, justify="right")
+    for one in bundle.segments:
+        stored = sum(r.bytes for f, r in manifest.files.items() if f.split("/")[0] == one.artifact.path)
+        segments.add_row(
+            one.name,
+            one.artifact.target,
+            one.artifact.path or one.program,
+            size(stored),
+            f"{one.operators}",
+            f"{one.parameters:,}",
+        )
+    tensors = Table(title="boundary tensors", title_justify="left")
+    for column in ("tensor", "from", "to", "shape", "layout", "dtype"):
+        tensors.add_column(column)
+    tensors.add_column("size", justify="right")
+    for spec in manifest.tensors:
+        shape = "×".join(map(str, spec.shape))
+        tensors.add_row(
+            spec.name, spec.producer, ", ".join(spec.consumers), shape, spec.layout, spec.dtype, size(spec.bytes)
+        )
+    return Group(head, segments, tensors)
+
+
+def report_tables(report: Report) -> RenderableType:
+    """Checks of a bundle: a row per boundary tensor, a row per other check, and the verdict."""
+    boundaries = Table(title=f"{report.bundle}: captured graph", title_justify="left")
+    boundaries.add_column("tensor")
+    for column in ("partition |Δ|", "golden, local", "golden, accumulated", "max |Δ|", "cosine", "limit"):
+        boundaries.add_column(column, justify="right")
+    boundaries.add_column("")
+    graph = {(c.kind, c.scope, c.subject): c for c in report.checks if c.kind in ("partition", "golden")}
+    for subject in dict.fromkeys(check.subject for check in report.checks if check.kind == "golden"):
+        partition = graph["partition", "accumulated", subject]
+        local, accumulated = (graph["golden", scope, subject] for scope in ("local", "accumulated"))
+        boundaries.add_row(
+            subject,
+            deviation(partition.parity),
+            snr(local.parity),
+            snr(accumulated.parity),
+            deviation(accumulated.parity),
+            cosine(accumulated.parity),
+            limit(accumulated.parity, accumulated.limit_db),
+            _status(*(check.status for check in (partition, local, accumulated))),
+        )
+    others = Table(title=f"{report.bundle}: artifacts, kernels, engines", title_justify="left")
+    for column in ("check", "subject", "engine", "scope"):
+        others.add_column(column)
+    for column in ("SNR", "max |Δ|", "cosine", "limit"):
+        others.add_column(column, justify="right")
+    others.add_column("")
+    for one in report.checks:
+        if (one.kind, one.scope, one.subject) not in graph:
+            others.add_row(
+                one.kind, one.subject, one.engine, one.scope, snr(one.parity), deviation(one.parity),
+                cosine(one.parity), limit(one.parity, one.limit_db),
+                _status(one.status),
+            )  # fmt: skip
+    said = ", ".join(
+        f"{count} {status}" for status in Status if (count := sum(c.status is status for c in report.checks))
+    )
+    machine = "this" if report.same_machine else "another"
+    ran = ""
+    if report.partition_max_abs is not None:
+        ran = f"partition max |Δ| {report.partition_max_abs:g}; goldens recorded on {machine} machine; "
+    verdict = Text(
+        f"{ran}{said}: {'passed' if report.passed else 'FAILED'}",
+        style=_COLOURS[Status.PASS if report.passed else Status.FAIL],
+    )
+    noted = [check for check in report.checks if check.note and check.status is not Status.PASS]
+    notes = [Text(f"{check.kind} {check.subject}: {check.status}: {check.note}") for check in noted]
+    return Group(*(table for table in (boundaries, others) if table.row_count), *notes, verdict)
+
+
+def layout_tables(layouts: Sequence[Layout]) -> RenderableType:
+    """A row per layout, and below it a row per package of the last."""
+    table = Table(title="layouts; operations and compile times are estimates", title_justify="left")
+    table.add_column("")
+    for column in ("packages", "operations", "largest", "weights", "largest", "boundaries", "within stages",
+                   "working set", "compile", "longest"):  # fmt: skip
+        table.add_column(column, justify="right")
+    for one in layouts:
+        operations = [package.operations for package in one.packages]
+        weights = [package.weight_bytes for package in one.packages]
+        seconds = [package.compile_seconds for package in one.packages]
+        table.add_row(
+            one.name, f"{len(one.packages)}", f"{sum(operations)}", f"{max(operations)}", size(sum(weights)),
+            size(max(weights)), size(one.boundary_bytes), size(one.internal_bytes),
+            size(max(package.working_set for package in one.packages)),
+            f"{sum(seconds):.0f} s", f"{max(seconds):.0f} s",
+        )  # fmt: skip
+    packages = Table(title=f"packages, {layouts[-1].name}", title_justify="left")
+    packages.add_column("package")
+    for column in ("operations", "weights", "working set", "compile"):
+        packages.add_column(column, justify="right")
+    for package in layouts[-1].packages:
+        packages.add_row(
+            package.name, f"{package.operations}", size(package.weight_bytes), size(package.working_set),
+            f"{package.compile_seconds:.0f} s",
+        )  # fmt: skip
+    return Group(table, packages)
+
+
+def port_table(report: PortReport) -> RenderableType:
+    """A row per tap of a dump, what is missing or misnamed, and where the port first leaves the model."""
+    table = Table(title="port against the captured model", title_justify="left")
+    for column in ("tap", "dtype", "scope"):
+        table.add_column(column)
+    for column in ("SNR", "max |Δ|", "relative", "accumulated", "limit"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    table.add_column("likely cause", overflow="fold")
+    for one in report.taps:
+        check, parity = one.check, one.check.parity
+        table.add_row(
+            check.subject,
+            one.dtype,
+            check.scope,
+            snr(check.parity),
+            deviation(check.parity),
+            "" if parity is None or parity.relative is None else f"{parity.relative:.1e}",
+            "" if one.accumulated is None or one.accumulated.snr_db is None else f"{one.accumulated.snr_db:.1f} dB",
+            limit(check.parity, check.limit_db),
+            _status(check.status),
+            check.note,
+        )
+    notes = [
+        Text(f"{name!r} is no tap" + (f"; is it {near}?" if near else ""), style=_COLOURS[Status.FAIL])
+        for name, near in report.misnamed.items()
+    ]
+    if report.missing:
+        shown = ", ".join(report.missing[:6]) + (", …" if len(report.missing) > 6 else "")
+        notes.append(Text(f"{len(report.missing)} taps are not in the dump: {shown}"))
+    verdict = Text(report.verdict, style=_COLOURS[Status.PASS if report.passed else Status.FAIL])
+    return Group(table, *notes, verdict)
+
+
+def _status(*statuses: Status) -> Text:
+    """The worst of them."""
+    order = (Status.FAIL, Status.NOT_RUN, Status.NOT_APPLICABLE, Status.PASS)
+    worst = min(statuses, key=order.index)
+    return Text(str(worst), style=_COLOURS[worst])
+
+
+def doctor_tables(report: DoctorReport) -> RenderableType:
+    """What the doctor found: for each package a row per rule, and its placement on the engine."""
+    parts: list[RenderableType] = []
+    for one in report.diagnoses:
+        parts += [_findings_table(one), _engine_table(one, report.chip)]
+    counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items())
+    worst = next((severity for severity, count in report.counts.items() if count), None)
+    shares = " and ".join(
+        f"{share(report.flop_share(in_half=half))} {how}"
+        for half, how in ((False, "as it is"), (True, "in half precision"))
+    )
+    verdict = Text(
+        f"{report.path}: {counts}; FLOPs on the engine {shares}", style=_SEVERITIES[worst] if worst else "green"
+    )
+    note = Text("Limits of the engine are published by people who measured it, not by Apple; the estimate is rough.")
+    return Group(*parts, note, verdict)
+
+
+def _findings_table(diagnosis: Diagnosis) -> RenderableType:
+    ran = "run on its inputs" if diagnosis.measured else "not run"
+    table = Table(title=f"{diagnosis.package} ({diagnosis.function}), {ran}", title_justify="left")
+    for column in ("severity", "rule", "where", "what", "likely fix"):
+        table.add_column(column, overflow="fold")
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in diagnosis.findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    for rule, found in by_rule.items():
+        names = [f"{one.operation} {one.output}".strip() for one in found[:_PLACES]]
+        more = f"\n… {len(found)} in all" if len(found) > _PLACES else ""
+        said = "\n".join(dict.fromkeys(one.what for one in found[:_PLACES]))
+        severity = found[0].severity
+        table.add_row(
+            Text(str(severity), style=_SEVERITIES[severity]), rule, "\n".join(names) + more, said, found[0].fix
+        )
+    return table
+
+
+def frontier_table(choice: Choice) -> RenderableType:
+    """What was measured in choosing a precision, from all in half to all in float32."""
+    table = Table(title=f"Precision for {choice.min_snr_db:g} dB", title_justify="left")
+    table.add_column("")
+    for name in ("operations in fp32", "FLOPs in fp16", "changes of type", *choice.excerpts):
+        table.add_column(name, justify="right")
+    for points in (choice.frontier, (choice.chosen,), choice.rules):
+        for point in points:
+            table.add_row(
+                point.name,
+                f"{point.fp32_operations} of {point.operations}",
+                share(point.fp16_flops),
+                f"{point.device_changes}",
+                *(f"{snr:.1f} dB" for snr in point.snr_db),
+                style="bold" if point is choice.chosen else "",
+            )
+        table.add_section()
+    return table
+
+
+def sizes_table(choice: compression_search.Choice) -> RenderableType:
+    """What was measured in choosing forms of weights: size against every stem's SNR, SDR and what it loses."""
+    table = Table(title=f"Weights for a drop of {choice.max_sdr_drop_db:g} dB", title_justify="left")
+    table.add_column("")
+    for name in ("size", "of fp16", "drop"):
+        table.add_column(name, justify="right")
+    heard = list(dict.fromkeys((one.excerpt, one.name) for one in choice.chosen.stems))
+    for excerpt, stem in heard:
+        table.add_column(f"{excerpt}: {stem}", justify="right")
+    for points in ((choice.chosen,), choice.uniform, choice.frontier):
+        for point in points:
+            found = {(one.excerpt, one.name): one for one in point.stems}
+            cells = []
+            for key in heard:
+                one = found[key]
+                sdr = "" if one.sdr_db is None else f"\nSDR {one.sdr_db:.3f} dB"
+                cells.append(f"{one.snr_db:.1f} dB{sdr}")
+            table.add_row(
+                point.name, size(point.bytes), share(point.share), f"{point.drop_db:.3f} dB", *cells,
+                style="bold" if point is choice.chosen else "",
+            )  # fmt: skip
+        table.add_section()
+    return table
+
+
+def _engine_table(diagnosis: Diagnosis, chip: str) -> RenderableType:
+    table = Table(title=f"Neural Engine, {chip.upper()}", title_justify="left")
+    table.add_column("")
+    table.add_column("as it is", justify="right")
+    table.add_column("in half precision", justify="right")
+    placements = (diagnosis.placement, diagnosis.placement_in_half)
+    times = (diagnosis.compile_time, diagnosis.compile_time_in_half)
+    table.add_row("operations that can run there", *(share(p.operation_share) for p in placements))
+    table.add_row("FLOPs of convolutions and products", *(share(p.flop_share) for p in placements))
+    table.add_row("changes of device", *(f"{p.changes}" for p in placements))
+    table.add_row(
+        "values that cross",
+        *(f"{len(p.crossing)} ({size(p.crossing_bytes)})" if p.crossing else "0" for p in placements),
+    )
+    table.add_row("compile time, estimated", *(duration(t.bounds) for t in times))
+    return table
+
+
+def profile_tables(profile: Profile) -> RenderableType:
+    """Where time and memory go: a row per segment and engine, per family of operations, per boundary tensor."""
+    shown = (profile, *profile.others)
+    heads = [_machine_text(one, number if len(shown) > 1 else 0) for number, one in enumerate(shown, 1)]
+    return Group(
+        *heads,
+        _times_table(shown),
+        _work_table(profile),
+        _families_table(profile),
+        _core_ml_table(shown),
+        _checks_table(profile),
+    )
+
+
+def _machine_text(profile: Profile, number: int) -> Text:
+    run, machine = profile.run, profile.machine
+    return Text(
+        f"{f'[{number}] ' if number else ''}{profile.model}: {profile.samples} samples a run, {profile.precision} "
+        f"packages; {profile.system}\n"
+        f"{machine.processor}, PyTorch {machine.torch}, threads: {machine.threads}; at most "
+        f"{operations(profile.limits.flops_per_second)}FLOP/s in a matrix product and "
+        f"{size(round(profile.limits.bytes_per_second))}/s in a copy\n"
+        f"a run takes {time(run.wall.median)} (spread {time(run.wall.spread)}, warm-up {time(*run.wall.warmup)}); "
+        f"segments and checks account for {share(run.accounted)}, the checks alone for {share(run.checks)}"
+    )
+
+
+def _times_table(profiles: Sequence[Profile]) -> Table:
+    """Side by side: a segment's engines, on each machine."""
+    table = Table(title="segments: time, and share of the machine's limits", title_justify="left")
+    for column in ("segment", "engine"):
+        table.add_column(column)
+    for column in ("median", "spread", "warm-up", "of the run", "ratio", "load", "compute", "bandwidth"):
+        table.add_column(column, justify="right")
+    for name in dict.fromkeys(segment.name for profile in profiles for segment in profile.segments):
+        for number, profile in enumerate(profiles, 1):
+            for segment in (one for one in profile.segments if one.name == name):
+                first = segment.engines[0].latency.median
+                for place, one in enumerate(segment.engines):
+                    latency = one.latency
+                    table.add_row(
+                        "" if place else name, f"[{number}] {one.engine}" if len(profiles) > 1 else one.engine,
+                        time(latency.median), time(latency.spread), time(*latency.warmup),
+                        "" if place else share(first / profile.run.wall.median),
+                        f"{latency.median / first:.2f}" if place else "", time(one.load_seconds),
+                        share(one.compute_share), share(one.bandwidth_share),
+                    )  # fmt: skip
+    return table
+
+
+def _work_table(profile: Profile) -> Table:
+    table = Table(title="segments: work and memory", title_justify="left")
+    table.add_column("segment")
+    for column in ("parameters", "FLOPs", "moved", "in and out"):
+        table.add_column(column, justify="right")
+    table.add_column("engine")
+    for column in ("loaded", "running"):
+        table.add_column(column, justify="right")
+    for segment in profile.segments:
+        work = (f"{segment.parameters:,}", operations(segment.flops), size(segment.moved_bytes))
+        for place, one in enumerate(segment.engines):
+            table.add_row(
+                *(("",) * 5 if place else (segment.name, *work, size(segment.boundary_bytes))), one.engine,
+                size(one.memory.loaded), size(one.memory.running),
+            )  # fmt: skip
+    return table
+
+
+def _families_table(profile: Profile) -> RenderableType:
+    """Of those engines that can look inside."""
+    table = Table(title="families of operations, run one by one", title_justify="left")
+    table.add_column("family")
+    columns = []
+    for segment in profile.segments:
+        for one in segment.engines:
+            if one.families is not None:
+                table.add_column(f"{segment.name}\n{one.engine}", justify="right")
+                columns.append(one.families)
+    total = {family: sum(column.get(family, 0.0) for column in columns) for column in columns for family in column}
+    for family in sorted(total, key=total.__getitem__, reverse=True):
+        table.add_row(family, *(time(column.get(family)) for column in columns))
+    return table if columns else Text("no engine looks inside its segment")
+
+
+def _core_ml_table(profiles: Sequence[Profile]) -> RenderableType:
+    """Of packages that Core ML ran, on whichever machine."""
+    table = Table(title="Core ML", title_justify="left")
+    for column in ("package", "units"):
+        table.add_column(column)
+    for column in ("compile", "load"):
+        table.add_column(column, justify="right")
+    table.add_column("where its operations run (share of the estimated cost)")
+    for number, profile in enumerate(profiles, 1):
+        for segment in profile.segments:
+            for figures in (one.coreml for one in segment.engines if one.coreml is not None):
+                devices = (f"{name}: {one.operations} ({share(one.cost)})" for name, one in figures.devices.items())
+                table.add_row(
+                    f"[{number}] {segment.name}" if len(profiles) > 1 else segment.name, figures.compute_units,
+                    time(figures.compile_seconds), time(figures.load_seconds), ", ".join(devices),
+                )  # fmt: skip
+    return table if table.row_count else Text("Core ML (compile time, load time, placement): not run here")
+
+
+def _checks_table(profile: Profile) -> Table:
+    table = Table(title="boundary tensors and their checks", title_justify="left")
+    for column in ("tensor", "from", "to"):
+        table.add_column(column)
+    for column in ("size", "moved", "check", "spread", "warm-up", "of the run", "bandwidth"):
+        table.add_column(column, justify="right")
+    for one in profile.boundaries:
+        check = one.check
+        table.add_row(
+            one.name, one.producer, ", ".join(one.consumers), size(one.bytes), size(one.moved_bytes),
+            time(check.median), time(check.spread), time(*check.warmup),
+            share(check.median / profile.run.wall.median), share(one.bandwidth_share),
+        )  # fmt: skip
+    return table

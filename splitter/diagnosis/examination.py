@@ -1,0 +1,234 @@
+"""The doctor: reads saved packages, runs them if it has inputs, and says what it found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import mil
+from ..boundary import Array
+from ..bundle.directory import Bundle, load_any
+from ..bundle.manifest import SegmentRecord
+from ..errors import UsageError
+from .chips import CHIPS, Chip
+from .compiling import CompileTime, compile_time
+from .engine import DTYPE_RULE
+from .graph import Node, graph_of
+from .placement import Placement, placed
+from .ranges import measured
+from .requested import by_metadata, by_plan
+from .rules import Severity, rules
+from .subject import Asked, Subject
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found.
+
+    Attributes:
+        rule: Its id.
+        severity: How bad.
+        operation: Type of the operation; empty where there is none.
+        output: Name of its first result, or of the value or input it is about; empty if it is the package.
+        what: With the figures.
+        why: What comes of it.
+        fix: What mends it, likely.
+        source: Where this is published or measured.
+    """
+
+    rule: str
+    severity: Severity
+    operation: str
+    output: str
+    what: str
+    why: str
+    fix: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found in one function of one package.
+
+    Attributes:
+        package: Its path.
+        function: Its name.
+        measured: It was run, and its values looked at.
+        findings: By rule, in the order of the program.
+        placement: On the engine, the type rule counted: what runs there as the package is.
+        placement_in_half: The same, that rule not counted: what would run there, were it in half precision.
+        compile_time: For ``placement``.
+        compile_time_in_half: For ``placement_in_half``.
+    """
+
+    package: str
+    function: str
+    measured: bool
+    findings: tuple[Finding, ...]
+    placement: Placement
+    placement_in_half: Placement
+    compile_time: CompileTime
+    compile_time_in_half: CompileTime
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything found at one path, for one family of chips."""
+
+    path: str
+    chip: str
+    diagnoses: tuple[Diagnosis, ...]
+
+    @property
+    def counts(self) -> dict[Severity, int]:
+        found = Counter(one.severity for diagnosis in self.diagnoses for one in diagnosis.findings)
+        return {severity: found[severity] for severity in Severity}
+
+    def flop_share(self, *, in_half: bool) -> float | None:
+        """Share of all packages' convolution and product FLOPs that can run on the engine; None if there are none."""
+        placements = [one.placement_in_half if in_half else one.placement for one in self.diagnoses]
+        total = sum(one.flops for one in placements)
+        return sum(one.flops_on_engine for one in placements) / total if total else None
+
+    def fails(self, level: Severity | None) -> bool:
+        """Whether something at least as bad as a level was found."""
+        return level is not None and any(count and one.reaches(level) for one, count in self.counts.items())
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "path": self.path,
+            "chip": self.chip,
+            "summary": {str(severity): count for severity, count in self.counts.items()},
+            "flop_share": {
+                "dtype_rule_counted": self.flop_share(in_half=False),
+                "dtype_rule_not_counted": self.flop_share(in_half=True),
+            },
+            "packages": [_json(one) for one in self.diagnoses],
+        }
+
+
+def examine(
+    path: Path | str,
+    *,
+    chip: str = "m1",
+    inputs: Mapping[str, Array] | None = None,
+    run: bool = True,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Examine a bundle, a bag of bundles, or any ``.mlpackage``.
+
+    Args:
+        path: Of it.
+        chip: Family whose limits count, a name in `CHIPS`; the M1 has the narrowest.
+        inputs: Arrays by name that the packages are run on; the golden ones of a bundle where None.
+        run: False looks at the programs alone.
+        progress: Told what is being done.
+
+    Raises:
+        UsageError: The chip is unknown, or the inputs do not fit.
+        PackageError: A package cannot be read.
+        OperationError: It holds an operation that cannot be executed, or fails on the inputs.
+        BundleError: It is neither a package nor a bundle.
+    """
+    if chip not in CHIPS:
+        raise UsageError("a family of chips has a name", received=chip, fix=f"Names are {', '.join(CHIPS)}.")
+    path = Path(path)
+    found: list[Diagnosis] = []
+    for package, given, asked in _packages(path, inputs, run=run):
+        progress(f"examining {package.name}")
+        found.extend(_diagnoses(package, CHIPS[chip], given, asked))
+    if not found:
+        raise UsageError(f"{path} must hold Core ML packages", received="a bundle without one")
+    return Report(str(path), chip, tuple(found))
+
+
+def _packages(
+    path: Path, inputs: Mapping[str, Array] | None, *, run: bool
+) -> Iterator[tuple[Path, Mapping[str, Array] | None, tuple[Asked, ...]]]:
+    """Packages, each with the inputs it is to run on, if it is, and what is asked of it."""
+    # On file systems that ignore case a package's Manifest.json looks like a bundle's: the suffix is asked first.
+    if path.suffix == ".mlpackage" or not (path / "manifest.json").exists():
+        yield path, inputs if run else None, ()
+        return
+    for bundle in load_any(path).members:
+        segments = [one for one in bundle.segments if one.artifact.path.endswith(".mlpackage")]
+        given = (inputs if inputs is not None else bundle.goldens()) if run and segments else None
+        for segment in segments:
+            package = bundle.path / segment.artifact.path
+            yield package, _inputs_of(bundle, segment, given), (by_plan(bundle.manifest.plan, segment),)
+
+
+def _inputs_of(bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array] | None) -> Mapping[str, Array] | None:
+    if given is None:
+        return None
+    if missing := [name for name in segment.inputs if name not in given]:
+        raise UsageError(
+            f"inputs hold every boundary tensor that {segment.name} reads", received=f"no {', '.join(missing)}"
+        )
+    specs = {name: bundle.tensors[name] for name in segment.inputs}
+    return {name: spec.packaged(given[name].astype(spec.dtype)) for name, spec in specs.items()}
+
+
+def _diagnoses(
+    package: Path, chip: Chip, inputs: Mapping[str, Array] | None, asked: tuple[Asked, ...]
+) -> Iterator[Diagnosis]:
+    """One for each function. Packages with several are run by their default function alone."""
+    numerics = mil.Numerics(mil.Values.FP32)
+    default = mil.load(package, numerics=numerics)
+    for name in default.spec.functions:
+        model = default if name == default.function_name else mil.load(package, function_name=name, numerics=numerics)
+        yield _diagnosis(model, chip, inputs if model is default else None, asked)
+
+
+def _diagnosis(model: mil.Model, chip: Chip, inputs: Mapping[str, Array] | None, asked: tuple[Asked, ...]) -> Diagnosis:
+    graph = graph_of(model.function)
+    ranges = {} if inputs is None else measured(model, graph, inputs)
+    claims = (*asked, *by_metadata(model.spec))
+    subject = Subject(model.spec, graph, chip, claims, ranges, measured=inputs is not None)
+    findings: list[Finding] = []
+    refused: set[Node] = set()
+    wide: set[Node] = set()
+    for rule in rules().values():
+        for note in rule.check(subject):
+            if rule.off_engine and note.node is not None:
+                (wide if rule.id == DTYPE_RULE else refused).add(note.node)
+            operation = note.node.type if note.node is not None else ""
+            output = note.node.name if note.node is not None else note.output
+            findings.append(
+                Finding(rule.id, rule.severity, operation, output, note.what, rule.why, rule.fix, rule.source)
+            )
+    order = list(Severity)
+    as_it_is, in_half = placed(graph, refused | wide), placed(graph, refused)
+    return Diagnosis(
+        package=str(model.path),
+        function=model.function_name,
+        measured=subject.measured,
+        findings=tuple(sorted(findings, key=lambda one: order.index(one.severity))),
+        placement=as_it_is,
+        placement_in_half=in_half,
+        compile_time=compile_time(as_it_is.operations_on_engine),
+        compile_time_in_half=compile_time(in_half.operations_on_engine),
+    )
+
+
+def _json(one: Diagnosis) -> dict[str, Any]:
+    return {
+        "package": one.package,
+        "function": one.function,
+        "measured": one.measured,
+        "engine": {
+            "dtype_rule_counted": _engine(one.placement, one.compile_time),
+            "dtype_rule_not_counted": _engine(one.placement_in_half, one.compile_time_in_half),
+        },
+        "findings": [asdict(finding) for finding in one.findings],
+    }
+
+
+def _engine(placement: Placement, time: CompileTime) -> dict[str, Any]:
+    shares = {"operation_share": placement.operation_share, "flop_share": placement.flop_share}
+    estimate = {"operations": time.operations, "seconds": time.seconds, "bounds": time.bounds, "is": "an estimate"}
+    return asdict(placement) | shares | {"compile_time": estimate}

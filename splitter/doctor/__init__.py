@@ -1,6 +1,0 @@
-"""Says what is wrong, risky or slow in saved packages, ours and other people's."""
-
-from .diagnosis import Diagnosis, Finding, Report, examine
-from .rules import Severity, rules
-
-__all__ = ["Diagnosis", "Finding", "Report", "Severity", "examine", "rules"]

@@ -1,0 +1,1 @@
+"""The captured program: how it is taken from a model, kept on disk, and run in torch."""

@@ -1,0 +1,255 @@
+"""Model → graph: `torch.export` of the module as it is, functionalised.
+
+The model's forward is never rewritten. What cannot be traced as it stands is patched by name for the
+duration of the capture, in `_PATCHES`, each with its reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.exported_program import ModuleCallEntry, ModuleCallSignature
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+from torch.utils._pytree import tree_structure
+
+from ..errors import CaptureError
+from .program import Program, TensorType
+
+_ASSERTIONS = frozenset({torch.ops.aten._assert_tensor_metadata.default})
+
+
+@torch.no_grad()
+def capture(model: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Program:
+    """Capture the whole model as one program.
+
+    Args:
+        model: The unmodified module, in eval mode.
+        inputs: Example inputs by the name of the forward's argument; their shapes become the graph's.
+        outputs: Names for what the forward returns.
+
+    Returns:
+        A program whose run equals ``model(*inputs)`` bit for bit on the same machine; under
+        ``torch.no_grad()``, inside `without_fused_attention`.
+
+    Raises:
+        CaptureError: The model is in training mode, or `torch.export` refuses it.
+    """
+    if model.training:
+        raise CaptureError("a model is captured in eval mode", received="training mode", fix="Call model.eval() first.")
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # torch.export's own: tree specs, RNN weight lists
+        for patch in _PATCHES:
+            stack.enter_context(patch())
+        try:
+            exported = torch.export.export(model, tuple(inputs.values()), strict=False)
+            # Functional: in-place writes become values, so that data flow alone orders the nodes.
+            exported = exported.run_decompositions({})
+        except Exception as error:
+            raise CaptureError(
+                "torch.export must be able to capture the model",
+                received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                fix="A data-dependent branch or assertion needs a named patch in splitter/graph/capture.py.",
+            ) from error
+    return _unlift(exported, tuple(inputs), outputs)
+
+
+def _unlift(exported: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Program:
+    """Turn the export's lifted weights back into named attributes of one plain graph."""
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    weights: dict[str, Tensor] = {}
+    kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    names = iter(inputs)
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            spec = kinds[node.name]
+            if spec.kind is InputKind.USER_INPUT:
+                copy = graph.placeholder(next(names))
+            else:
+                key = str(spec.target)
+                weights[key] = _weight(exported, key)
+                copy = graph.get_attr(key)
+            copy.meta = {"type": _type(node), "module": ""}
+        elif node.op == "call_function":
+            if node.target in _ASSERTIONS:
+                continue
+            copy = graph.node_copy(node, mapping.__getitem__)
+            copy.meta = {"type": _type(node), "module": _module_path(node)}
+        elif node.op == "output":
+            returned = node.args[0]
+            if len(returned) != len(outputs):
+                raise CaptureError(
+                    "the plan names every output of the model",
+                    received=f"{len(outputs)} names for {len(returned)} outputs",
+                    fix="Correct `outputs` in the plan.",
+                )
+            graph.output(tuple(mapping[item] for item in returned))
+            continue
+        else:
+            raise CaptureError("a captured graph holds operators only", received=node.format_node())
+        mapping[node] = copy
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("get_attr", "call_function") and not node.users:
+            graph.erase_node(node)
+    used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    return Program("model", graph, {key: value for key, value in weights.items() if key in used}, outputs)
+
+
+def _weight(exported: ExportedProgram, key: str) -> Tensor:
+    tensor = exported.state_dict[key] if key in exported.state_dict else exported.constants[key]
+    if not isinstance(tensor, Tensor):
+        raise CaptureError("every weight of a graph is a tensor", received=f"{key}: {type(tensor).__name__}")
+    return tensor
+
+
+def _type(node: fx.Node) -> TensorType | None:
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    if any(not isinstance(extent, int) for extent in value.shape):
+        raise CaptureError("every shape in a graph is static", received=f"{tuple(value.shape)} at {node.name}")
+    return TensorType.of(value)
+
+
+def _module_path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = [entry[0] for entry in stack.values()][-1] if stack else ""
+    return str(path)
+
+
+def exported(program: Program) -> ExportedProgram:
+    """The inverse: a program as `torch.export`'s own, for converters that take one.
+
+    Nothing is traced again: the nodes are the program's, weights lifted to inputs, with fake values for
+    their shapes.
+    """
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    inputs: list[InputSpec] = []
+    lifted = [node for node in program.graph.nodes if node.op == "get_attr"]
+    for node in lifted:
+        mapping[node] = placeholder = graph.placeholder(node.name)
+        argument, key = TensorArgument(placeholder.name), str(node.target)
+        if isinstance(program.weights[key], nn.Parameter):
+            inputs.append(InputSpec(InputKind.PARAMETER, argument, key))
+        else:
+            inputs.append(InputSpec(InputKind.BUFFER, argument, key, persistent=True))
+    for node in program.input_nodes:
+        mapping[node] = placeholder = graph.placeholder(str(node.target))
+        inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(placeholder.name), None))
+    for node in program.operators:
+        mapping[node] = graph.node_copy(node, mapping.__getitem__)
+        mapping[node].meta = {}
+    results = tuple(mapping[node] for node in program.output_nodes)
+    graph.output(results)
+
+    with FakeTensorMode() as mode:
+        values = [_fake(node.meta["type"]) for node in (*lifted, *program.input_nodes)]
+    FakeTensorProp(fx.GraphModule({}, graph), mode).propagate_dont_convert_inputs(*values)
+    arguments = tuple(values[len(lifted) :])
+    signature = ModuleCallSignature([], [], tree_structure((arguments, {})), tree_structure(results))
+    return ExportedProgram(
+        root={},
+        graph=graph,
+        graph_signature=ExportGraphSignature(
+            inputs, [OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(node.name), None) for node in results]
+        ),
+        state_dict=dict(program.weights),
+        range_constraints={},
+        module_call_graph=[ModuleCallEntry("", signature)],
+    )
+
+
+def _fake(kind: TensorType) -> Tensor:
+    return torch.empty(kind.shape, dtype=getattr(torch, kind.dtype))
+
+
+# --------------------------------------------------------------------------------------- patches
+
+
+@dataclass(frozen=True)
+class _WithoutAssertions:
+    """Recompile one named function without its ``assert`` statements, as ``python -O`` would.
+
+    The function's own source is used, so nothing of it is copied here. It is replaced in every module
+    that imported it by name.
+    """
+
+    module: str
+    function: str
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        if self.module not in sys.modules:  # the model being captured does not use it
+            yield
+            return
+        home = importlib.import_module(self.module)
+        original: FunctionType = getattr(home, self.function)
+        # Compiled in the function's own namespace, then taken out of it again.
+        namespace = dict(vars(home))
+        code = compile(inspect.getsource(original), inspect.getsourcefile(original) or "", "exec", optimize=1)
+        exec(code, namespace)
+        with ExitStack() as stack:
+            for holder in list(sys.modules.values()):
+                if getattr(holder, "__dict__", {}).get(self.function) is original:
+                    stack.enter_context(mock.patch.object(holder, self.function, namespace[self.function]))
+            yield
+
+
+@contextmanager
+def _without_unfold_backward_decomposition() -> Iterator[None]:
+    """Let the C++ meta kernel give `unfold_backward`'s shape.
+
+    PyTorch's Python decomposition of it runs one `index_add` per sample of the window when `istft`
+    is traced: 41 of the 46 s that the capture of HT Demucs took. Only the traced shape comes from it.
+    """
+    from torch._decomp import decomposition_table
+
+    with mock.patch.dict(decomposition_table):
+        decomposition_table.pop(torch.ops.aten.unfold_backward.default, None)
+        yield
+
+
+@contextmanager
+def without_fused_attention() -> Iterator[None]:
+    """Keep PyTorch's attention modules on the operators their source shows.
+
+    In inference `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` otherwise swap in fused kernels
+    that differ in the last bit (2e-7 on HT Demucs) and that nothing but PyTorch has.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+_PATCHES: tuple[Callable[[], Any], ...] = (
+    # `assert (out[...] == x0).all()` in reflect padding: a branch on data, which no capture can take.
+    _WithoutAssertions("demucs.hdemucs", "pad1d"),
+    _without_unfold_backward_decomposition,
+    without_fused_attention,
+)

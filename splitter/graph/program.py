@@ -1,0 +1,388 @@
+"""A captured graph with its weights: in memory, on disk, and run in torch.
+
+A program is functional ATen: every node is one `torch.ops.aten` operator (or a tuple access) without
+side effects. On disk it is plain JSON, with the weights in a safetensors file shared by all programs
+of a bundle, so that loading one runs no code of the file's choosing. (`torch.export.load` unpickles.)
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, fx, nn
+
+from ..boundary import Fold
+from ..errors import BundleError, CaptureError
+
+FORMAT = "splitter.program/1"
+Observer: TypeAlias = Callable[[fx.Node, Tensor], None]
+
+_DTYPES = {str(d).removeprefix("torch."): d for d in (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
+)}  # fmt: skip
+_MEMORY_FORMATS = {"contiguous_format": torch.contiguous_format, "preserve_format": torch.preserve_format}
+_LAYOUTS = {"strided": torch.strided}
+# Operators of the aten namespace that reach outside their arguments.
+_FORBIDDEN_OPERATORS = frozenset({"from_file", "to_mkldnn"})
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape and dtype of one value, e.g. ``TensorType((1, 2, 343980), "float32")``."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorType:
+        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+
+
+@dataclass
+class Program:
+    """One graph and the weights it reads.
+
+    Nodes carry two facts in ``meta``: ``"type"``, a `TensorType` (or None for a tuple), and
+    ``"module"``, the path of the module that computed the value (``""`` for the model's own forward).
+
+    Attributes:
+        name: What the program is called in the bundle, e.g. ``"encoder"``.
+        graph: Placeholders (inputs), ``get_attr`` (weights), ``call_function`` (operators), one output
+            that is a tuple of nodes.
+        weights: Tensors by their path in the model, e.g. ``"encoder.0.conv.weight"``. Those
+            that require a gradient in the model do so here: PyTorch's choice of kernel depends on it.
+        outputs: Names of the outputs, in the order of the graph's output.
+        folds: Inputs and outputs that a pass has folded; captured programs, and so all on disk, have none.
+    """
+
+    name: str
+    graph: fx.Graph
+    weights: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    folds: dict[str, Fold] = field(default_factory=dict)
+    _module: fx.GraphModule | None = field(default=None, repr=False)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(str(node.target) for node in self.graph.nodes if node.op == "placeholder")
+
+    @property
+    def input_nodes(self) -> tuple[fx.Node, ...]:
+        return tuple(node for node in self.graph.nodes if node.op == "placeholder")
+
+    @property
+    def output_nodes(self) -> tuple[fx.Node, ...]:
+        return tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    @property
+    def operators(self) -> tuple[fx.Node, ...]:
+        return tuple(node for node in self.graph.nodes if node.op == "call_function")
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the weights hold."""
+        return sum(weight.numel() for weight in self.weights.values())
+
+    def copy(self) -> Program:
+        """A program with a graph of its own, to rewrite, over the same weights."""
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        copy_nodes((node for node in self.graph.nodes if node.op != "output"), graph, mapping)
+        graph.output(tuple(mapping[node] for node in self.output_nodes))
+        return Program(self.name, graph, self.weights, self.outputs, self.folds)
+
+    def constant(self, node: fx.Node) -> Tensor:
+        """Value of a node that depends on no input.
+
+        Raises:
+            ValueError: It does depend on one.
+        """
+        return self.part({}, {"value": node}).run({})["value"]
+
+    def part(self, sources: Mapping[str, fx.Node], targets: Mapping[str, fx.Node]) -> Program:
+        """The part of this program that computes some nodes from others.
+
+        Args:
+            sources: Nodes whose values will be given, by the names of the inputs that they become.
+            targets: Nodes to compute, by the names of the outputs that they become.
+
+        Raises:
+            ValueError: A target depends on an input that is not among the sources.
+        """
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        for name, node in sources.items():
+            mapping[node] = graph.placeholder(name)
+            mapping[node].meta = dict(node.meta)
+        needed, frontier = set(mapping), [node for node in targets.values() if node not in mapping]
+        while frontier:
+            node = frontier.pop()
+            if node.op == "placeholder":
+                raise ValueError(f"{', '.join(targets)} depends on the input {node.target}")
+            needed.add(node)
+            frontier.extend(parent for parent in node.all_input_nodes if parent not in needed)
+        copy_nodes((node for node in self.graph.nodes if node in needed), graph, mapping)
+        free_of_strides(graph)
+        graph.output(tuple(mapping[node] for node in targets.values()))
+        return Program("part", graph, self.weights, tuple(targets))
+
+    def module(self) -> fx.GraphModule:
+        """The program as a `torch.nn.Module` taking the inputs in order and returning a tuple."""
+        if self._module is None:
+            self._module = fx.GraphModule(dict(self.weights), self.graph, class_name=f"Program_{self.name}")
+        return self._module
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Tensor], observe: Observer | None = None) -> dict[str, Tensor]:
+        """Execute in torch and return the outputs by name.
+
+        Args:
+            inputs: One tensor per input name.
+            observe: Called with every operator node and its value, right after it is computed. Without
+                it values are freed by generated code; with it, by an interpreter, one node at a time.
+        """
+        args = [inputs[name] for name in self.inputs]
+        values = self.module()(*args) if observe is None else _Observed(self.module(), observe).run(*args)
+        return dict(zip(self.outputs, values, strict=True))
+
+
+class _Observed(fx.Interpreter):
+    """Interpreter that shows each operator's value to an observer."""
+
+    def __init__(self, module: fx.GraphModule, observe: Observer) -> None:
+        super().__init__(module)
+        self._observe = observe
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "call_function" and isinstance(value, Tensor):
+            self._observe(n, value)
+        return value
+
+
+# ---------------------------------------------------------------------------------------- on disk
+
+
+def to_json(program: Program) -> dict[str, Any]:
+    """Describe a program as JSON values, without its weights."""
+    nodes = []
+    for node in program.graph.nodes:
+        if node.op == "output":
+            continue
+        entry: dict[str, Any] = {"name": node.name, "op": _operator_name(node)}
+        if node.op in ("placeholder", "get_attr"):
+            entry["target"] = str(node.target)
+            if node.op == "get_attr" and program.weights[str(node.target)].requires_grad:
+                entry["requires_grad"] = True
+        else:
+            entry["args"] = [_encode(arg, node) for arg in node.args]
+            if node.kwargs:
+                entry["kwargs"] = {key: _encode(value, node) for key, value in sorted(node.kwargs.items())}
+        kind: TensorType | None = node.meta["type"]
+        if kind is not None:
+            entry["shape"], entry["dtype"] = list(kind.shape), kind.dtype
+        if node.meta["module"]:
+            entry["module"] = node.meta["module"]
+        nodes.append(entry)
+    outputs = {name: node.name for name, node in zip(program.outputs, program.output_nodes, strict=True)}
+    return {"format": FORMAT, "name": program.name, "nodes": nodes, "outputs": outputs}
+
+
+def save(program: Program, path: Path) -> None:
+    """Write a program's graph, one node a line; its weights go to the bundle's shared file."""
+    content = to_json(program)
+    nodes = ",\n".join(json.dumps(node) for node in content.pop("nodes"))
+    head = json.dumps(content)[1:-1]
+    path.write_text(f'{{{head}, "nodes": [\n{nodes}\n]}}\n')
+
+
+def load(path: Path, weights: Weights) -> Program:
+    """Read a program back, and of the weights those that it uses.
+
+    Raises:
+        BundleError: The file is not a program, names an operator that is not a plain ATen operator,
+            or does not fit the weights.
+    """
+    try:
+        content = json.loads(path.read_text())
+        names = [entry["target"] for entry in content["nodes"] if entry["op"] == "weight"]
+        return from_json(content, weights.of(names))
+    except (
+        OSError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+        RecursionError,
+    ) as error:
+        raise BundleError(
+            f"{path.name} must be a saved program ({FORMAT})", received=repr(error), fix="Build the bundle again."
+        ) from error
+
+
+def from_json(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Program:
+    """Rebuild a program from `to_json`'s description. Raises ValueError and its kin on anything else."""
+    if content["format"] != FORMAT:
+        raise ValueError(f"format {content['format']!r}")
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    used: dict[str, Tensor] = {}
+    for entry in content["nodes"]:
+        name = _identifier(entry["name"])
+        if name in nodes:
+            raise ValueError(f"two nodes are named {name!r}")
+        if entry["op"] == "input":
+            node = graph.placeholder(_identifier(entry["target"]))
+        elif entry["op"] == "weight":
+            weight = weights[_path(entry["target"])]
+            used[entry["target"]] = nn.Parameter(weight) if entry.get("requires_grad") else weight
+            node = graph.get_attr(entry["target"])
+        else:
+            target = _resolve(entry["op"])
+            kwargs = {_identifier(key): _decode(value, nodes) for key, value in entry.get("kwargs", {}).items()}
+            args = tuple(_decode(arg, nodes) for arg in entry["args"])
+            node = graph.create_node("call_function", target, args, kwargs, name=name)
+        if "shape" in entry:
+            node.meta["type"] = TensorType(tuple(map(int, entry["shape"])), entry["dtype"])
+        else:
+            node.meta["type"] = None
+        node.meta["module"] = entry.get("module", "")
+        nodes[name] = node
+    for key, tensor in used.items():
+        expected = next(n.meta["type"] for n in graph.nodes if n.op == "get_attr" and n.target == key)
+        if TensorType.of(tensor) != expected:
+            raise ValueError(f"weight {key!r} is {TensorType.of(tensor)}, the graph expects {expected}")
+    graph.output(tuple(nodes[node] for node in content["outputs"].values()))
+    return Program(str(content["name"]), graph, used, tuple(map(_identifier, content["outputs"])))
+
+
+class Weights:
+    """Tensors of a safetensors file, each read once, when a program that needs it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        """Nothing is read yet."""
+        self._path = path
+        self._read: dict[str, Tensor] = {}
+
+    def of(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of these names that there are, in memory of their own.
+
+        Copies, not a map: PyTorch picks kernels by alignment, a mapped tensor is aligned to 8 bytes only,
+        and bit-for-bit comparison needs the allocator's 64.
+
+        Raises:
+            BundleError: The file cannot be read.
+        """
+        wanted = dict.fromkeys(names)
+        try:
+            with safe_open(str(self._path), framework="pt") as file:
+                for name in wanted.keys() & file.keys() - self._read.keys():
+                    self._read[name] = file.get_tensor(name).clone()
+        except (OSError, SafetensorError) as error:
+            raise BundleError(
+                f"{self._path.name} must be a readable safetensors file",
+                received=str(error),
+                fix="Build the bundle again.",
+            ) from error
+        return {name: self._read[name] for name in wanted if name in self._read}
+
+
+def _operator_name(node: fx.Node) -> str:
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "weight"
+    if node.target is operator.getitem:
+        return "getitem"
+    return str(node.target)
+
+
+def _resolve(name: str) -> Callable[..., Any]:
+    if name == "getitem":
+        return operator.getitem
+    namespace, packet, overload = name.split(".")
+    if namespace != "aten" or packet in _FORBIDDEN_OPERATORS or not (packet + overload).isidentifier():
+        raise ValueError(f"operator {name!r} is not one a program may use")
+    resolved = getattr(getattr(torch.ops.aten, packet), overload)
+    if not isinstance(resolved, torch._ops.OpOverload) or resolved._schema.is_mutable:
+        raise ValueError(f"operator {name!r} is not a functional operator")
+    return resolved
+
+
+def _identifier(name: object) -> str:
+    """Only identifiers reach the code that torch.fx generates."""
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{name!r} is not a name")
+    return name
+
+
+def _path(name: str) -> str:
+    for part in name.split("."):
+        if not part.isdigit():
+            _identifier(part)
+    return name
+
+
+def _encode(value: Any, node: fx.Node) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, (list, tuple)):
+        return [_encode(item, node) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    for kind, torch_type in (("dtype", torch.dtype), ("layout", torch.layout), ("memory_format", torch.memory_format)):
+        if isinstance(value, torch_type):
+            return {kind: str(value).removeprefix("torch.")}
+    if isinstance(value, torch.device):
+        return {"device": "cpu"}
+    raise CaptureError(
+        "every argument in a graph must be a tensor, number, string, dtype or list of these",
+        received=f"{type(value).__name__} in {node.format_node()}",
+        fix="Such a model cannot be saved as a program yet.",
+    )
+
+
+_DECODERS: dict[str, Callable[[str], Any]] = {
+    "float": float,
+    "dtype": _DTYPES.__getitem__,
+    "layout": _LAYOUTS.__getitem__,
+    "memory_format": _MEMORY_FORMATS.__getitem__,
+    "device": lambda _: torch.device("cpu"),
+}
+
+
+def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, nodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    return nodes[content] if kind == "node" else _DECODERS[kind](content)
+
+
+def free_of_strides(graph: fx.Graph) -> None:
+    """Let a graph take inputs however they lie in memory: a view of one may need a copy, which `reshape` makes."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        node.target = torch.ops.aten.reshape.default
+
+
+def copy_nodes(nodes: Iterable[fx.Node], graph: fx.Graph, mapping: dict[fx.Node, fx.Node]) -> None:
+    """Append copies of nodes, in order, to another graph; ``mapping`` holds and receives the copies."""
+    for node in nodes:
+        if node not in mapping:
+            mapping[node] = graph.node_copy(node, mapping.__getitem__)
+            mapping[node].meta = dict(node.meta)

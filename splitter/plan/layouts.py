@@ -1,0 +1,156 @@
+"""Compares ways to cut a model into packages, and chooses how many a stage needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from .. import compiler
+from ..diagnosis.compiling import compile_time
+from ..errors import PlanError, UsageError
+from ..graph.program import Program
+from ..partition import INPUT, OUTPUT, Partition, Segment, partition
+from . import cuts as planner
+from . import schema as plans
+from .schema import Plan, Precision
+
+_MOST_SEGMENTS = 16
+
+
+@dataclass(frozen=True)
+class Package:
+    """What one package would be.
+
+    Attributes:
+        operations: Estimated, of its ML Program.
+        weight_bytes: In the plan's precision.
+        working_set: Bytes that the operation with the largest operands reads and writes.
+        compile_seconds: Estimated for the Neural Engine, see `doctor.compiling`; a tenth or ten times is as likely.
+    """
+
+    name: str
+    operations: int
+    weight_bytes: int
+    working_set: int
+    compile_seconds: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to cut a model.
+
+    Attributes:
+        boundary_bytes: Of every tensor that crosses from one segment to another, each counted once.
+        internal_bytes: Of those among them that stay within a stage.
+    """
+
+    name: str
+    packages: tuple[Package, ...]
+    boundary_bytes: int
+    internal_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    model: str | Path,
+    *,
+    plan: Plan | None = None,
+    segments: Mapping[str, int] | None = None,
+    max_operations: int | None = None,
+    max_weight_bytes: int | None = None,
+    random_init: int | None = None,
+    progress: Callable[[str], None] = lambda step: None,
+) -> tuple[Plan, list[Layout]]:
+    """Lay a model out as one package, as one a stage, and as asked.
+
+    Args:
+        model: A name or checkpoint file, see `compiler.build`; the first member of a bag.
+        plan: The plan to start from; the model's preset by default.
+        segments: How many a stage becomes.
+        max_operations: A stage not in ``segments`` becomes as few segments as have no more than this each.
+        max_weight_bytes: The same for weights.
+
+    Returns:
+        The plan as asked, for ``splitter build --plan``, and the layouts.
+
+    Raises:
+        PlanError: Budgets that no number of segments keeps; the message says what the best has.
+    """
+    progress(f"capturing {model}")
+    captured, start = compiler.captured(model, plan=plan, random_init=random_init)
+    asked = plans.with_segments(start, segments or {})
+    progress("cutting")
+    if max_operations is not None or max_weight_bytes is not None:
+        counts = dict(segments or {})
+        for segment in partition(captured, start).segments:
+            if segment.stage.target == "coreml" and segment.name not in counts:
+                counts[segment.name] = _fewest(segment, start, max_operations, max_weight_bytes)
+        asked = plans.with_segments(start, counts)
+    layouts = {"one package": plans.monolith(start), "a package a stage": start, "as planned": asked}
+    return asked, [_layout(name, partition(captured, one), one) for name, one in layouts.items()]
+
+
+def _fewest(segment: Segment, plan: Plan, max_operations: int | None, max_weight_bytes: int | None) -> int:
+    """How many segments a stage must become at least to keep its budgets."""
+    best = (math.inf, math.inf)  # operations and bytes of weights of the largest segment, where they were least
+    total = sum(map(planner.operations, planner.live(segment.program)))
+    fewest = 1 if max_operations is None else math.ceil(total / max_operations)
+    for count in range(min(fewest, _MOST_SEGMENTS), _MOST_SEGMENTS + 1):
+        try:
+            division = planner.divide(segment.program, count, balance=1 + plan.imbalance, cost=planner.operations)
+        except UsageError:  # not within the balance
+            continue
+        largest = (
+            max(division.costs),
+            max(sum(_weight_bytes(node, plan) for node in piece) for piece in division.pieces),
+        )
+        if largest[0] <= (max_operations or math.inf) and largest[1] <= (max_weight_bytes or math.inf):
+            return count
+        best = min(best, largest)
+    budgets = {"operations": max_operations, "bytes of weights": max_weight_bytes}
+    raise PlanError(
+        f"every segment of {segment.name!r} must keep its budget of "
+        + " and ".join(f"{limit:,} {name}" for name, limit in budgets.items() if limit is not None),
+        received=f"at best {best[0]:,} operations and {best[1]:,} bytes of weights, in up to {_MOST_SEGMENTS} segments",
+        fix="Raise the budget.",
+    )
+
+
+def _layout(name: str, parts: Partition, plan: Plan) -> Layout:
+    stage_of = {segment.name: segment.stage.name for segment in parts.segments}
+    between = [
+        spec for spec in parts.tensors if spec.producer != INPUT and any(one != OUTPUT for one in spec.consumers)
+    ]
+    internal = [spec for spec in between if {stage_of.get(one) for one in spec.consumers} == {stage_of[spec.producer]}]
+    return Layout(
+        name=name,
+        packages=tuple(_package(one, plan) for one in parts.segments if one.stage.target == "coreml"),
+        boundary_bytes=sum(spec.bytes for spec in between),
+        internal_bytes=sum(spec.bytes for spec in internal),
+    )
+
+
+def _package(segment: Segment, plan: Plan) -> Package:
+    program: Program = segment.program
+    nodes = planner.live(program)
+    operations = sum(map(planner.operations, nodes))
+    return Package(
+        name=segment.name,
+        operations=operations,
+        weight_bytes=sum(_weight_bytes(node, plan) for node in nodes),
+        working_set=max(
+            planner.tensor_bytes(node) + sum(map(planner.tensor_bytes, node.all_input_nodes)) for node in nodes
+        ),
+        compile_seconds=compile_time(operations).seconds or 0.0,
+    )
+
+
+def _weight_bytes(node: fx.Node, plan: Plan) -> int:
+    return planner.weight_bytes(node) // (2 if plan.precision is Precision.FP16 else 1)

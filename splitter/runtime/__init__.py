@@ -1,0 +1,1 @@
+"""Running a bundle: the orchestrator, the engines, the operations of the host."""

@@ -1,0 +1,66 @@
+"""JAX: the transformer, compiled by XLA for this machine.
+
+Compiling takes longer than a run, so JAX keeps what it has compiled in the user's cache, by program, versions and
+processor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import numpy as np
+from platformdirs import user_cache_path
+from splitter_weights import transformer as weights
+
+from ...boundary import Array
+from ...bundle.directory import Bundle
+from ...bundle.manifest import SegmentRecord
+from . import OF_ITS_OWN_WEIGHTS, Engine
+
+_CACHE_BYTES = 1 << 26  # a compiled transformer takes some 300 kB; a limit has JAX lock the cache as well
+
+
+class JaxEngine(Engine):
+    name: ClassVar[str] = "jax"
+    worth: ClassVar[float | None] = OF_ITS_OWN_WEIGHTS
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        target = segment.artifact.target
+        return None if target == "kernels" else f"JAX runs the transformer, not {target!r}"
+
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        from splitter_kernels import xla
+
+        _keep_compiled()
+        self._record = weights.record_of(segment.artifact.details)
+        config, tensors = weights.load(bundle.path / segment.artifact.path, self._record)
+        self._weights = xla.prepared(tensors)
+        self._transformer = xla.compiled(config)
+        self._dtypes = [bundle.tensors[name].dtype for name in self._record.outputs]
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        import jax
+
+        freq, time = (jax.numpy.asarray(inputs[name], np.float32) for name in self._record.inputs)
+        results = self._transformer(self._weights, freq, time)
+        return {
+            name: np.array(result, dtype)  # a copy: JAX gives read-only views
+            for name, result, dtype in zip(self._record.outputs, results, self._dtypes, strict=True)
+        }
+
+
+def _keep_compiled() -> None:
+    """Have JAX keep what it compiles in the user's cache, unless it was told of another place or there is no room."""
+    import jax
+
+    config: Any = jax.config  # has no types
+    if config.jax_compilation_cache_dir is not None:
+        return
+    kept = user_cache_path("splitter") / "xla"
+    with suppress(OSError):
+        kept.mkdir(parents=True, exist_ok=True)
+        config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
+        config.update("jax_compilation_cache_dir", str(kept))

@@ -1,0 +1,71 @@
+"""The captured segment, in torch: the reference, and the default off the Mac. Also rewritten for speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ... import passes
+from ...boundary import Array
+from ...bundle.directory import Bundle
+from ...bundle.manifest import SegmentRecord
+from ...graph import categories as families
+from . import Engine
+
+_ALIGNMENT = 64  # bytes; PyTorch's own, on which its choice of kernel may depend
+_QUICKER = ("norms-into-convs", "narrow-convs-as-products", "transposed-convs-as-convs")  # on a processor
+
+
+class TorchEngine(Engine):
+    name: ClassVar[str] = "torch"
+    worth: ClassVar[float | None] = 1.0
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        return None
+
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        self._program = bundle.program(segment.program)
+        self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        results = self._program.run(self._taken(inputs))
+        return {name: result.to(getattr(torch, self._dtypes[name])).numpy() for name, result in results.items()}
+
+    def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
+        self._program.run(self._taken(inputs), observe=lambda node, value: done(families.of_node(node)))
+        return True
+
+    def _taken(self, inputs: Mapping[str, Array]) -> dict[str, Tensor]:
+        """The inputs as the program takes them."""
+        tensors = {}
+        for node in self._program.input_nodes:
+            tensor = torch.from_numpy(inputs[str(node.target)])
+            if tensor.data_ptr() % _ALIGNMENT:
+                tensor = tensor.clone()
+            tensors[str(node.target)] = tensor.to(getattr(torch, node.meta["type"].dtype))
+        return tensors
+
+
+class RewrittenTorchEngine(TorchEngine):
+    """The captured segment after passes for processors: quicker, and no longer bit for bit the same.
+
+    The passes are not held against the graph here, which would take longer than they save. `selection.fastest`
+    holds what they give to the golden output before it takes this engine; nothing does where it is asked for by name.
+    """
+
+    name: ClassVar[str] = "torch-rewritten"
+    worth: ClassVar[float | None] = 0.95  # a busy machine makes that much noise
+
+    @classmethod
+    def obstacle(cls, segment: SegmentRecord) -> str | None:
+        target = segment.artifact.target
+        return None if target == "coreml" else f"the passes rewrite what becomes packages, not {target!r}"
+
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
+        super().__init__(bundle, segment, compute_units=compute_units)
+        for name in _QUICKER:
+            self._program, _ = passes.known(name).apply(self._program)

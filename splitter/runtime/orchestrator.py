@@ -1,0 +1,140 @@
+"""Runs a bundle with one engine per segment and checks every hand-over."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from threading import Lock
+
+from .. import boundary
+from ..boundary import Array, TensorSpec
+from ..bundle.directory import Bundle
+from ..bundle.manifest import SegmentRecord
+from ..errors import BoundaryError
+from ..parity import compare
+from ..partition import INPUT, OUTPUT
+from .engines import Engine, loaded
+
+
+class Hook:
+    """What can watch a run. Does nothing by itself."""
+
+    def before_segment(self, segment: SegmentRecord, inputs: Mapping[str, Array]) -> None:
+        """Its engine runs next."""
+
+    def computed(self, segment: SegmentRecord) -> None:
+        """Its engine has run; nothing of what it gave has been checked."""
+
+    def before_check(self, spec: TensorSpec) -> None:
+        """A tensor is held against its spec next: an input of the model, or what a segment gave."""
+
+    def after_check(self, spec: TensorSpec) -> None:
+        """It fits."""
+
+    def after_segment(self, segment: SegmentRecord, outputs: Mapping[str, Array]) -> None:
+        """All that it gave fits."""
+
+
+def default_engine(segment: SegmentRecord) -> str:
+    """Core ML for packages on a Mac, torch for everything else."""
+    return "coreml" if segment.artifact.target == "coreml" and platform.system() == "Darwin" else "torch"
+
+
+class Orchestrator:
+    """A bundle, ready to run segment by segment.
+
+    Each boundary tensor is held against its `TensorSpec` when it is produced (name, shape, dtype, finite)
+    and freed after its last consumer. Several threads may run it at once: each segment then serves one at a time,
+    since not every engine can serve two.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engines: Mapping[str, str] | None = None,
+        *,
+        compute_units: str = "ALL",
+        hooks: Sequence[Hook] = (),
+        golden_snr_db: float | None = None,
+    ) -> None:
+        """Load every segment.
+
+        Args:
+            bundle: The bundle to run.
+            engines: Engine name by segment name; `default_engine` for the segments left out.
+            compute_units: For Core ML: ``ALL``, ``CPU_ONLY``, ``CPU_AND_GPU`` or ``CPU_AND_NE``.
+            hooks: Called before and after each segment, in this order.
+            golden_snr_db: If given, every boundary tensor must also reach this SNR against the bundle's
+                goldens; for runs on the golden input only.
+
+        Raises:
+            UsageError: ``engines`` names a segment the bundle does not have.
+            EngineError: An engine cannot run its segment here. Nothing else is tried in its place.
+        """
+        self.bundle = bundle
+        self.hooks = tuple(hooks)
+        self._golden_snr_db = golden_snr_db
+        self._goldens = bundle.goldens() if golden_snr_db is not None else {}
+        chosen = {bundle.segment(name).name: given for name, given in (engines or {}).items()}
+        self.engines: dict[str, Engine] = {}
+        for segment in bundle.segments:
+            name = chosen.get(segment.name) or default_engine(segment)
+            self.engines[segment.name] = loaded(name, bundle, segment, compute_units=compute_units)
+        self._serving = {segment.name: Lock() for segment in bundle.segments}
+        self._last_consumer = {name: index for index, segment in enumerate(bundle.segments) for name in segment.inputs}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run all segments and return the model's outputs by name.
+
+        Args:
+            inputs: The model's inputs by name, exactly as the bundle's specs describe them.
+
+        Raises:
+            BoundaryError: A tensor breaks its contract; the message names it and the segment.
+        """
+        specs = self.bundle.tensors
+        values: dict[str, Array] = {}
+        for spec in specs.values():
+            if spec.producer == INPUT:
+                values[spec.name] = self._checked(spec, inputs, "entering the model")
+        for index, segment in enumerate(self.bundle.segments):
+            given = {name: values[name] for name in segment.inputs}
+            for hook in self.hooks:
+                hook.before_segment(segment, given)
+            with self._serving[segment.name]:
+                results = self.engines[segment.name].run(given)
+            for hook in self.hooks:
+                hook.computed(segment)
+            for name in segment.inputs:
+                if self._last_consumer[name] == index and OUTPUT not in specs[name].consumers:
+                    del values[name]
+            del given
+            for name in segment.outputs:
+                values[name] = self._checked(
+                    specs[name], results, f"leaving {segment.name} ({self.engines[segment.name].name})"
+                )
+            for hook in self.hooks:
+                hook.after_segment(segment, {name: values[name] for name in segment.outputs})
+            del results
+        return {name: values[name] for name, spec in specs.items() if OUTPUT in spec.consumers}
+
+    def _checked(self, spec: TensorSpec, arrays: Mapping[str, Array], at: str) -> Array:
+        for hook in self.hooks:
+            hook.before_check(spec)
+        if spec.name not in arrays:
+            raise BoundaryError(
+                f"tensor {spec.name!r} {at} is present", received=f"only {', '.join(arrays) or 'nothing'}"
+            )
+        array = arrays[spec.name]
+        boundary.check(spec, array, at=at)
+        if self._golden_snr_db is not None:
+            parity = compare(self._goldens[spec.name], array)
+            if parity.snr_db is not None and not parity.reaches(
+                self._golden_snr_db, self.bundle.manifest.plan.tolerances.negligible_max_abs
+            ):
+                raise BoundaryError(
+                    f"tensor {spec.name!r} {at} reaches {self._golden_snr_db:g} dB of its golden", received=parity
+                )
+        for hook in self.hooks:
+            hook.after_check(spec)
+        return array

@@ -1,0 +1,246 @@
+"""The taps of `kernels.taps` in a captured transformer: which node each one is, and what it computes."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+
+import torch
+from splitter_kernels.taps import LOGIT_ROWS, Tap, taps
+from splitter_weights import transformer as weights
+from torch import Tensor, fx
+
+from ..boundary import Array
+from ..bundle.directory import Bundle
+from ..bundle.manifest import SegmentRecord
+from ..errors import BundleError, UsageError
+from ..graph.program import Program, TensorType
+from .kernels import with_stored_weights
+
+_aten = torch.ops.aten
+FORMAT = "splitter.taps/1"
+_SKELETON = re.compile(r"(input|embedded|layers(_t)?\.\d+\.norm_out|output)(_t)?")
+
+
+class TappedTransformer:
+    """The captured transformer of a bundle, observable at every tap.
+
+    Where the bundle ships halved or compressed matrices the graph has these in the place of its own, so that a port
+    is not blamed for them: what they cost is `verify`'s to say. With ``shipped=False`` it keeps its own.
+
+    Attributes:
+        record: The exported weights' part of the manifest.
+        config: The transformer's configuration.
+        taps: By name, in order of computation.
+        nodes: The node of the captured segment that each tap is. ``logits`` have none: attention is one operator of
+            the graph, so they are computed from the nodes of q and k.
+    """
+
+    def __init__(self, bundle: Bundle, *, shipped: bool = True) -> None:
+        """Find the taps.
+
+        Raises:
+            BundleError: The bundle has no transformer that the kernels implement.
+        """
+        self.segment = _transformer(bundle)
+        self.record = weights.record_of(self.segment.artifact.details)
+        self.config = self.record.config
+        self.taps = taps(self.config)
+        self._bundle = bundle
+        replaced = shipped and not self.record.form.is_lossless
+        holder = with_stored_weights(bundle, self.segment) if replaced else bundle
+        self._program = holder.program(self.segment.program)
+        (stage,) = (stage for stage in bundle.manifest.plan.stages if stage.name == self.segment.stage)
+        try:
+            self.nodes = _nodes(self._program, stage.modules[0], self.record, self.taps)
+        except (LookupError, ValueError) as error:
+            raise BundleError(
+                "every tap must be a node of the captured transformer",
+                received=str(error),
+                fix="Build the bundle again.",
+            ) from error
+        _check_shapes(self.taps, self.nodes)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Array]:
+        """The transformer's weights as they were exported, by kernel name."""
+        return weights.load(self._bundle.path / self.segment.artifact.path, self.record)[1]
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Array]:
+        """The golden input, by tap name."""
+        goldens = self._bundle.goldens()
+        return {f"input{branch}": goldens[name] for branch, name in zip(("", "_t"), self.record.inputs, strict=True)}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tap's value in this bundle."""
+        fixed = self.taps[name].shape
+        known = self.inputs["input"].shape  # bins and frames, which the configuration leaves open
+        return tuple(known[axis] if extent is None else extent for axis, extent in enumerate(fixed))
+
+    def run(self, observe: Callable[[str, Array], object], inputs: Mapping[str, Array] | None = None) -> None:
+        """Run and show every tap's value as soon as it is known, in float32.
+
+        A value may be shown before another tap's that the list has first.
+
+        Args:
+            observe: Receives a tap's name and its value.
+            inputs: By tap name; the golden ones where None.
+        """
+        names: dict[fx.Node, list[str]] = {}
+        for name, node in self.nodes.items():
+            names.setdefault(node, []).append(name)
+        queries: dict[str, Tensor] = {}
+
+        def seen(node: fx.Node, value: Tensor) -> None:
+            for name in names.get(node, ()):
+                observe(name, value.numpy())
+                layer, _, last = name.rpartition(".")
+                if last == "q":
+                    queries[layer] = value
+                elif last == "k":
+                    observe(f"{layer}.logits", _logits(queries.pop(layer), value).numpy())
+
+        given = {}
+        for name, array in (self.inputs if inputs is None else inputs).items():
+            tensor = torch.from_numpy(array).float()
+            observe(name, tensor.numpy())
+            given[str(self.nodes[name].target)] = tensor
+        self._program.run(given, observe=seen)
+
+    def step(self, name: str, reads: Mapping[str, Array]) -> Array:
+        """One tap from the taps it reads, by the captured graph, in float32.
+
+        Args:
+            name: Which tap; not an input.
+            reads: Value of each of ``taps[name].reads``, of any floating-point dtype.
+        """
+        given = {read: torch.tensor(reads[read], dtype=torch.float32) for read in self.taps[name].reads}
+        if name not in self.nodes:
+            return _logits(*given.values()).numpy()
+        inputs = {read.replace(".", "_"): self.nodes[read] for read in given}
+        part = self._program.part(inputs, {"value": self.nodes[name]})
+        return part.run(dict(zip(inputs, given.values(), strict=True)))["value"].numpy()
+
+
+def goldens(
+    bundle: Bundle, patterns: Sequence[str] = (), *, tiny: bool = False
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """Record taps of the captured, untouched transformer on the bundle's golden input.
+
+    Args:
+        patterns: Names or shell patterns (``layers.0.*``); every tap where there are none.
+        tiny: Only what tells which layer is wrong: inputs, embedded tokens, each layer's result, outputs.
+
+    Returns:
+        The values by tap name, in the order of the list, and what a file of them says of itself.
+
+    Raises:
+        BundleError: The bundle has no transformer that the kernels implement.
+        UsageError: A pattern fits no tap.
+    """
+    model = TappedTransformer(bundle)
+    for pattern in patterns:
+        if not fnmatch.filter(model.taps, pattern):
+            raise UsageError(
+                "--taps takes names of taps, or patterns that fit some", received=pattern, fix="e.g. 'layers_t.2.*'"
+            )
+    wanted = {name for name in model.taps if not patterns or any(fnmatch.fnmatchcase(name, one) for one in patterns)}
+    if tiny:
+        wanted &= skeleton(wanted)
+    values: dict[str, Array] = {}
+    model.run(lambda name, value: values.update({name: value.copy()} if name in wanted else {}))
+    manifest = bundle.manifest
+    about = {
+        "format": FORMAT,
+        "model": manifest.model.name,
+        "audio": manifest.golden.audio,
+        "weights": manifest.model.checkpoint_sha256 or f"random, seed {manifest.model.random_init}",
+    }
+    return {name: values[name] for name in model.taps if name in values}, about
+
+
+def skeleton(names: Iterable[str]) -> set[str]:
+    """Of some taps, those that tell which layer is wrong."""
+    return {name for name in names if _SKELETON.fullmatch(name)}
+
+
+def _transformer(bundle: Bundle) -> SegmentRecord:
+    for segment in bundle.segments:
+        if segment.artifact.target == "kernels":
+            return segment
+    raise BundleError(
+        "the bundle must hold a transformer for the kernels",
+        received=", ".join(f"{one.name} → {one.artifact.target}" for one in bundle.segments),
+        fix='Give its stage the target "kernels" in the plan.',
+    )
+
+
+def _logits(q: Tensor, k: Tensor) -> Tensor:
+    rows = q[:, :, :LOGIT_ROWS]
+    return rows @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+
+
+# --------------------------------------------------------------------------------------- finding the nodes
+
+
+def _nodes(
+    program: Program, root: str, record: weights.TransformerRecord, wanted: Mapping[str, Tap]
+) -> dict[str, fx.Node]:
+    inputs = {str(node.target): node for node in program.input_nodes}
+    outputs = dict(zip(program.outputs, program.output_nodes, strict=True))
+    boundary = {
+        **{f"input{branch}": inputs[name] for branch, name in zip(("", "_t"), record.inputs, strict=True)},
+        **{f"output{branch}": outputs[name] for branch, name in zip(("", "_t"), record.outputs, strict=True)},
+    }
+    within: dict[str, list[fx.Node]] = {}
+    for node in program.operators:
+        within.setdefault(node.meta["module"].removeprefix(root).removeprefix("."), []).append(node)
+    found: dict[str, fx.Node] = {}
+    for name in wanted:
+        if not name.endswith(".logits"):
+            found[name] = boundary[name] if name in boundary else _node(name, within, found, wanted)
+    return found
+
+
+def _node(
+    name: str, within: Mapping[str, list[fx.Node]], found: Mapping[str, fx.Node], wanted: Mapping[str, Tap]
+) -> fx.Node:
+    layer, _, last = name.rpartition(".")
+    if last.startswith("embedded"):
+        return _only(name, [one for one in found[wanted[name].reads[0]].users if one.target is _aten.add.Tensor])
+    if not layer and last.startswith("norm_out"):
+        return found[wanted[name].reads[0]]
+    if last in ("q", "k", "v", "heads"):
+        nodes = [node for kind in ("self", "cross") for node in within.get(f"{layer}.{kind}_attn", ())]
+        attention = _only(name, [one for one in nodes if one.target is _aten.scaled_dot_product_attention.default])
+        return attention if last == "heads" else attention.args["qkv".index(last)]  # type: ignore[return-value]
+    if last == "gelu":
+        return _only(name, [one for one in within[layer] if one.target is _aten.gelu.default])
+    if last in ("residual_1", "residual_2"):
+        sums = [one for one in within[layer] if one.target is _aten.add.Tensor]
+        return sums[("residual_1", "residual_2").index(last)]
+    return within[name][-1]  # a module's result is the last thing it computes
+
+
+def _only(name: str, nodes: list[fx.Node]) -> fx.Node:
+    if len(nodes) != 1:
+        raise ValueError(f"{name}: {len(nodes)} nodes fit")
+    return nodes[0]
+
+
+def _check_shapes(wanted: Mapping[str, Tap], nodes: Mapping[str, fx.Node]) -> None:
+    for name, node in nodes.items():
+        kind: TensorType = node.meta["type"]
+        shape = wanted[name].shape
+        if len(kind.shape) != len(shape) or any(
+            b is not None and a != b for a, b in zip(kind.shape[1:], shape[1:], strict=True)
+        ):
+            raise BundleError(
+                f"tap {name!r} must be {wanted[name].axes!r} of shape {shape} in the captured graph",
+                received=f"{node.name} of shape {kind.shape}",
+                fix="Build the bundle again.",
+            )

@@ -1,0 +1,261 @@
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import splitter
+from splitter import compiler
+from splitter.bundle import directory as bundles
+from splitter.bundle.directory import Bundle, load_any, staged
+from splitter.bundle.manifest import BagManifest, json_schema
+from splitter.errors import BundleError, UsageError
+from splitter.graph.capture import capture
+
+from ..conftest import ROOT
+
+
+@pytest.fixture
+def copy(demo_path, tmp_path):
+    shutil.copytree(demo_path, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def edit(path, change):
+    content = json.loads((path / "manifest.json").read_text())
+    change(content)
+    (path / "manifest.json").write_text(json.dumps(content))
+
+
+def test_bundle_holds_every_piece(demo_path):
+    assert {file.name for file in demo_path.iterdir()} == {
+        "manifest.json",
+        "analysis.json",
+        "encoder.mlpackage",
+        "transformer.safetensors",
+        "decoder.mlpackage",
+        "synthesis.json",
+        "goldens.safetensors",
+        "graph",
+        "reference",
+    }
+    assert {file.name for file in (demo_path / "reference").iterdir()} == {"encoder.mlpackage", "decoder.mlpackage"}
+    assert {file.name for file in (demo_path / "graph").iterdir()} == {
+        "weights.safetensors",
+        *(f"{name}.json" for name in ("model", "analysis", "encoder", "transformer", "decoder", "synthesis")),
+    }
+
+
+def test_manifest_obeys_the_published_schema(demo_path):
+    published = json.loads((ROOT / "docs" / "manifest.schema.json").read_text())
+    assert published == json_schema(), "run `make schema`"
+    jsonschema.validate(json.loads((demo_path / "manifest.json").read_text()), published)
+
+
+def test_manifest_lists_every_other_file(demo_bundle):
+    files = {f.relative_to(demo_bundle.path).as_posix() for f in demo_bundle.path.rglob("*") if f.is_file()}
+    assert set(demo_bundle.manifest.files) == files - {"manifest.json"}
+
+
+def test_what_is_needed_to_trust_it_is_there(demo_bundle):
+    manifest = demo_bundle.manifest
+    assert {"splitter", "torch", "coremltools", "demucs", "numpy"} <= set(manifest.versions)
+    assert len(manifest.model.checkpoint_sha256) == 64
+    assert manifest.model.random_init is None
+    assert manifest.plan.family == "htdemucs"
+    assert manifest.golden.machine.threads > 0
+
+
+def test_nothing_that_is_unpickled_is_in_it(demo_path):
+    for file in demo_path.rglob("*"):
+        if file.is_file():
+            head = file.read_bytes()[:2]
+            assert head not in (b"PK", b"\x80\x02", b"\x80\x04"), file
+
+
+@pytest.mark.slow
+def test_same_build_gives_the_same_bytes(demo_bundle, tmp_path, monkeypatch):
+    """Apart from what Core ML Tools stamps into its packages."""
+    monkeypatch.setattr(compiler, "capture", capture)  # not the one that remembers
+    splitter.build("demo", tmp_path / "again")
+    first, again = demo_bundle.manifest.files, Bundle.load(tmp_path / "again").manifest.files
+    assert first.keys() == again.keys()
+    differing = {name for name in first if first[name] != again[name]}
+    assert {name.rpartition("/")[2] for name in differing} <= {"Manifest.json", "model.mlmodel"}, differing
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(format="splitter.bundle/99"), "format"),
+        (lambda c: c.update(surprise=1), "surprise"),
+        (lambda c: c.pop("plan"), "plan"),
+        (lambda c: c["tensors"][0].update(bytes=1), "bytes"),
+        (lambda c: c["files"].pop("goldens.safetensors"), "does not list"),
+        (lambda c: c.update(whole="../../etc/passwd"), "does not list"),
+        (lambda c: c["files"].update({"../x": {"bytes": 0, "sha256": ""}}), "missing"),
+    ],
+)
+def test_manifest_that_does_not_fit_is_named(copy, change, message):
+    edit(copy, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "\0", "[" * 100_000])
+def test_manifest_that_is_no_manifest_is_named(copy, content):
+    (copy / "manifest.json").write_text(content)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.load(copy)
+
+
+def test_what_is_written_is_as_public_as_other_files(copy, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    allowed = {one.is_dir(): one.stat().st_mode for one in (tmp_path / "file", tmp_path / "folder")}
+    with staged(tmp_path / "out", force=False) as directory:
+        shutil.copytree(copy, directory, dirs_exist_ok=True)
+        (directory / "graph").chmod(0o700)
+        (directory / "graph" / "weights.safetensors").chmod(0o600)
+    found = [tmp_path / "out", *(tmp_path / "out").rglob("*")]
+    assert {one.stat().st_mode for one in found if one.is_dir()} == {allowed[True]}
+    assert {one.stat().st_mode for one in found if one.is_file()} == {allowed[False]}
+
+
+def test_a_file_that_may_not_be_read_is_named(copy, monkeypatch):
+    def forbidden(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    with pytest.raises(BundleError, match="must be readable; got Permission denied"):
+        Bundle.load(copy)
+
+
+def test_missing_and_changed_files_are_named(copy):
+    weights = copy / "graph" / "weights.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    Bundle.load(copy)  # sizes alone cannot tell
+    with pytest.raises(BundleError, match="sha256 differs"):
+        Bundle.load(copy, check_hashes=True)
+    weights.write_bytes(raw[:-1])
+    with pytest.raises(BundleError, match="bytes instead of"):
+        Bundle.load(copy)
+    weights.unlink()
+    with pytest.raises(BundleError, match="missing"):
+        Bundle.load(copy)
+
+
+def test_no_bundle_is_named(tmp_path):
+    with pytest.raises(BundleError, match="Build one with `splitter build`"):
+        Bundle.load(tmp_path)
+    with pytest.raises(BundleError, match="Build one"):
+        Bundle.load(tmp_path / "nowhere")
+
+
+def test_unknown_segment_is_named(demo_bundle):
+    with pytest.raises(UsageError, match="analysis, encoder, transformer, decoder, synthesis"):
+        demo_bundle.segment("enkoder")
+
+
+# ------------------------------------------------------------------------------------------ bags
+
+
+@pytest.fixture
+def bag(demo_path, tmp_path):
+    for member in ("a", "b"):
+        shutil.copytree(demo_path, tmp_path / "bag" / member)
+    manifest = BagManifest(name="pair", members=("a", "b"), weights=((1, 0, 0, 0), (0, 1, 1, 1)))
+    bundles.write_manifest(tmp_path / "bag", manifest)
+    return tmp_path / "bag"
+
+
+def test_bag_opens_as_its_members(bag):
+    opened = load_any(bag)
+    assert (opened.name, len(opened.members)) == ("pair", 2)
+    with pytest.raises(BundleError, match="a bag of several"):
+        Bundle.load(bag)
+
+
+def test_single_bundle_opens_as_a_bag_of_one(demo_path):
+    opened = load_any(demo_path)
+    assert (opened.name, opened.weights) == ("demo", ((1.0,) * 4,))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(members=["a", "../a"]), "outside"),
+        (lambda c: c.update(weights=[[1, 0, 0, 0]]), "2 × 4"),
+        (lambda c: c.update(members=["a"]), "1 × 4"),
+        (lambda c: c.update(members=[]), "members"),
+    ],
+)
+def test_broken_bags_are_named(bag, change, message):
+    edit(bag, change)
+    with pytest.raises(BundleError, match=message):
+        load_any(bag)
+
+
+# --------------------------------------------------------------------------------------- staging
+
+
+def test_staged_directory_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "deep" / "bundle"
+    with staged(out, force=False) as directory:
+        (directory / "file").write_text("x")
+        assert not out.exists()
+    assert (out / "file").read_text() == "x"
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "other", force=False) as directory:
+        (directory / "file").write_text("x")
+        raise KeyboardInterrupt
+    assert {file.name for file in tmp_path.iterdir()} == {"deep"}
+    assert {file.name for file in (tmp_path / "deep").iterdir()} == {"bundle"}
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_force_replaces_a_bundle_and_nothing_else(copy, tmp_path, exchange, monkeypatch):
+    if not exchange:
+        monkeypatch.setattr(bundles, "_exchange", lambda first, second: False)
+    with pytest.raises(BundleError, match="Use --force"), staged(copy, force=False):
+        pytest.fail("entered")
+    with staged(copy, force=True) as directory:
+        (directory / "new").write_text("x")
+        assert (copy / "manifest.json").exists()
+    assert [file.name for file in copy.iterdir()] == ["new"]
+    assert {file.name for file in tmp_path.iterdir()} == {"copy"}
+
+    with pytest.raises(BundleError, match="replaces only what it has built"), staged(copy, force=True):
+        pytest.fail("entered")
+    (tmp_path / "link").symlink_to(copy)
+    with pytest.raises(BundleError, match="something else"), staged(tmp_path / "link", force=True):
+        pytest.fail("entered")
+    (tmp_path / "plain").write_text("mine")
+    with pytest.raises(BundleError, match="something else"), staged(tmp_path / "plain", force=True):
+        pytest.fail("entered")
+    assert (tmp_path / "plain").read_text() == "mine"
+
+
+def test_failed_rebuild_keeps_the_old_bundle(copy):
+    with pytest.raises(RuntimeError), staged(copy, force=True) as directory:
+        (directory / "half").write_text("x")
+        raise RuntimeError
+    Bundle.load(copy, check_hashes=True)
+
+
+def test_full_disk_is_one_message(tmp_path):
+    def fill(directory):
+        raise OSError(28, "No space left on device", str(directory / "weights"))
+
+    with pytest.raises(BundleError, match="No space left on device"), staged(tmp_path / "b", force=False) as directory:
+        fill(directory)
+    assert not list(tmp_path.iterdir())
+
+
+def test_empty_directory_may_become_a_bundle(tmp_path):
+    (tmp_path / "b").mkdir()
+    with staged(tmp_path / "b", force=False) as directory:
+        (directory / "x").write_text("x")
+    assert (tmp_path / "b" / "x").exists()

@@ -1,0 +1,533 @@
+"""The command as users run it: exit codes, one message, one JSON document."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+
+from splitter import arrays, cli
+from splitter.errors import EngineError
+from splitter.runtime.engines import openvino_engine
+from splitter.runtime.orchestrator import default_engine
+from splitter.separation import selection
+
+from ..conftest import snr_db
+
+SPLITTER = Path(sys.executable).with_name("splitter")
+
+TORCH = [f"--engine={segment}=torch" for segment in ("encoder", "transformer", "decoder")]  # nothing to measure
+
+# Shells start background jobs with SIGINT ignored, and children inherit that: undone before the tool starts.
+_INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from splitter.cli import main
+main()
+"""
+
+
+def run(capsys, monkeypatch, *arguments):
+    """In this process, for speed; the real process is exercised below."""
+    monkeypatch.setattr(sys, "argv", ["splitter", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+
+@pytest.fixture
+def splitter(capsys, monkeypatch):
+    monkeypatch.setattr(selection, "_rivals", lambda segment: [default_engine(segment)])  # nothing to measure
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+@pytest.mark.slow
+def test_build_verify_and_separate_end_to_end(tmp_path, song_path):
+    """As README's first command does it, in processes of their own."""
+
+    def command(*arguments):
+        return subprocess.run([SPLITTER, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
+
+    built = command("build", "demo", "-o", "b")
+    assert "skip_freq_0" in built.stdout
+    assert "1×8×256×130" in built.stdout
+    verified = command("verify", "b")
+    assert "passed" in verified.stdout
+    separated = command("separate", song_path, "-b", "b", "--shifts", "0", "--json", *TORCH)
+    (file,) = json.loads(separated.stdout)["files"]
+    assert file["error"] is None
+    assert all((tmp_path / path).is_file() for path in file["stems"].values())
+    for result in (built, verified, separated):
+        assert "Warning" not in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("verb", ["inspect", pytest.param("verify", marks=pytest.mark.slow)])
+def test_json_is_exactly_one_document(splitter, demo_path, verb):
+    code, out, _ = splitter(verb, demo_path, "--json")
+    assert code == 0
+    document = json.loads(out)
+    if verb == "verify":
+        assert document["partition"]["max_abs"] == 0
+        assert document["passed"] is True
+    else:
+        tensors = {t["name"]: t for t in document["members"][0]["manifest"]["tensors"]}
+        assert tensors["skip_freq_0"]["shape"] == [1, 8, 256, 130]
+        assert tensors["skip_freq_0"]["bytes"] == 4 * 8 * 256 * 130
+
+
+def test_inspect_shows_every_boundary(splitter, demo_path, demo_bundle):
+    code, out, _ = splitter("inspect", demo_path)
+    assert code == 0
+    for spec in demo_bundle.manifest.tensors:
+        assert spec.name in out
+        assert "×".join(map(str, spec.shape)) in out
+
+
+def test_failed_verification_exits_with_one(splitter, demo_path, tmp_path):
+    shutil.copytree(demo_path, tmp_path / "b")
+    with (tmp_path / "b" / "analysis.json").open("r+b") as file:
+        file.write(b" ")
+    code, out, _ = splitter("verify", tmp_path / "b")
+    assert code == 1
+    assert "FAILED" in out
+    code, out, _ = splitter("verify", tmp_path / "b", "--json")
+    assert code == 1
+    assert json.loads(out)["passed"] is False
+
+
+FAILURES = {
+    "unknown model": (["build", "htdemuxx", "-o", "OUT"], "Names are demo"),
+    "missing checkpoint": (["build", "none.safetensors", "-o", "OUT"], "none.safetensors"),
+    "half boundaries below iOS16": (
+        ["build", "demo", "-o", "OUT", "--boundary-dtype", "fp16", "--target", "iOS15"],
+        "iOS16",
+    ),
+    "compressed weights below iOS16": (
+        ["build", "demo", "-o", "OUT", "--compress", "pal6", "--target", "iOS15"],
+        "iOS15 has no operation that decodes weights",
+    ),
+    "segment too long": (["build", "demo", "-o", "OUT", "--segment", "1.6"], "1.5 s"),
+    "segment of nothing": (["build", "demo", "-o", "OUT", "--segment", "0"], "longer than 0 s"),
+    "missing plan": (["build", "demo", "-o", "OUT", "--plan", "none.toml"], "none.toml"),
+    "golden audio that is missing": (["build", "demo", "-o", "OUT", "--golden-audio", "none.wav"], "none.wav"),
+    "random weights for no configuration": (
+        ["build", "demo", "-o", "OUT", "--random-init", "1"],
+        "named configuration",
+    ),
+    "no bundle": (["verify", "nowhere"], "splitter build"),
+    "no bundle to run": (["separate", "SONG"], "-b DIR"),
+    "bundle not found": (["separate", "SONG", "-b", "nowhere"], "splitter build"),
+    "unknown name": (["separate", "SONG", "-n", "htdemuxx"], "Names are demo"),
+    "unknown stem": (["separate", "SONG", "-b", "BUNDLE", "--two-stems", "piano"], "drums, bass, other, vocals"),
+    "overlap of one": (["separate", "SONG", "-b", "BUNDLE", "--overlap", "1"], "less than 1"),
+    "more jobs than cores": (["separate", "SONG", "-b", "BUNDLE", "-j", "4096"], "a core for each; got 4096"),
+    "no job": (["separate", "SONG", "-b", "BUNDLE", "-j", "0"], "jobs"),
+    "two formats": (["separate", "SONG", "-b", "BUNDLE", "--mp3", "--flac"], "one format"),
+    "two depths": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--int24"], "one format"),
+    "float FLAC": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--flac"], "integers"),
+    "missing file": (["separate", "none.wav", "-b", "BUNDLE"], "no such file"),
+    "engine without a segment": (["separate", "SONG", "-b", "BUNDLE", "--engine", "jax"], "SEGMENT=ENGINE"),
+    "engine that cannot": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=jax"], "JAX runs the transformer"),
+    "unknown engine": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"], "There are: coreml"),
+    "profile of an engine that cannot": (
+        ["profile", "BUNDLE", "--engine", "encoder=jax"],
+        "JAX runs the transformer",
+    ),
+    "profile of an unknown segment": (["profile", "BUNDLE", "--engine", "enkoder=mil"], "enkoder"),
+    "profile of no runs": (["profile", "BUNDLE", "--runs", "0"], "--runs"),
+    "profile beside nothing": (["profile", "BUNDLE", "--merge", "none.json"], "none.json must be a profile"),
+    "unknown option": (["verify", "BUNDLE", "--fast"], "--fast"),
+}
+
+
+def test_fast_is_refused_where_it_would_not_be(splitter, demo_path, song_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "find_spec", lambda name: object())
+    monkeypatch.setattr(openvino_engine, "_capabilities", lambda: ("FP32", "INT8"))
+    code, out, err = splitter("separate", song_path, "-b", demo_path, "-o", tmp_path / "out", "--fast")
+    assert (code, out) == (1, "")
+    assert "no instructions for bfloat16" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_runs_what_is_said(splitter, demo_path, song_path, tmp_path):
+    _, _, err = splitter(
+        "separate", song_path, "-b", demo_path, "-o", tmp_path, "--shifts", "0", "--engine", "transformer=numpy"
+    )
+    assert "engines: analysis=torch, encoder=torch, transformer=numpy, decoder=torch, synthesis=torch" in err
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILURES.values(), ids=FAILURES)
+def test_failures_are_one_clear_message(splitter, demo_path, song_path, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    places = {"OUT": tmp_path / "out", "SONG": song_path, "BUNDLE": demo_path}
+    arguments = [places.get(argument, argument) for argument in arguments]
+    code, out, err = splitter(*arguments)
+    assert code != 0
+    assert message in err
+    assert "Traceback" not in err
+    assert out == ""
+    code, out, err = splitter(*arguments, "--json")
+    assert code != 0
+    document = json.loads(out)
+    assert message in json.dumps(document, ensure_ascii=False)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()], "nothing was left behind"
+
+
+def test_existing_bundle_is_refused_and_kept(splitter, demo_path):
+    before = (demo_path / "manifest.json").read_bytes()
+    code, _, err = splitter("build", "demo", "-o", demo_path)
+    assert code == 1
+    assert "Use --force" in err
+    assert (demo_path / "manifest.json").read_bytes() == before
+
+
+def test_directory_that_is_no_bundle_survives_force(splitter, tmp_path):
+    (tmp_path / "thesis.txt").write_text("ten years")
+    code, _, err = splitter("build", "demo", "-o", tmp_path, "--force")
+    assert code == 1
+    assert "replaces only what it has built" in err
+    assert (tmp_path / "thesis.txt").read_text() == "ten years"
+
+
+def test_good_files_are_done_though_one_is_broken(splitter, demo_path, song_path, tmp_path):
+    (tmp_path / "bad.wav").write_text("no sound")
+    code, out, err = splitter(
+        "separate", tmp_path / "bad.wav", song_path, "-b", demo_path, "-o", tmp_path / "out", "--shifts", "0"
+    )
+    assert code == 1
+    assert err.count("error:") == 1
+    assert "bad.wav" in err
+    assert len(out.splitlines()) == 4
+    assert all(Path(line).is_file() for line in out.splitlines())
+
+
+def test_named_bundle_is_built_once_in_the_cache(splitter, demo_path, song_path, tmp_path, monkeypatch):
+    from splitter.bundle.directory import load_any
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    built = []
+
+    def build(name, out, **options):
+        built.append(name)
+        shutil.copytree(demo_path, out)
+        return load_any(out)
+
+    monkeypatch.setattr("splitter.compiler.build", build)
+    for _ in range(2):
+        code, out, _ = splitter(
+            "separate", song_path, "-n", "demo", "-o", tmp_path / "out", "--shifts", "0", "--two-stems", "bass"
+        )
+        assert code == 0
+        assert [Path(line).name for line in out.splitlines()] == ["bass.wav", "no_bass.wav"]
+    assert built == ["demo"]
+    assert list((tmp_path / "cache" / "splitter" / "bundles").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "suffix"), [(["--mp3"], "mp3"), (["--flac", "--int24"], "flac"), (["--float32"], "wav")]
+)
+def test_formats(splitter, demo_path, song_path, tmp_path, flags, suffix):
+    code, out, _ = splitter("separate", song_path, "-b", demo_path, "-o", tmp_path, "--shifts", "0", *flags,
+                            "--filename", "{track} - {stem}.{ext}")  # fmt: skip
+    assert code == 0
+    assert Path(out.splitlines()[0]) == tmp_path / "demo" / f"song - drums.{suffix}"
+
+
+def test_unexpected_error_is_one_line_and_a_way_to_see_more(splitter, demo_path, monkeypatch):
+    monkeypatch.setattr("splitter.bundle.directory.load_any", lambda path: 1 / 0)
+    code, _, err = splitter("inspect", demo_path)
+    assert code == 70
+    assert (
+        err
+        == "splitter: error: internal error, please report it: ZeroDivisionError: division by zero (SPLITTER_DEBUG=1 shows where)\n"
+    )
+    monkeypatch.setenv("SPLITTER_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["splitter", "inspect", str(demo_path)])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_predict_runs_a_package(splitter, tmp_path, demo_bundle, suffix):
+    golden = demo_bundle.goldens()
+    inputs, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    arrays.write(inputs, {name: golden[name] for name in ("spectrogram", "waveform")})
+    code, stdout, _ = splitter(
+        "predict", demo_bundle.path / "encoder.mlpackage", "--inputs", inputs, "-o", out, "--json"
+    )
+    assert code == 0
+    results = arrays.read(out)
+    assert json.loads(stdout)["outputs"].keys() == results.keys()
+    assert snr_db(golden["skip_freq_1"], results["skip_freq_1"]) > 110
+    options = ["--values", "fp16", "--accumulators", "staged"]
+    code, stdout, _ = splitter(
+        "predict", demo_bundle.path / "encoder.mlpackage", "--inputs", inputs, "-o", out, *options
+    )
+    assert code == 0
+    assert "skip_freq_1 [1, 16, 64, 130] float32" in stdout
+    assert 40 < snr_db(golden["skip_freq_1"], arrays.read(out)["skip_freq_1"]) < 110
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"package": "nothing.mlpackage"}, "must be a Core ML package"),
+        ({"inputs": "nothing.npz"}, "must hold arrays by name"),
+        ({"inputs": "other.npz"}, "'spectrogram' of encoder.mlpackage is given"),
+        ({"out": "out.txt"}, r"\.npz or \.safetensors"),
+        ({"out": "no/such/folder.npz"}, "must be writable"),
+        ({"function": "second"}, "second.*It has main"),
+    ],
+)
+def test_predict_refuses_by_name_what_it_cannot_do(splitter, tmp_path, demo_bundle, monkeypatch, change, message):
+    monkeypatch.chdir(tmp_path)
+    golden = demo_bundle.goldens()
+    arrays.write(Path("in.npz"), {name: golden[name] for name in ("spectrogram", "waveform")})
+    arrays.write(Path("other.npz"), {"waveform": golden["waveform"]})
+    chosen = {"package": demo_bundle.path / "encoder.mlpackage", "inputs": "in.npz", "out": "out.npz"} | change
+    function = ["--function", chosen["function"]] if "function" in chosen else []
+    code, _, err = splitter("predict", chosen["package"], "--inputs", chosen["inputs"], "-o", chosen["out"], *function)
+    assert code != 0
+    assert re.search(message, " ".join(err.split()))
+    assert "Traceback" not in err
+    assert not Path("out.npz").exists()
+
+
+def test_a_dump_is_judged_and_the_last_line_says_where_it_diverges(splitter, tmp_path, demo_path):
+    sound, wrong = tmp_path / "sound.safetensors", tmp_path / "wrong.npz"
+    code, stdout, _ = splitter("goldens", demo_path, "-o", sound, "--taps", "layers_t.0.*", "--json")
+    assert code == 0
+    assert json.loads(stdout)["taps"]["layers_t.0.gelu"] == [1, 259, 160]
+    code, stdout, _ = splitter("verify-port", sound, sound, "-b", demo_path)
+    assert code == 0
+    assert stdout.rstrip().endswith("no divergence in 16 taps")
+    values = arrays.read(sound)
+    arrays.write(wrong, values | {"layers_t.0.gamma_2": values["layers_t.0.linear2"]})
+    code, stdout, _ = splitter("verify-port", wrong, "-b", demo_path)
+    assert code == 1
+    assert stdout.splitlines()[-1] == "first divergence: layers_t.0.gamma_2 (layer scale left out)"
+    code, stdout, _ = splitter("verify-port", wrong, "-b", demo_path, "--json")
+    assert code == 1
+    report = json.loads(stdout)
+    assert report["first_divergence"] == {"tap": "layers_t.0.gamma_2", "cause": "layer scale left out"}
+    assert len(report["missing"]) == 158
+    code, stdout, _ = splitter("goldens", demo_path, "-o", tmp_path / "tiny.npz", "--tiny")
+    assert code == 0
+    assert len(stdout.splitlines()) == 16
+
+
+def test_a_dump_that_cannot_be_read_is_one_message(splitter, tmp_path, demo_path):
+    code, _, err = splitter("verify-port", tmp_path / "nothing.npz", "-b", demo_path)
+    assert code == 1
+    assert "must hold arrays by name" in " ".join(err.split())
+    code, _, err = splitter("goldens", demo_path, "-o", tmp_path / "out.npz", "--taps", "layers.9.*")
+    assert code == 1
+    assert "fit some; got layers.9.*" in " ".join(err.split())
+    assert not (tmp_path / "out.npz").exists()
+
+
+def tracks(directory, count, seconds=0.1):
+    paths = [directory / f"{index}.wav" for index in range(count)]
+    for seed, path in enumerate(paths):
+        soundfile.write(path, np.random.default_rng(seed).uniform(-0.5, 0.5, (int(8000 * seconds), 2)), 8000)
+    return paths
+
+
+def test_a_batch_says_what_it_made_what_was_there_and_what_failed(splitter, tmp_path, toy_path):
+    songs = tracks(tmp_path, 3)
+    songs[1].write_text("no sound")
+    code, out, err = splitter("separate", *songs, "-b", toy_path, "-o", tmp_path / "out")
+    assert code == 1
+    assert out.splitlines() == [str(tmp_path / "out" / "duo" / name / f"{stem}.wav")
+                                for name in ("0", "2") for stem in ("kept", "rest")]  # fmt: skip
+    assert err.splitlines()[-2:] == ["2 separated, 0 there already, 1 failed", f"  {songs[1]}"]
+    code, again, err = splitter("separate", *songs, "-b", toy_path, "-o", tmp_path / "out")
+    assert (code, again) == (1, out)
+    assert f"{songs[0]}: its stems are there already (--force makes them again)" in err
+    assert "0 separated, 2 there already, 1 failed" in err
+    code, out, err = splitter("separate", songs[0], "-b", toy_path, "-o", tmp_path / "out", "--force", "--json")
+    assert code == 0
+    assert [line.split(":")[0] for line in err.splitlines()] == ["engines"]
+    assert json.loads(out)["files"][0]["attempts"] == 1
+    code, out, _ = splitter("separate", songs[0], "-b", toy_path, "-o", tmp_path / "out", "--json")
+    assert json.loads(out)["files"][0]["attempts"] == 0
+
+
+@pytest.mark.slow
+def test_what_is_piped_stays_out_of_the_terminal(tmp_path, toy_path):
+    """Bars in the terminal, paths in the pipe."""
+    terminal, end = os.openpty()
+    command = [SPLITTER, "separate", *tracks(tmp_path, 2), "-b", toy_path, "-o", tmp_path / "out"]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=end, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 4
+    shown = os.read(terminal, 1 << 16).decode()
+    assert "all files" in shown
+    assert "2/2 files" in shown
+    assert "kept.wav" not in shown
+    os.close(terminal)
+    os.close(end)
+
+
+def test_interrupt_that_became_an_error_on_its_way_is_one(splitter, monkeypatch):
+    """As extension modules make of it that import others."""
+
+    def importing(standalone_mode):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise EngineError("numpy must import", received="an interrupt") from None
+
+    monkeypatch.setattr(cli, "command", importing)
+    found = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert splitter("build") == (130, "", "splitter: error: interrupted; nothing half-written was left behind\n")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, found)
+
+
+@pytest.mark.parametrize("verb", ["build", "separate", pytest.param("batch", marks=pytest.mark.slow)])
+def test_interrupt_leaves_nothing_half_written(tmp_path, demo_path, verb):
+    """A real SIGINT to a real process and those it started, as a terminal sends it, while they work."""
+    if verb == "build":
+        arguments = ["build", "demo", "-o", tmp_path / "out" / "b"]
+    else:
+        from splitter_weights.demo import songs
+
+        long = np.tile(songs.mixture(songs.synthesise(5, 1)), 40).T
+        files = [tmp_path / "a.wav", tmp_path / "b.wav"][: 2 if verb == "batch" else 1]
+        for file in files:
+            soundfile.write(file, long, 44_100)
+        arguments = ["separate", *files, "-b", demo_path, "-o", tmp_path / "out", "-j", str(len(files)), *TORCH]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTIBLE, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    begun = "*.waiting" if verb == "batch" else "*"  # what a worker writes
+    while not list((tmp_path / "out").rglob(begun)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    assert process.poll() is None, "it must still be working to be interrupted"
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert len(started) >= (2 if verb == "batch" else 0)
+    assert not psutil.wait_procs(started, timeout=10)[1]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["inspect", "DEMO"], ["inspect", "DEMO", "--json"], ["inspect", "none", "--json"]]
+)
+def test_a_full_disk_behind_standard_output_is_one_message(demo_path, arguments):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    command = [str(demo_path) if one == "DEMO" else one for one in arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([SPLITTER, *command], stdout=full, stderr=subprocess.PIPE, text=True)  # noqa: PLW1510
+    assert done.returncode == 1
+    expected = "must be a bundle" if "none" in arguments else "standard output must be writable; got No space left"
+    assert re.fullmatch(rf"splitter: error: .*{expected}.*\n", done.stderr)
+
+
+def test_standard_output_may_be_closed(demo_path):
+    done = subprocess.run(  # noqa: PLW1510
+        ["sh", "-c", 'exec "$@" >&-', "sh", SPLITTER, "inspect", demo_path], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_brackets_in_names_are_names(splitter, demo_path, tmp_path):
+    bundle = tmp_path / "a [live][b].bundle"
+    bundle.symlink_to(demo_path)
+    code, out, err = splitter("doctor", bundle, "--static", "--fail-on", "never")
+    assert code == 0
+    assert "a [live][b].bundle" in out
+    assert "internal" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["separate", "x.wav", "-b", "DEMO", "--segment", "nan"], "nan is not a finite number"),
+        (["build", "demo", "-o", "x", "--segment", "inf"], "inf is not a finite number"),
+        (["build", "demo", "-o", "x", "--min-snr", "nan"], "nan is not a finite number"),
+        (["plan", "demo", "--max-weight-mb", "nan"], "nan is not a finite number"),
+        (["report", "DEMO", "--start", "inf"], "inf is not a finite number"),
+        (["report", "DEMO", "--seconds", "nan"], "nan is not a finite number"),
+        (["report", "DEMO", "-o", "."], "must be a file"),
+        (["separate", "x.wav", "-b", "DEMO", "--mp3", "--mp3-bitrate", "100"], "MP3 has the bit rate; got 100"),
+    ],
+)
+def test_numbers_and_names_that_are_none_are_refused(splitter, demo_path, arguments, message):
+    code, _, err = splitter(*(demo_path if one == "DEMO" else one for one in arguments))
+    assert code in (1, 2)
+    assert message in err
+
+
+@pytest.mark.parametrize("wrong", [["--two-stems", "piano"], ["--overlap", "2"], ["--shifts", "-1"]])
+def test_options_are_refused_before_engines_are_measured(splitter, demo_path, song_path, monkeypatch, wrong):
+    monkeypatch.setattr(selection, "fastest", lambda *given: pytest.fail("measured"))
+    code, _, err = splitter("separate", song_path, "-b", demo_path, *wrong)
+    assert (code, "got" in err) == (1, True)
+
+
+def test_a_profile_of_another_model_is_refused_before_anything_is_measured(splitter, demo_path, tmp_path, monkeypatch):
+    profile = splitter("profile", demo_path, "--runs", 1, "--json")[1]
+    (tmp_path / "other.json").write_text(profile.replace('"samples": 66150', '"samples": 66151'))
+    monkeypatch.setattr("splitter.profiling.profile", lambda *given, **more: pytest.fail("measured"))
+    code, _, err = splitter("profile", demo_path, "--merge", tmp_path / "other.json")
+    assert code == 1
+    assert "one checkpoint and one length" in err
+
+
+def test_help_is_there_and_quick():
+    result = subprocess.run([SPLITTER, "separate", "--help"], check=True, capture_output=True, text=True)
+    for option in ("--two-stems", "--other-method", "--shifts", "--overlap", "--segment", "--mp3", "--flac", "--float32",
+                   "--int24", "--clip-mode", "--filename", "--bundle", "--name", "--out", "--engine", "--fast",
+                   "--jobs", "--force", "--json"):  # fmt: skip
+        assert option in result.stdout
+
+
+def test_doctor_says_what_it_found_and_exits_by_it(splitter, demo_path):
+    package = demo_path / "encoder.mlpackage"
+    code, out, _ = splitter("doctor", package, "--static")
+    assert code == 0
+    assert "engine-extent" in out
+    assert "1×2×66150, the limit is 16384" in out
+    assert splitter("doctor", package, "--static", "--fail-on", "warning")[0] == 1
+    assert splitter("doctor", package, "--static", "--fail-on", "never")[0] == 0
+    assert "the limit is 65536" in splitter("doctor", package, "--static", "--chip", "m4")[1]
+
+
+def test_doctor_json_is_one_document(splitter, demo_path, demo_bundle, tmp_path):
+    arrays.write(tmp_path / "in.npz", demo_bundle.goldens())
+    code, out, _ = splitter("doctor", demo_path, "--inputs", tmp_path / "in.npz", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert [one["measured"] for one in document["packages"]] == [True, True]
+    assert document["summary"]["error"] == 0
+    code, out, _ = splitter("doctor", tmp_path, "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["kind"] == "PackageError"
+    code, _, err = splitter("doctor", demo_path, "--static", "--inputs", tmp_path / "in.npz")
+    assert code == 1
+    assert "--inputs and --static" in err

@@ -1,0 +1,152 @@
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from splitter import Bundle
+from splitter.errors import BundleError, CaptureError
+from splitter.graph import program as programs
+from splitter.graph.capture import capture
+from splitter.graph.program import TensorType
+
+from ..toys import Hybrid
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    return capture(Hybrid().eval(), {"mix": torch.randn(1, 2, 64)}, ("restored",))
+
+
+def saved(program, directory):
+    programs.save(program, directory / "p.json")
+    save_file({k: v.detach().contiguous() for k, v in program.weights.items()}, directory / "w.safetensors")
+    return directory / "p.json", programs.Weights(directory / "w.safetensors")
+
+
+def test_round_trip_is_bit_exact(hybrid, tmp_path):
+    loaded = programs.load(*saved(hybrid, tmp_path))
+    mix = torch.randn(1, 2, 64)
+    assert torch.equal(loaded.run({"mix": mix})["restored"], hybrid.run({"mix": mix})["restored"])
+    assert programs.to_json(loaded) == programs.to_json(hybrid)
+
+
+def test_saving_is_deterministic(hybrid, tmp_path):
+    first = saved(hybrid, tmp_path)[0].read_bytes()
+    assert (
+        saved(capture(Hybrid().eval(), {"mix": torch.zeros(1, 2, 64)}, ("restored",)), tmp_path)[0].read_bytes()
+        == first
+    )
+
+
+def test_observer_sees_every_operator_value(hybrid):
+    seen = {}
+    mix = torch.randn(1, 2, 64)
+    result = hybrid.run({"mix": mix}, lambda node, value: seen.update({node.name: value}))
+    tensors = [node for node in hybrid.operators if node.meta["type"] is not None]
+    assert list(seen) == [node.name for node in tensors]
+    assert all(TensorType.of(seen[node.name]) == node.meta["type"] for node in tensors)
+    assert torch.equal(result["restored"], hybrid.run({"mix": mix})["restored"])
+
+
+def test_constant_is_computed_without_inputs(hybrid):
+    ramp = next(node for node in hybrid.operators if node.target is torch.ops.aten.linspace.default)
+    assert torch.equal(hybrid.constant(ramp), torch.linspace(0, 1, 16))
+    with pytest.raises(ValueError, match="depends on the input mix"):
+        hybrid.constant(hybrid.operators[-1])
+
+
+def edited(hybrid, tmp_path, change):
+    path, weights = saved(hybrid, tmp_path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path, weights
+
+
+HOSTILE = {
+    "another format": lambda c: c.update(format="splitter.program/99"),
+    "operator outside aten": lambda c: c["nodes"][-1].update(op="prims.add.default"),
+    "attribute walk": lambda c: c["nodes"][-1].update(op="aten.__class__.mro"),
+    "operator that reads files": lambda c: c["nodes"][-1].update(op="aten.from_file.default"),
+    "operator that writes in place": lambda c: c["nodes"][-1].update(op="aten.add_.Tensor"),
+    "name that is code": lambda c: c["nodes"][-1].update(name="x = __import__('os')"),
+    "keyword that is code": lambda c: c["nodes"][-1].update(kwargs={"a=1) or __import__('os').abort(": 1}),
+    "input that is code": lambda c: c["nodes"][0].update(target="mix: __import__('os')"),
+    "weight that is code": lambda c: next(n for n in c["nodes"] if n["op"] == "weight").update(target="a b.c"),
+    "reference forward": lambda c: c["nodes"][1].update(op="aten.neg.default", args=[{"node": "never"}]),
+    "two nodes of one name": lambda c: c["nodes"][-1].update(name=c["nodes"][-2]["name"]),
+    "unknown argument": lambda c: c["nodes"][-1].update(args=[{"pickle": "cos\nsystem"}]),
+    "weight of another shape": lambda c: next(n for n in c["nodes"] if n["op"] == "weight").update(shape=[1]),
+    "output that is not there": lambda c: c.update(outputs={"restored": "nothing"}),
+    "nodes of another type": lambda c: c.update(nodes=3),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_programs_are_refused(hybrid, tmp_path, change, monkeypatch):
+    monkeypatch.setattr(os, "abort", lambda: pytest.fail("code of the file was run"))
+    path, weights = edited(hybrid, tmp_path, change)
+    with pytest.raises(BundleError, match=r"p\.json must be a saved program"):
+        programs.load(path, weights).run({"mix": torch.zeros(1, 2, 64)})
+
+
+def test_missing_weight_is_refused(hybrid, tmp_path):
+    path, _ = saved(hybrid, tmp_path)
+    save_file({"up.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(BundleError, match=r"down\.weight"):
+        programs.load(path, programs.Weights(tmp_path / "w.safetensors"))
+
+
+def test_truncated_weights_are_refused(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(BundleError, match=r"w\.safetensors must be a readable safetensors file"):
+        programs.Weights(tmp_path / "w.safetensors").of(["down.weight"])
+
+
+def test_weights_are_read_into_aligned_memory(hybrid, tmp_path):
+    _, weights = saved(hybrid, tmp_path)
+    read = weights.of(hybrid.weights)
+    assert read.keys() == hybrid.weights.keys()
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in read.values())
+
+
+def test_weights_are_read_once_and_only_those_of_the_programs(demo_path, monkeypatch):
+    real, read = programs.safe_open, []
+
+    class Watched:
+        def __init__(self, *args, **kwargs):
+            self.file = real(*args, **kwargs)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *raised):
+            return self.file.__exit__(*raised)
+
+        def keys(self):
+            return self.file.keys()
+
+        def get_tensor(self, name):
+            read.append(name)
+            return self.file.get_tensor(name)
+
+    monkeypatch.setattr(programs, "safe_open", Watched)
+    bundle = Bundle.load(demo_path)
+    analysis, encoder = (bundle.program(bundle.segment(name).program) for name in ("analysis", "encoder"))
+    assert sorted(read) == sorted({*analysis.weights, *encoder.weights})
+    whole = bundle.program(bundle.manifest.whole)
+    assert sorted(read) == sorted(whole.weights)
+    shared = encoder.weights.keys() & whole.weights.keys()
+    assert shared
+    assert all(encoder.weights[name].data_ptr() == whole.weights[name].data_ptr() for name in shared)
+
+
+def test_argument_without_json_form_is_refused(hybrid):
+    copy = hybrid.copy()
+    node = copy.operators[-1]
+    node.args = (*node.args, 1j)
+    with pytest.raises(CaptureError, match="complex"):
+        programs.to_json(copy)

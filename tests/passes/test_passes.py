@@ -1,0 +1,89 @@
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+from splitter import passes
+from splitter.errors import PassError, PlanError
+from splitter.graph.capture import capture
+
+EXPAND = torch.ops.aten.expand.default
+PASS = "keep-broadcasts-small"
+
+
+def captured(forward, **buffers):
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, value in buffers.items():
+                self.register_buffer(name, value)
+
+    Module.forward = forward
+    x = torch.randn(1, 4, 8, 6)
+    return capture(Module().eval(), {"x": x}, ("y",)), {"x": x}
+
+
+def count(program, target=EXPAND):
+    return sum(node.target is target for node in program.operators)
+
+
+def test_expanded_constant_is_kept_small():
+    """Before: expand → mul → add. After: mul → add, on the small tensor."""
+    program, example = captured(lambda self, x: x + 0.2 * self.c[None, :, :, None].expand_as(x), c=torch.randn(4, 8))
+    assert count(program) == 1
+    rewritten, changes = passes.apply(PASS, program, example)
+    assert (changes, count(rewritten)) == (1, 0)
+    mul = next(node for node in rewritten.operators if node.target is torch.ops.aten.mul.Tensor)
+    assert mul.meta["type"].shape == (1, 4, 8, 1)
+    other = torch.randn(1, 4, 8, 6)
+    assert torch.equal(rewritten.run({"x": other})["y"], program.run({"x": other})["y"])
+    assert count(program) == 1, "the argument stays as it is"
+
+
+NEAR_MISSES = {
+    "its shape reaches the output": lambda self, x: self.c.expand_as(x) * 2,
+    "it feeds an operator that does not broadcast": lambda self, x: torch.cat([x, self.c.expand_as(x)], 1),
+    "it is multiplied with itself": lambda self, x: x.sum() * 0 + (e := self.c.expand_as(x)) * e,
+    "the other operand is small too": lambda self, x: self.c.expand_as(x) + x[:, :, :1, :1],
+    "one of its two uses needs the shape": lambda self, x: x + (e := self.c.expand_as(x)) + e.flatten().sum(),
+}
+
+
+@pytest.mark.parametrize("forward", NEAR_MISSES.values(), ids=NEAR_MISSES)
+def test_near_misses_are_left_alone(forward):
+    program, example = captured(forward, c=torch.randn(1, 1, 1, 6))
+    before = count(program)
+    rewritten, _ = passes.apply(PASS, program, example)
+    assert count(rewritten) == before > 0
+
+
+def test_demo_encoder_has_the_case(demo_bundle):
+    encoder = demo_bundle.segment("encoder")
+    assert encoder.passes == {PASS: 1}
+    assert demo_bundle.segment("decoder").passes == {PASS: 0}
+
+
+def test_unknown_pass_is_named():
+    program, example = captured(lambda self, x: x + 1)
+    with pytest.raises(PlanError, match="keep-broadcasts-small"):
+        passes.apply("no-such-pass", program, example)
+
+
+def test_pass_that_breaks_its_promise_is_caught(monkeypatch):
+    @dataclass(frozen=True)
+    class Nudge:
+        name: ClassVar[str] = "nudge"
+        max_abs: ClassVar[float] = 0.0
+
+        def apply(self, program):
+            rewritten = program.copy()
+            add = next(node for node in rewritten.operators if node.target is torch.ops.aten.add.Tensor)
+            add.args = (add.args[0], add.args[1] + 1e-6)
+            return rewritten, 1
+
+    monkeypatch.setattr(passes, "PASSES", {"nudge": Nudge()})
+    program, example = captured(lambda self, x: x + 1)
+    with pytest.raises(PassError, match=r"max \|Δ\| = 9\.5"):
+        passes.apply("nudge", program, example)

@@ -1,0 +1,325 @@
+import itertools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from splitter_weights.demo import songs
+
+from splitter.errors import AudioError, UsageError
+from splitter.separation.audio import MP3_BITRATES, Encoding, StemWriter, Track, Window, finish, statistics
+
+from ..conftest import snr_db
+
+RATE = 44_100
+
+
+@pytest.fixture(scope="module")
+def sound():
+    return songs.mixture(songs.synthesise(1.5, 42))
+
+
+def written(path, sound, rate=RATE, **options):
+    soundfile.write(path, sound.T, rate, **options)
+    return Track(path, RATE, 2)
+
+
+def decoded(track):
+    return np.concatenate(list(track.blocks()), axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "at_least"),
+    [
+        ("x.wav", {"subtype": "FLOAT"}, 300),
+        ("x.wav", {"subtype": "PCM_24"}, 120),
+        ("x.flac", {}, 70),
+        ("x.aiff", {}, 70),
+        ("x.ogg", {}, 10),
+        ("x.mp3", {}, 10),
+    ],
+)
+def test_formats_are_read(tmp_path, sound, name, options, at_least):
+    result = decoded(written(tmp_path / name, sound, **options))
+    assert result.shape == sound.shape
+    assert snr_db(sound, result) >= at_least
+
+
+def test_blocks_are_small_whatever_the_length(tmp_path, sound):
+    track = written(tmp_path / "x.wav", np.tile(sound, 4))
+    assert max(block.shape[1] for block in track.blocks()) <= 1 << 16
+
+
+@pytest.mark.parametrize("rate", [8000, 22_050, 48_000, 96_000])
+def test_other_rates_are_resampled_as_soxr_does_in_one_go(tmp_path, sound, rate):
+    result = decoded(written(tmp_path / "x.wav", sound, rate, subtype="FLOAT"))
+    whole = soxr.resample(sound.T, rate, RATE, quality="HQ").T
+    assert abs(result.shape[1] - round(sound.shape[1] * RATE / rate)) <= 1
+    length = min(result.shape[1], whole.shape[1])
+    assert snr_db(whole[:, :length], result[:, :length]) >= 100
+
+
+def test_channels_are_fitted_as_demucs_does(tmp_path, sound):
+    mono = written(tmp_path / "mono.wav", sound[:1], subtype="FLOAT")
+    assert np.array_equal(decoded(mono), np.repeat(sound[:1], 2, axis=0))
+    many = written(tmp_path / "six.wav", np.concatenate([sound, sound * 0.1, sound * 0.2]), subtype="FLOAT")
+    assert np.array_equal(decoded(many), sound)
+    down = Track(tmp_path / "six.wav", RATE, 1)
+    assert decoded(down).shape[0] == 1
+    with pytest.raises(AudioError, match="is mono or has 4 channels; got 2"):
+        decoded(Track(written(tmp_path / "x.wav", sound).path, RATE, 4))
+
+
+def test_statistics_are_those_of_the_mono_mixdown(tmp_path, sound):
+    loud = (sound + 0.3).astype(np.float32)
+    heard = statistics(written(tmp_path / "x.wav", loud, subtype="FLOAT"))
+    mono = loud.astype(np.float64).mean(axis=0)
+    assert heard.samples == mono.size
+    assert heard.mean == pytest.approx(mono.mean(), rel=1e-9)
+    assert heard.std == pytest.approx(mono.std(ddof=1), rel=1e-9)
+
+
+def test_single_sample_has_no_deviation(tmp_path):
+    assert statistics(written(tmp_path / "x.wav", np.full((2, 1), 0.5, np.float32))).std == 0
+
+
+BAD = {
+    "empty": lambda path, sound: path.write_bytes(b""),
+    "not audio": lambda path, sound: path.write_bytes(b"hello, I am a text file\n" * 20),
+    "zero length": lambda path, sound: soundfile.write(path, np.zeros((0, 2)), RATE, format="WAV"),
+    "NaN": lambda path, sound: soundfile.write(path, np.full((10, 2), np.nan), RATE, format="WAV", subtype="FLOAT"),
+    "infinite": lambda path, sound: soundfile.write(
+        path, np.full((10, 2), np.inf), RATE, format="WAV", subtype="FLOAT"
+    ),
+    "missing": lambda path, sound: None,
+    "a directory": lambda path, sound: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("make", BAD.values(), ids=BAD)
+def test_bad_files_are_named(tmp_path, sound, make):
+    make(tmp_path / "bad.wav", sound)
+    with pytest.raises(AudioError, match=r"bad\.wav"):
+        statistics(Track(tmp_path / "bad.wav", RATE, 2))
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.mp3", "x.aiff"])
+def test_truncated_files_are_named(tmp_path, sound, name):
+    track = written(tmp_path / name, sound)
+    track.path.write_bytes(track.path.read_bytes()[: track.path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=name):
+        statistics(track)
+
+
+def test_length_placeholder_of_a_pipe_is_no_truncation(tmp_path, sound):
+    track = written(tmp_path / "x.wav", sound)
+    raw = bytearray(track.path.read_bytes())
+    at = raw.index(b"data") + 4
+    raw[at : at + 4] = b"\xff\xff\xff\xff"
+    track.path.write_bytes(raw)
+    assert statistics(track).samples == sound.shape[1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 4000)), min_size=1, max_size=12))
+def test_window_is_the_track_with_silence_around(moves):
+    import tempfile
+    from pathlib import Path
+
+    rng = np.random.default_rng(0)
+    sound = rng.uniform(-1, 1, (2, 9000)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as directory:
+        window = Window(written(Path(directory) / "x.wav", sound, subtype="FLOAT"), history=4000)
+        start = -500
+        padded = np.pad(sound, ((0, 0), (1000, 60_000)))
+        for step, length in moves:
+            start += step
+            assert np.array_equal(window.read(start, start + length), padded[:, 1000 + start : 1000 + start + length])
+
+
+def test_window_forgets_what_lies_behind(tmp_path, sound):
+    window = Window(written(tmp_path / "x.wav", sound), history=100)
+    window.read(0, 20_000)
+    window.read(19_900, 20_000)
+    with pytest.raises(ValueError, match="no longer held"):
+        window.read(0, 10)
+    assert window._buffer.shape[1] <= (1 << 16) + 100
+
+
+def write(path, blocks, encoding, samples):
+    with StemWriter(path, encoding, RATE, 2, samples) as writer:
+        for block in blocks:
+            writer.write(block)
+        finish([writer])
+    return soundfile.read(path, dtype="float32", always_2d=True)[0].T
+
+
+@pytest.mark.parametrize("peak", [0.5, 3.0])
+def test_rescale_divides_the_whole_stem_by_its_peak_if_that_exceeds_one(tmp_path, sound, peak):
+    loud = sound * np.float32(peak / np.abs(sound).max())
+    result = write(tmp_path / "x.wav", np.array_split(loud, 7, axis=1), Encoding(subtype="FLOAT"), loud.shape[1])
+    expected = loud / np.float32(max(1.01 * np.abs(loud).max(), 1))
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.wav"]
+
+
+class Steps:
+    """What `finish` sees of a writer."""
+
+    def __init__(self, steps):
+        self.steps, self.closed = steps, False
+
+    def finishing(self):
+        try:
+            yield from self.steps
+        finally:
+            self.closed = True
+
+
+def test_files_are_finished_at_the_same_time():
+    both = threading.Barrier(2)
+
+    def steps(count):
+        for _ in range(count):
+            both.wait(10)
+            yield 1
+        both.wait(10)
+
+    finish([Steps(steps(3)), Steps(steps(3))], threads=2)
+    assert both.n_waiting == 0
+    assert not both.broken
+
+
+def test_a_file_that_cannot_be_written_stops_the_others():
+    def full():
+        yield 1
+        raise OSError("the disk is full")
+
+    other = Steps(itertools.repeat(1))
+    with pytest.raises(OSError, match="full") as error:
+        finish([Steps(full()), other])
+    assert other.closed, f"whoever holds {error.value}"
+
+
+def test_a_second_interrupt_does_not_wait_for_the_files(monkeypatch):
+    begun, gate = threading.Event(), threading.Event()
+
+    class Interrupted(ThreadPoolExecutor):
+        def map(self, function, steps):
+            self.submit(function, *steps)
+            begun.wait(10)
+            raise KeyboardInterrupt
+
+        def __exit__(self, *error):
+            raise KeyboardInterrupt
+
+    def slow():
+        begun.set()
+        gate.wait(10)
+        yield 1
+
+    monkeypatch.setattr("splitter.separation.audio.ThreadPoolExecutor", Interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            finish([Steps(slow())])
+    finally:
+        gate.set()
+
+
+@pytest.mark.parametrize(
+    ("clip", "expected"),
+    [("clamp", lambda x: np.clip(x, -0.99, 0.99)), ("tanh", np.tanh), ("none", lambda x: x)],
+)
+def test_clip_modes(tmp_path, sound, clip, expected):
+    loud = sound * np.float32(3)
+    result = write(tmp_path / "x.wav", [loud], Encoding(subtype="FLOAT", clip=clip), loud.shape[1])
+    np.testing.assert_allclose(result, expected(loud), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "at_least"),
+    [
+        (Encoding("wav", "PCM_16"), 70),
+        (Encoding("wav", "PCM_24"), 120),
+        (Encoding("flac", "PCM_16"), 70),
+        (Encoding("flac", "PCM_24"), 120),
+        (Encoding("mp3", "MPEG_LAYER_III"), 10),
+    ],
+)
+def test_formats_are_written(tmp_path, sound, encoding, at_least):
+    path = tmp_path / f"x.{encoding.container}"
+    result = write(path, np.array_split(sound, 3, axis=1), encoding, sound.shape[1])
+    assert snr_db(sound, result[:, : sound.shape[1]]) >= at_least
+    info = soundfile.info(path)
+    assert (info.samplerate, info.channels, info.subtype) == (RATE, 2, encoding.subtype)
+
+
+@pytest.mark.parametrize("rate", MP3_BITRATES)
+def test_mp3_has_the_bit_rate_asked(tmp_path, sound, rate):
+    long = np.tile(sound, 8)
+    write(tmp_path / "x.mp3", [long], Encoding("mp3", "MPEG_LAYER_III", "none", rate), long.shape[1])
+    size = (tmp_path / "x.mp3").stat().st_size * 8 / (long.shape[1] / RATE) / 1000
+    assert size == pytest.approx(rate, rel=0.04)
+
+
+def test_bit_rates_that_mp3_does_not_have_are_refused():
+    with pytest.raises(UsageError, match="got 100"):
+        Encoding("mp3", "MPEG_LAYER_III", "none", 100)
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    """An MP3 of variable bit rate whose first frames are small, so that its length cannot be told by them."""
+    noise = np.random.default_rng(0).uniform(-0.9, 0.9, (6 * RATE, 2)) * np.linspace(0, 1, 6 * RATE)[:, None] ** 4
+    options = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE", "compression_level": 0.5}
+    soundfile.write(tmp_path / "tagged.mp3", noise, RATE, **options)
+    return (tmp_path / "tagged.mp3").read_bytes()
+
+
+PICTURE = b"\xff\xfb\x90d" + b"Xing" + bytes(120)  # what looks like a frame is not always one
+ID3 = b"ID3\x03\0\0\0\0\x01\0" + PICTURE
+
+
+@pytest.mark.parametrize("before", [b"", ID3, ID3 + ID3], ids=["plain", "id3", "two"])
+@pytest.mark.parametrize("tag", [True, False])
+def test_mp3_is_read_to_its_end(tmp_path, tagged, before, tag):
+    length = tagged.index(b"\xff\xfb", 200)  # of the frame that holds nothing but the tag
+    assert b"Xing" in tagged[:length]
+    path = tmp_path / "x.mp3"
+    path.write_bytes(before + tagged[0 if tag else length :])
+    samples = decoded(Track(path, RATE, 2)).shape[1]
+    assert 6 * RATE <= samples <= 6 * RATE + 3 * 1152
+    if not tag:
+        assert abs(soundfile.info(path).frames - samples) > RATE, "libsndfile is as wrong as was thought"
+
+
+def test_mp3_that_is_left_in_the_middle_leaves_no_thread(tmp_path, tagged):
+    path = tmp_path / "x.mp3"
+    path.write_bytes(tagged[tagged.index(b"\xff\xfb", 200) :] * 9)
+    before = threading.active_count()
+    blocks = Track(path, RATE, 2).blocks()
+    next(blocks)
+    assert threading.active_count() == before + 1
+    blocks.close()
+    assert threading.active_count() == before
+
+
+def test_names_outside_the_systems_encoding(tmp_path, sound):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav"))
+    with StemWriter(path, Encoding(subtype="FLOAT"), RATE, 2, sound.shape[1]) as writer:
+        writer.write(sound)
+        finish([writer])
+    assert np.array_equal(decoded(Track(path, RATE, 2)), sound)
+
+
+def test_files_beyond_four_gigabytes_get_a_header_that_can_count_them(tmp_path, sound):
+    with StemWriter(tmp_path / "x.wav", Encoding(subtype="FLOAT", clip="none"), RATE, 2, 700_000_000) as writer:
+        writer.write(sound)
+        finish([writer])
+    assert (tmp_path / "x.wav").read_bytes()[:4] == b"RF64"

@@ -1,0 +1,188 @@
+"""Models by name or file: the demo, the released ones from the hub, checkpoints and bags on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import yaml
+from demucs.hf import DEFAULT_NAMESPACE, hf_repo_name
+from demucs.htdemucs import HTDemucs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from splitter.errors import CheckpointError, UsageError
+from splitter.plan.schema import readable
+
+from .configurations import CONFIGURATIONS
+from .inspection import LOADERS
+
+DEMO = "demo"
+NAMES = (DEMO, *CONFIGURATIONS)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model and where it comes from.
+
+    Attributes:
+        name: e.g. ``"htdemucs"`` or the file's stem.
+        model: demucs's own module, in eval mode.
+        arguments: The constructor's keyword arguments as JSON values, fractions as ``"39/5"``.
+        sha256: Of the file; None with random weights.
+        random_init: Seed of random weights, or None.
+    """
+
+    name: str
+    model: nn.Module
+    arguments: Mapping[str, Any]
+    sha256: str | None
+    random_init: int | None = None
+
+
+@dataclass(frozen=True)
+class CheckpointBag:
+    """One or more checkpoints of which a model is the weighted mean: ``weights[member][stem]``."""
+
+    name: str
+    members: tuple[Checkpoint, ...]
+    weights: tuple[tuple[float, ...], ...]
+
+
+def load(model: str | Path, *, random_init: int | None = None) -> CheckpointBag:
+    """Load a model by name or file.
+
+    Args:
+        model: ``"demo"``, a released name (fetched from the hub, or found in its cache), or the path of a
+            ``.safetensors`` or ``.th`` in demucs's format, or of a bag's ``.yaml`` beside its members.
+        random_init: Seed to initialise a named configuration with instead of fetching weights.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or asks for more than a model file may.
+        UsageError: There is no model of that name.
+    """
+    path = Path(model)
+    if random_init is not None:
+        return _randomly_initialised(str(model), random_init)
+    if path.suffix in (".safetensors", ".th", ".yaml", ".yml") or path.exists():
+        return _from_file(path)
+    if str(model) == DEMO:
+        with resources.as_file(resources.files(__package__).joinpath("demo/demo.safetensors")) as demo:
+            return _single(DEMO, LOADERS[demo.suffix](demo), demo)
+    if str(model) in CONFIGURATIONS:
+        return _from_hub(str(model))
+    raise UsageError(
+        "a model is a known name or a file",
+        received=model,
+        fix=f"Names are {', '.join(NAMES)}; files end in .safetensors, .th or .yaml.",
+    )
+
+
+def of_module(model: nn.Module) -> CheckpointBag:
+    """A module of the user's own, seen as a checkpoint without a file."""
+    missing = [name for name in ("sources", "samplerate", "audio_channels", "segment") if not hasattr(model, name)]
+    if missing:
+        raise CheckpointError(
+            "a model says what it separates",
+            received=f"no attribute {', '.join(missing)}",
+            fix="Set them on the module.",
+        )
+    member = Checkpoint(type(model).__name__.lower(), model.eval(), {}, None)
+    return CheckpointBag(member.name, (member,), ((1.0,) * len(model.sources),))  # type: ignore[arg-type]
+
+
+def _from_file(path: Path) -> CheckpointBag:
+    if path.suffix in (".yaml", ".yml"):
+        return _bag(path.stem, path, lambda signature: path.with_name(f"{signature}.safetensors"))
+    if path.suffix not in LOADERS:
+        raise CheckpointError(
+            "a checkpoint ends in .safetensors or .th", received=path, fix="Give the model file, not its directory."
+        )
+    return _single(path.stem, LOADERS[path.suffix](path), path)
+
+
+def _from_hub(name: str) -> CheckpointBag:
+    """Fetch a released model through demucs's naming of its repositories, inspecting every file."""
+    from huggingface_hub import hf_hub_download
+
+    repository = f"{DEFAULT_NAMESPACE}/{hf_repo_name(name)}"
+
+    def fetch(file: str) -> Path:
+        try:
+            return Path(hf_hub_download(repository, file))
+        except Exception as error:  # the hub's client raises its own and every network library's
+            raise CheckpointError(
+                f"{file} of model {name!r} must be fetched from the hub or be in its cache",
+                received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                fix="Connect to the network, or give the path of a checkpoint file.",
+            ) from error
+
+    return _bag(name, fetch(f"{name}.yaml"), lambda signature: fetch(f"{signature}.safetensors"))
+
+
+def _single(name: str, model: nn.Module, path: Path) -> CheckpointBag:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    member = Checkpoint(name, model, _json_arguments(model), digest)
+    return CheckpointBag(name, (member,), ((1.0,) * len(model.sources),))  # type: ignore[arg-type]
+
+
+def _randomly_initialised(name: str, seed: int) -> CheckpointBag:
+    if name not in CONFIGURATIONS:
+        raise UsageError(
+            "random weights need a named configuration", received=name, fix=f"There are {', '.join(CONFIGURATIONS)}."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = HTDemucs(**CONFIGURATIONS[name]).eval()
+    member = Checkpoint(name, model, _json_arguments(model), None, seed)
+    return CheckpointBag(name, (member,), ((1.0,) * len(model.sources),))
+
+
+def _json_arguments(model: nn.Module) -> dict[str, Any]:
+    args, kwargs = model._init_args_kwargs  # type: ignore[misc]
+    given = dict(zip(("sources",), args, strict=False)) | dict(kwargs)
+    return {key: str(value) if isinstance(value, Fraction) else value for key, value in sorted(given.items())}
+
+
+# ------------------------------------------------------------------------------------------- bags
+
+
+class _BagFile(BaseModel):
+    """The ``.yaml`` beside the members of a released model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: list[Annotated[str, Field(pattern=r"^[0-9a-z]{1,32}$")]] = Field(min_length=1, max_length=16)
+    weights: list[list[float]] | None = None
+    segment: float | None = None
+
+
+def _bag(name: str, path: Path, member_path: Callable[[str], Path]) -> CheckpointBag:
+    try:
+        bag = _BagFile.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path} must be a readable YAML file", received=str(error).replace("\n", " ")) from error
+    except ValidationError as error:
+        raise CheckpointError(f"{path.name} must list the members of a model", received=readable(error)) from error
+    members = tuple(_single(signature, LOADERS[".safetensors"](file), file).members[0]
+                    for signature in bag.models for file in (member_path(signature),))  # fmt: skip
+    stems = len(members[0].model.sources)  # type: ignore[arg-type]
+    weights = tuple(map(tuple, bag.weights or [[1.0] * stems] * len(members)))
+    if len(weights) != len(members) or any(len(row) != stems for row in weights):
+        raise CheckpointError(f"{path.name} gives each member a weight per stem", received=bag.weights)
+    if len({tuple(member.model.sources) for member in members}) != 1:  # type: ignore[arg-type]
+        raise CheckpointError(f"all members of {path.name} give the same stems", received="different ones")
+    if bag.segment is not None:
+        for member in members:
+            member.model.segment = min(member.model.segment, Fraction(str(bag.segment)))  # type: ignore[type-var, assignment]
+    if len(members) == 1:  # a bag of one is that model under the bag's name
+        only = members[0]
+        members = (Checkpoint(name, only.model, only.arguments, only.sha256),)
+    return CheckpointBag(name, members, weights)
