@@ -217,7 +217,7 @@ def test_half_precision_holds_with_norms_written_out(safe_half):
 def test_half_accumulators_in_reductions_hold_too(safe_half, monkeypatch):
     reductions = {name: one for name, one in accumulation.STRICT.items() if name.startswith("reduce")}
     monkeypatch.setattr(accumulation, "STRICT", reductions)
-    numerics = mil.Numerics(accumulators=mil.Accumulators.HALF)
+    numerics = mil.Numerics(accumulators=mil.AccumulatorType.HALF)
     golden = safe_half.goldens()
     values = {name: golden[name] for name in ("spectrogram", "waveform")}
     for segment in safe_half.segments[1:-1]:

@@ -63,7 +63,7 @@ def predict(
     from ..arrays import SUFFIXES, read, write
 
     output.check(out, *SUFFIXES)
-    numerics = mil.Numerics(mil.Values(values), mil.Accumulators(accumulators))
+    numerics = mil.Numerics(mil.RoundingMode(values), mil.AccumulatorType(accumulators))
     model = mil.load(package, function_name=function, numerics=numerics, seed=seed)
     results = model.predict(read(inputs), model.make_state() if model.spec.states else None)
     write(out, results)

@@ -15,8 +15,7 @@ from ..verification.checks import Report, Status
 from ..verification.port import PortReport
 
 if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do without
-    from ..diagnosis import Diagnosis, Finding
-    from ..diagnosis import Report as DoctorReport
+    from ..diagnosis import Diagnosis, DoctorReport, Finding
     from ..plan.layouts import Layout
     from ..profiling import Profile
     from ..tuning import Choice

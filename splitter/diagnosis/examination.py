@@ -75,7 +75,7 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """Everything found at one path, for one family of chips."""
 
     path: str
@@ -118,7 +118,7 @@ def examine(
     inputs: Mapping[str, Array] | None = None,
     run: bool = True,
     progress: Callable[[str], None] = lambda _: None,
-) -> Report:
+) -> DoctorReport:
     """Examine a bundle, a bag of bundles, or any ``.mlpackage``.
 
     Args:
@@ -143,7 +143,7 @@ def examine(
         found.extend(_diagnoses(package, CHIPS[chip], given, asked))
     if not found:
         raise UsageError(f"{path} must hold Core ML packages", received="a bundle without one")
-    return Report(str(path), chip, tuple(found))
+    return DoctorReport(str(path), chip, tuple(found))
 
 
 def _packages(
@@ -177,7 +177,7 @@ def _diagnoses(
     package: Path, chip: Chip, inputs: Mapping[str, Array] | None, asked: tuple[Asked, ...]
 ) -> Iterator[Diagnosis]:
     """One for each function. Packages with several are run by their default function alone."""
-    numerics = mil.Numerics(mil.Values.FP32)
+    numerics = mil.Numerics(mil.RoundingMode.FP32)
     default = mil.load(package, numerics=numerics)
     for name in default.spec.functions:
         model = default if name == default.function_name else mil.load(package, function_name=name, numerics=numerics)

@@ -42,7 +42,7 @@ class _Watch:
 
 
 def measured(model: Model, graph: Graph, inputs: Mapping[str, Array]) -> dict[Node, Range]:
-    """Run a model opened with `Values.FP32` once and note the range of every operation's results.
+    """Run a model opened with `RoundingMode.FP32` once and note the range of every operation's results.
 
     Raises:
         UsageError: An input is missing, unknown, or not what the package takes.

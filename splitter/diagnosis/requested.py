@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..bundle.manifest import SegmentRecord
 from ..mil.coreml_tools import ct
-from ..mil.model import Facts
+from ..mil.model import PackageInfo
 from ..plan.schema import Plan
 from .rules import Note, Severity, rule
 from .subject import Asked, Subject
@@ -27,7 +27,7 @@ def by_plan(plan: Plan, segment: SegmentRecord) -> Asked:
     return Asked("the plan", *values, compressed=bool(segment.artifact.details.get("compressed")))
 
 
-def by_metadata(facts: Facts) -> tuple[Asked, ...]:
+def by_metadata(facts: PackageInfo) -> tuple[Asked, ...]:
     """What a package's metadata says: keys that name a precision, a target or a compression, and its description."""
     said = []
     for key, value in sorted(facts.user_defined.items()):

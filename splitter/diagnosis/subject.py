@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..mil.model import Facts
+from ..mil.model import PackageInfo
 from .chips import Chip
 from .graph import Graph, Node
 
@@ -53,7 +53,7 @@ class Subject:
         measured: Whether it was.
     """
 
-    facts: Facts
+    facts: PackageInfo
     graph: Graph
     chip: Chip
     asked: tuple[Asked, ...] = ()

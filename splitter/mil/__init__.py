@@ -1,6 +1,6 @@
 """Saved ML Programs, read and executed on any machine."""
 
 from .model import Model, load
-from .numerics import Accumulators, Numerics, Values
+from .numerics import AccumulatorType, Numerics, RoundingMode
 
-__all__ = ["Accumulators", "Model", "Numerics", "Values", "load"]
+__all__ = ["AccumulatorType", "Model", "Numerics", "RoundingMode", "load"]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .ops import affordable, axes_of
+from .ops import axes_of, check_result_size
 
 Total: TypeAlias = Callable[[Tensor], Tensor]  # sums a half-precision tensor over its last axis
 _BLOCK = 32  # products that are added up before they are rounded into the next stage
@@ -87,7 +87,7 @@ def _product(total: Total, x: Tensor, y: Tensor) -> Tensor:
     if k != y.shape[-2]:
         raise ValueError(f"{tuple(x.shape)} by {tuple(y.shape)}")
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
-    affordable([*batch, x.shape[-2], y.shape[-1], _BLOCK + -(-k // _BLOCK)], x.dtype)
+    check_result_size([*batch, x.shape[-2], y.shape[-1], _BLOCK + -(-k // _BLOCK)], x.dtype)
     sums = x.new_zeros((*batch, x.shape[-2], y.shape[-1], 1))
     for start in range(0, k, _BLOCK):
         products = x[..., :, None, start : start + _BLOCK] * y.mT[..., None, :, start : start + _BLOCK]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import OperationError, UsageError
-from .ops import affordable
+from .ops import check_result_size
 from .program import Function
 from .types import BY_NAME, StateType, TensorType
 
@@ -143,7 +143,7 @@ def _default(feature: Feature, kind: TensorType) -> Tensor:
     """The value of an optional input that is not given."""
     shape = feature.shape if len(feature.shape) == len(kind.shape) else (-1,) * len(kind.shape)
     shape = tuple(given if fixed is None else fixed for fixed, given in zip(kind.shape, shape, strict=True))
-    affordable(shape, kind.dtype.held)
+    check_result_size(shape, kind.dtype.held)
     return torch.full(shape, feature.default).to(kind.dtype.held)
 
 

@@ -99,7 +99,7 @@ def in_half(function: Function, names: AbstractSet[str]) -> Function:
     return replace(function, block=replace(function.block, operations=tuple(operations)))
 
 
-def through_half(function: Function, names: AbstractSet[str]) -> Function:
+def roundtrip_fp16(function: Function, names: AbstractSet[str]) -> Function:
     """A float32 program in which some values pass through half precision on their way to all that read them.
 
     Args:

@@ -20,7 +20,7 @@ from . import features
 from .features import Feature
 from .interpreter import Interpreter, Listener
 from .numerics import Numerics
-from .ops import affordable
+from .ops import check_result_size
 from .program import Block, Function, Operation, load_spec, read
 from .tiling import Region
 from .types import StateType, TensorType
@@ -57,7 +57,7 @@ class State(dict[str, Array]):
 
 
 @dataclass(frozen=True)
-class Facts:
+class PackageInfo:
     """What a package says about itself.
 
     Attributes:
@@ -120,11 +120,11 @@ class Model:
         self._inputs, self._outputs = features.described(self._proto, self.function)
 
     @cached_property
-    def spec(self) -> Facts:
+    def spec(self) -> PackageInfo:
         """What the package says about itself."""
         metadata = self._proto.description.metadata
         operations, floats = _counted(self.function.block)
-        return Facts(
+        return PackageInfo(
             specification_version=self._proto.specificationVersion,
             function_name=self.function_name,
             functions=self._functions,
@@ -156,7 +156,7 @@ class Model:
         state = State()
         for name, kind in self.spec.states.items():
             shape = tuple(1 if extent is None else extent for extent in kind.shape)
-            affordable(shape, kind.dtype.held)
+            check_result_size(shape, kind.dtype.held)
             state[name] = np.zeros(shape, kind.dtype.numpy)
         return state
 

@@ -19,7 +19,7 @@ from .ops import Implementation
 from .types import DType
 
 
-class Values(StrEnum):
+class RoundingMode(StrEnum):
     """Which type values pass through.
 
     Attributes:
@@ -33,7 +33,7 @@ class Values(StrEnum):
     FP16 = "fp16"
 
 
-class Accumulators(StrEnum):
+class AccumulatorType(StrEnum):
     """What sums of many half-precision terms are held in.
 
     Attributes:
@@ -55,8 +55,8 @@ _HALF, _SINGLE = torch.float16, torch.float32
 class Numerics:
     """One choice of both."""
 
-    values: Values = Values.STORED
-    accumulators: Accumulators = Accumulators.FP32
+    values: RoundingMode = RoundingMode.STORED
+    accumulators: AccumulatorType = AccumulatorType.FP32
 
     def constant(self, value: Any) -> Any:
         """A constant of the program as it enters the arithmetic.
@@ -64,24 +64,24 @@ class Numerics:
         Names of types in parameters (``cast``'s ``dtype``) follow the choice too.
         """
         if isinstance(value, str):
-            swap = {Values.FP32: ("fp16", "fp32"), Values.FP16: ("fp32", "fp16")}.get(self.values)
+            swap = {RoundingMode.FP32: ("fp16", "fp32"), RoundingMode.FP16: ("fp32", "fp16")}.get(self.values)
             return swap[1] if swap and value == swap[0] else value
         return self.value(value)
 
     def value(self, value: Any) -> Any:
         """A tensor as it enters the arithmetic: an input, a weight, a state."""
         if isinstance(value, Tensor):
-            if self.values is Values.FP32 and value.dtype == _HALF:
+            if self.values is RoundingMode.FP32 and value.dtype == _HALF:
                 return value.to(_SINGLE)
-            if self.values is Values.FP16 and value.dtype == _SINGLE:
+            if self.values is RoundingMode.FP16 and value.dtype == _SINGLE:
                 return value.to(_HALF)
         return value
 
     def held(self, dtype: DType) -> torch.dtype:
         """The torch type a result of a declared type is held in."""
-        if self.values is Values.FP32 and dtype.held == _HALF:
+        if self.values is RoundingMode.FP32 and dtype.held == _HALF:
             return _SINGLE
-        if self.values is Values.FP16 and dtype.held == _SINGLE:
+        if self.values is RoundingMode.FP16 and dtype.held == _SINGLE:
             return _HALF
         return dtype.held
 
@@ -91,15 +91,15 @@ class Numerics:
 
     def compute(self, implementation: Implementation, arguments: dict[str, Any]) -> Any:
         """Call an implementation, its half-precision sums accumulated as chosen; takes the arguments it widens."""
-        if not implementation.wide or not any(_holds_half(one) for one in arguments.values()):
+        if not implementation.accumulate_fp32 or not any(_holds_half(one) for one in arguments.values()):
             return implementation.function(**arguments)
         strict = accumulation.STRICT.get(implementation.name)
         if (
             strict is not None
-            and self.accumulators is not Accumulators.FP32
+            and self.accumulators is not AccumulatorType.FP32
             and not any(map(_holds_wider, arguments.values()))
         ):
-            total = accumulation.staged if self.accumulators is Accumulators.STAGED else accumulation.sequential
+            total = accumulation.staged if self.accumulators is AccumulatorType.STAGED else accumulation.sequential
             return strict(total, **arguments)
         return implementation.function(**{key: _widened(arguments.pop(key)) for key in list(arguments)})
 

@@ -60,7 +60,7 @@ class Findings:
     verification: Verification
     chain: Chain
     listening: Listening | NotRun
-    doctor: doctor.Report | NotRun
+    doctor: doctor.DoctorReport | NotRun
     profile: Profile | NotRun
     recorded: tuple[Recorded, ...]
     made: datetime
@@ -165,7 +165,7 @@ def _heard(
         return NotRun(str(error))
 
 
-def _examined(bundle: Bundle, chip: str, progress: Progress) -> doctor.Report | NotRun:
+def _examined(bundle: Bundle, chip: str, progress: Progress) -> doctor.DoctorReport | NotRun:
     if not any(segment.artifact.target == "coreml" for segment in bundle.segments):
         return NotRun("the bundle has no Core ML package")
     try:

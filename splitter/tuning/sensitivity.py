@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from ..boundary import Array
 from ..bundle.manifest import SegmentRecord
 from ..mil.interpreter import Interpreter
-from ..mil.mixing import can_be_half, in_half, is_single, through_half
+from ..mil.mixing import can_be_half, in_half, is_single, roundtrip_fp16
 from ..mil.model import Model
 from ..mil.numerics import Numerics
 from ..mil.program import Function, Operation, Ref, read_by
@@ -217,7 +217,7 @@ def _one_at_a_time(
         for index, group in enumerate(groups):
             where = min(map(first, group))
             if where < stop and index not in noises:
-                results = _run(package, through_half(rest, group), values)
+                results = _run(package, roundtrip_fp16(rest, group), values)
                 noises[index] = weighed({name: value.numpy() for name, value in results.items()})
         values = _run(package, part(function, start, stop), values)
     return [noises[index] for index in range(len(groups))]

@@ -73,7 +73,7 @@ def test_every_turn_of_a_loop_counts(tmp_path):
             _cond=lambda i, y: mb.less(x=i, y=np.int32(3)), _body=body, loop_vars=(mb.floor_div(x=0, y=1), x)
         )[1]
 
-    model = mil.load(package(build, {"x": f16(1, 4)}, tmp_path), numerics=mil.Numerics(mil.Values.FP32))
+    model = mil.load(package(build, {"x": f16(1, 4)}, tmp_path), numerics=mil.Numerics(mil.RoundingMode.FP32))
     ranges = measured(model, graph_of(model.function), {"x": f16(1, 4)})
     (product,) = (seen for node, seen in ranges.items() if node.type == "mul")
     assert (product.largest, product.total) == (8.0, 12)

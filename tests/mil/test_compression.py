@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from splitter.errors import OperationError
-from splitter.mil import Numerics, Values, load
+from splitter.mil import Numerics, RoundingMode, load
 from splitter.mil.coreml_tools import ct, quiet_and_quick
 from splitter.mil.ops import compression, find
 from splitter.mil.program import Ref
@@ -378,7 +378,7 @@ def test_values_follow_the_numerics():
     data, scale = np.arange(-8, 8, dtype=np.int8) * 15, np.full(1, 1 / 3, np.float16)
     build = lambda: mb.constexpr_blockwise_shift_scale(data=data, scale=scale)  # noqa: E731
     exact = data.astype(np.float32) * scale.astype(np.float32)
-    np.testing.assert_array_equal(decode(build, numerics=Numerics(Values.FP32)), exact)
+    np.testing.assert_array_equal(decode(build, numerics=Numerics(RoundingMode.FP32)), exact)
     np.testing.assert_array_equal(decode(build), exact.astype(np.float16))
     assert (exact != exact.astype(np.float16)).any()
 

@@ -14,7 +14,7 @@ from splitter.bundle.manifest import Artifact, SegmentRecord
 from splitter.errors import LoweringError
 from splitter.lowering.coreml import CoreMLTarget
 from splitter.mil.interpreter import Interpreter
-from splitter.mil.mixing import can_be_half, in_half, through_half
+from splitter.mil.mixing import can_be_half, in_half, roundtrip_fp16
 from splitter.mil.slicing import part
 from splitter.plan import schema as plans
 
@@ -133,7 +133,7 @@ def test_one_value_passes_through_half_for_all_its_readers(transformer):
         def after(self, operation, outputs):
             seen.update({one: value.clone() for one, value in outputs.items()})
 
-    model.variant(through_half(model.function, {name})).predict(given, listener=Listen())
+    model.variant(roundtrip_fp16(model.function, {name})).predict(given, listener=Listen())
     assert torch.equal(seen[name], seen[f"{name}_exact"].half().float())
     assert not torch.equal(seen[name], seen[f"{name}_exact"])
 
@@ -142,11 +142,11 @@ def test_input_and_constant_pass_through_half(transformer):
     model, _, given = transformer
     (name,) = given
     rounded = model.predict({name: given[name].astype(np.float16).astype(np.float32)})
-    result = model.variant(through_half(model.function, {name})).predict(given)
+    result = model.variant(roundtrip_fp16(model.function, {name})).predict(given)
     assert all(np.array_equal(rounded[key], result[key]) for key in rounded)
     constant = next(one.name for one in model.operations if one.type == "const" and one.name.endswith("weight"))
     exact = model.predict(given)
-    disturbed = model.variant(through_half(model.function, {constant})).predict(given)
+    disturbed = model.variant(roundtrip_fp16(model.function, {constant})).predict(given)
     assert all(not np.array_equal(exact[key], disturbed[key]) for key in exact)
 
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from splitter.mil import Accumulators, Numerics, Values, accumulation
+from splitter.mil import AccumulatorType, Numerics, RoundingMode, accumulation
 
 from .harness import mb, run
 
-STAGED = Numerics(accumulators=Accumulators.STAGED)
-HALF = Numerics(accumulators=Accumulators.HALF)
+STAGED = Numerics(accumulators=AccumulatorType.STAGED)
+HALF = Numerics(accumulators=AccumulatorType.HALF)
 
 
 def added_one_by_one(terms):
@@ -33,7 +33,9 @@ def test_each_result_is_rounded_to_its_declared_type():
     (stored,) = run(lambda x: mb.sub(x=mb.add(x=x, y=np.float16(1)), y=np.float16(1)), {"x": x})
     np.testing.assert_array_equal(stored, (x + np.float16(1)) - np.float16(1))
     (wide,) = run(
-        lambda x: mb.sub(x=mb.add(x=x, y=np.float16(1)), y=np.float16(1)), {"x": x}, numerics=Numerics(Values.FP32)
+        lambda x: mb.sub(x=mb.add(x=x, y=np.float16(1)), y=np.float16(1)),
+        {"x": x},
+        numerics=Numerics(RoundingMode.FP32),
     )
     np.testing.assert_allclose(wide, x, rtol=1e-3)
     assert not np.array_equal(wide, stored)
@@ -42,7 +44,7 @@ def test_each_result_is_rounded_to_its_declared_type():
 def test_fp16_rounds_inputs_weights_and_results_of_a_fp32_package():
     x = np.array([[1.0001, 2.0003, -3.0007]], np.float32)
     weights = np.array([[0.10007, 7.003, 1.00001]], np.float32)
-    (result,) = run(lambda x: mb.mul(x=x, y=weights), {"x": x}, numerics=Numerics(Values.FP16))
+    (result,) = run(lambda x: mb.mul(x=x, y=weights), {"x": x}, numerics=Numerics(RoundingMode.FP16))
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, (x.astype(np.float16) * weights.astype(np.float16)).astype(np.float32))
 
@@ -54,7 +56,7 @@ def test_casts_follow_the_choice():
         return mb.cast(x=mb.cast(x=x, dtype="fp16"), dtype="fp32")
 
     assert run(build, {"x": x})[0] == np.float32(np.float16(x))
-    assert run(build, {"x": x}, numerics=Numerics(Values.FP32))[0] == x
+    assert run(build, {"x": x}, numerics=Numerics(RoundingMode.FP32))[0] == x
 
 
 def test_products_are_summed_in_float32_and_rounded_once():

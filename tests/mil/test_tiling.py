@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from splitter.mil import Numerics, Values, load, tiling
+from splitter.mil import Numerics, RoundingMode, load, tiling
 
 from .harness import mb, package
 
@@ -239,7 +239,7 @@ def test_attention_in_one_call_where_nothing_is_rounded_between(name, values, tm
     x = X.reshape(-1)[: 2 * 2 * 64 * 4096].reshape(4, 64, 4096)
     monkeypatch.setattr(tiling, "_MIN_BYTES", 1 << 12)
     monkeypatch.setattr(tiling, "_TILE_BYTES", 1 << 11)
-    model = load(package(lambda x: build(*heads(x)), {"x": x}, tmp_path), numerics=Numerics(Values(values)))
+    model = load(package(lambda x: build(*heads(x)), {"x": x}, tmp_path), numerics=Numerics(RoundingMode(values)))
     assert [bool(region.attention) for region in model.regions] == [fused]
     calls = []
     real = torch.nn.functional.scaled_dot_product_attention

@@ -63,5 +63,7 @@ def predicted(program, x, directory, precision="fp16", accumulators="fp32", list
         outputs=(TensorSpec(name="y", shape=shape, dtype="float32", producer="piece", consumers=("output",)),),
     )
     lowering.target("coreml").lower(segment, plan, {}, directory)
-    model = mil.load(directory / "piece.mlpackage", numerics=mil.Numerics(accumulators=mil.Accumulators(accumulators)))
+    model = mil.load(
+        directory / "piece.mlpackage", numerics=mil.Numerics(accumulators=mil.AccumulatorType(accumulators))
+    )
     return torch.from_numpy(model.predict({"x": x.numpy()}, listener=listener)["y"])

@@ -16,7 +16,7 @@ import splitter
 from splitter import cli
 from splitter.bundle.directory import load_any
 from splitter.errors import PlanError
-from splitter.mil.mixing import can_be_half, in_half, through_half
+from splitter.mil.mixing import can_be_half, in_half, roundtrip_fp16
 from splitter.mil.program import Ref, read_by
 from splitter.plan import schema as plans
 from splitter.tuning import build, draw
@@ -87,7 +87,7 @@ def test_noise_of_a_group_is_what_rounding_it_does_at_the_outputs(trial):
     """By hand for the last package, whose outputs are a step from the model's."""
     groups = [one for one in measure(trial, lambda step: None) if one.segment == "decoder"]
     function = trial.packages["decoder"].function
-    alone = {one.values: trial.snr_db({"decoder": through_half(function, one.values)})[0] for one in groups}
+    alone = {one.values: trial.snr_db({"decoder": roundtrip_fp16(function, one.values)})[0] for one in groups}
     factors = [one.noise * 10 ** (alone[one.values] / 10) for one in groups if one.noise > 0]
     assert len(factors) >= 3
     assert max(factors) / min(factors) == pytest.approx(1, abs=0.3)  # one factor scales them all
@@ -125,7 +125,7 @@ def test_noise_at_each_output_is_weighed_by_what_it_does(tmp_path, noise_path):
     function = trial.packages["encoder"].function
     for one in measure(trial, lambda step: None):
         if one.segment == "encoder" and one.noise > 0:
-            alone = -trial.snr_db({"encoder": through_half(function, one.values)})[0]
+            alone = -trial.snr_db({"encoder": roundtrip_fp16(function, one.values)})[0]
             assert 10 * np.log10(one.noise) == pytest.approx(alone, abs=6)
 
 

@@ -66,7 +66,7 @@ class Implementation:
         opset: The oldest opset it is right for.
         function: Computes it.
         converters: How each parameter arrives, by name.
-        wide: Sums or multiplies many terms: its half-precision arguments are widened to float32, and the
+        accumulate_fp32: Sums or multiplies many terms: its half-precision arguments are widened to float32, and the
             result is rounded once.
     """
 
@@ -74,7 +74,7 @@ class Implementation:
     opset: str
     function: Function
     converters: Mapping[str, Callable[[Any], Any]]
-    wide: bool
+    accumulate_fp32: bool
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Context:
 _REGISTRY: dict[str, list[Implementation]] = {}
 
 
-def operation(*names: str, opset: str = OPSETS[0], wide: bool = False) -> Callable[[Function], Function]:
+def operation(*names: str, opset: str = OPSETS[0], accumulate_fp32: bool = False) -> Callable[[Function], Function]:
     """Register a function as the meaning of an operation, from an opset on.
 
     Raises:
@@ -122,7 +122,7 @@ def operation(*names: str, opset: str = OPSETS[0], wide: bool = False) -> Callab
             known = _REGISTRY.setdefault(name, [])
             if any(one.opset == opset for one in known):
                 raise ValueError(f"operation {name!r} is registered already for {opset}")
-            known.append(Implementation(name, opset, function, converters, wide))
+            known.append(Implementation(name, opset, function, converters, accumulate_fp32))
             known.sort(key=lambda one: OPSETS.index(one.opset))
         return function
 
@@ -232,7 +232,7 @@ def _as_list(element: Callable[[Any], Any], value: Any) -> list[Any]:
 # --------------------------------------------------------------------------------------- guards
 
 
-def affordable(shape: Sequence[int], dtype: torch.dtype) -> None:
+def check_result_size(shape: Sequence[int], dtype: torch.dtype) -> None:
     """Refuse a result too large to be meant, before it is allocated.
 
     Raises:

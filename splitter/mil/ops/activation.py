@@ -27,7 +27,7 @@ def leaky_relu(x: Tensor, alpha: float) -> Tensor:
     return functional.leaky_relu(x, alpha)
 
 
-@operation("clamped_relu", wide=True)
+@operation("clamped_relu", accumulate_fp32=True)
 def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
     """min(x, beta), and min(alpha · x, beta) below 0."""
     return functional.leaky_relu(x, alpha).clamp_(max=beta)
@@ -39,7 +39,7 @@ def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
     return torch.masked_fill(x, x < alpha, 0)
 
 
-@operation("prelu", wide=True)
+@operation("prelu", accumulate_fp32=True)
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     """x, and alpha · x below 0, with an alpha for each channel (axis 1)."""
     _per_channel(x, alpha)
@@ -52,7 +52,7 @@ def elu(x: Tensor, alpha: float) -> Tensor:
     return functional.elu(x, alpha)
 
 
-@operation("gelu", wide=True)
+@operation("gelu", accumulate_fp32=True)
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     """x · Φ(x), or one of its approximations.
 
@@ -81,25 +81,25 @@ def sigmoid(x: Tensor) -> Tensor:
     return torch.sigmoid(x)
 
 
-@operation("sigmoid_hard", wide=True)
+@operation("sigmoid_hard", accumulate_fp32=True)
 def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
     """min(max(alpha · x + beta, 0), 1)."""
     return torch.mul(x, alpha).add_(beta).clamp_(0, 1)
 
 
-@operation("linear_activation", wide=True)
+@operation("linear_activation", accumulate_fp32=True)
 def linear_activation(x: Tensor, alpha: float, beta: float) -> Tensor:
     """alpha · x + beta."""
     return torch.mul(x, alpha).add_(beta)
 
 
-@operation("scaled_tanh", wide=True)
+@operation("scaled_tanh", accumulate_fp32=True)
 def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
     """alpha · tanh(beta · x)."""
     return torch.mul(x, beta).tanh_().mul_(alpha)
 
 
-@operation("softsign", wide=True)
+@operation("softsign", accumulate_fp32=True)
 def softsign(x: Tensor) -> Tensor:
     """x / (1 + |x|)."""
     return functional.softsign(x)
@@ -111,13 +111,13 @@ def softplus(x: Tensor) -> Tensor:
     return functional.softplus(x)
 
 
-@operation("softplus_parametric", wide=True)
+@operation("softplus_parametric", accumulate_fp32=True)
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """alpha · log(1 + e^(beta · x)), with an alpha and a beta for each channel (axis 1)."""
     return functional.softplus(_per_channel(x, beta) * x).mul_(_per_channel(x, alpha))
 
 
-@operation("softmax", wide=True)
+@operation("softmax", accumulate_fp32=True)
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     return torch.softmax(x, axis)
 

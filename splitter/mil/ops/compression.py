@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import OperationError
 from ..blob import decoded
 from ..types import BY_NAME
-from . import affordable, axes_of, operation
+from . import axes_of, check_result_size, operation
 
 _INDEX_BITS = (1, 2, 3, 4, 6, 8)
 
@@ -46,7 +46,7 @@ def _dequantized(data: Tensor, scale: Tensor, zero_point: Tensor | None, axis: i
     return single * _along(scale, data, axis).to(torch.float32)
 
 
-@operation("quantize", opset="CoreML7", wide=True)
+@operation("quantize", opset="CoreML7", accumulate_fp32=True)
 def quantize(
     input: Tensor,  # noqa: A002 - Core ML's name
     scale: Tensor,
@@ -140,7 +140,7 @@ def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, vector_axis: int | None
     sizes = _block_sizes(indices.shape, blocks, "palettes")
     if indices.numel() and int(indices.max()) >= entries:
         raise OperationError(f"indices name one of {entries} entries", received=int(indices.max()))
-    affordable((*indices.shape, length), lut.dtype)
+    check_result_size((*indices.shape, length), lut.dtype)
     rows = indices.int()
     stride = entries
     for axis in reversed(range(indices.ndim)):
@@ -178,7 +178,7 @@ def constexpr_sparse_to_dense(nonzero_data: Tensor, mask: Tensor) -> Tensor:
         raise OperationError(
             f"data fill the {int(there.sum())} places of their mask", received=tuple(nonzero_data.shape)
         )
-    affordable(mask.shape, nonzero_data.dtype)
+    check_result_size(mask.shape, nonzero_data.dtype)
     return torch.zeros(mask.shape, dtype=nonzero_data.dtype).masked_scatter_(there, nonzero_data)
 
 

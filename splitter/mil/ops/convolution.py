@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
-from . import affordable, operation
+from . import check_result_size, operation
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
-@operation("conv", wide=True)
+@operation("conv", accumulate_fp32=True)
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -36,15 +36,15 @@ def conv(
     pads = paddings(pad_type, pad, extents, reaches, strides)
     padded = [extent + before + after for extent, (before, after) in zip(extents, pads, strict=True)]
     counts = [(extent - reach) // stride + 1 for extent, reach, stride in zip(padded, reaches, strides, strict=True)]
-    affordable([x.shape[0], weight.shape[0], *counts], x.dtype)
+    check_result_size([x.shape[0], weight.shape[0], *counts], x.dtype)
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     if all(before == after for before, after in pads):
         return _CONV[rank](x, weight, bias, strides, [before for before, _ in pads], dilations, groups)
-    affordable([*x.shape[:2], *padded], x.dtype)
+    check_result_size([*x.shape[:2], *padded], x.dtype)
     return _CONV[rank](functional.pad(x, for_torch(pads)), weight, bias, strides, 0, dilations, groups)
 
 
-@operation("conv_quantized", wide=True)
+@operation("conv_quantized", accumulate_fp32=True)
 def conv_quantized(
     x: Tensor,
     weight: Tensor,
@@ -79,7 +79,7 @@ def _per_output(values: Tensor, weight: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-@operation("conv_transpose", wide=True)
+@operation("conv_transpose", accumulate_fp32=True)
 def conv_transpose(
     x: Tensor,
     weight: Tensor,
@@ -104,15 +104,15 @@ def conv_transpose(
     full = [(n - 1) * s + reach for n, s, reach in zip(x.shape[2:], strides, _reaches(weight, dilations), strict=True)]
     leading = [x.shape[0], weight.shape[1] * groups]
     kept = _kept(full, list(x.shape[2:]), strides, pad_type, pad, output_shape, leading)
-    affordable([*leading, *full], x.dtype)
-    affordable([*leading, *(count for _, count in kept)], x.dtype)
+    check_result_size([*leading, *full], x.dtype)
+    check_result_size([*leading, *(count for _, count in kept)], x.dtype)
     weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
     transposed = _CONV_TRANSPOSE[rank]
     pads = [(-first, first + count - extent) for (first, count), extent in zip(kept, full, strict=True)]
     if all(before == after <= 0 for before, after in pads):
         return transposed(x, weight, bias, strides, [-before for before, _ in pads], 0, groups, dilations)
     missing = [(0, max(after, 0)) for _, after in pads]
-    affordable([*leading, *(extent + after for extent, (_, after) in zip(full, missing, strict=True))], x.dtype)
+    check_result_size([*leading, *(extent + after for extent, (_, after) in zip(full, missing, strict=True))], x.dtype)
     result = functional.pad(transposed(x, weight, None, strides, 0, 0, groups, dilations), for_torch(missing))
     for axis, (first, count) in enumerate(kept, 2):  # what is kept may begin beyond the end
         result = result.narrow(axis, first, count)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...errors import OperationError
 from ..types import BY_NAME
-from . import Context, affordable, operation
+from . import Context, check_result_size, operation
 
 _CAST_TYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "fp16", "fp32")
 
@@ -21,7 +21,7 @@ def _broadcast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             shape = torch.broadcast_shapes(x.shape, y.shape)
         except RuntimeError as error:
             raise OperationError("operands broadcast", received=f"{tuple(x.shape)} and {tuple(y.shape)}") from error
-        affordable(shape, x.dtype)
+        check_result_size(shape, x.dtype)
     return x, y
 
 
@@ -251,19 +251,19 @@ def round_(x: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------- with a parameter
 
 
-@operation("inverse", wide=True)
+@operation("inverse", accumulate_fp32=True)
 def inverse(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
     """1 / (x + epsilon), epsilon 1e-4 by default."""
     return torch.reciprocal(x + _epsilon(epsilon, 1e-4, context))
 
 
-@operation("log", wide=True)
+@operation("log", accumulate_fp32=True)
 def log(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
     """log of x + epsilon, epsilon 1e-45 by default, which is 0 in half precision."""
     return torch.log(x + _epsilon(epsilon, 1e-45, context))
 
 
-@operation("rsqrt", wide=True)
+@operation("rsqrt", accumulate_fp32=True)
 def rsqrt(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
     """1 / √(x + epsilon), epsilon 1e-12 by default, which is 0 in half precision."""
     return torch.rsqrt(x + _epsilon(epsilon, 1e-12, context))

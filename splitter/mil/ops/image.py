@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
-from . import Context, affordable, operation
+from . import Context, check_result_size, operation
 
 # ---------------------------------------------------------------------------------- grids and pixels
 
@@ -47,7 +47,7 @@ def _points(extent: Tensor, count: int, sampling_mode: str) -> Tensor:
 def _grid(x: Tensor, axis: int, count: int, sampling_mode: str) -> Tensor:
     if count < 1 or x.shape[axis] < 1:
         raise OperationError("an image has at least one pixel each way", received=(x.shape[axis], count))
-    affordable([count if one == axis else extent for one, extent in enumerate(x.shape)], x.dtype)
+    check_result_size([count if one == axis else extent for one, extent in enumerate(x.shape)], x.dtype)
     return _points(torch.tensor([float(x.shape[axis])], dtype=torch.float64), count, sampling_mode)
 
 
@@ -96,7 +96,7 @@ def _sampled(x: Tensor, images: Tensor, rows: Tensor, columns: Tensor, *, neares
 
     Bilinear samples near the edge blend with what lies beyond it. The nearest pixel of a half is the even one.
     """
-    affordable((*torch.broadcast_shapes(images.shape, rows.shape, columns.shape), x.shape[1]), x.dtype)
+    check_result_size((*torch.broadcast_shapes(images.shape, rows.shape, columns.shape), x.shape[1]), x.dtype)
     if nearest:
         return _pixels(x, images, rows.round(), columns.round(), fill).movedim(-1, 1)
     top, left = rows.floor(), columns.floor()
@@ -141,7 +141,7 @@ def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_widt
     return _nearest(rows, x.dim() - 1, target_size_width, "DEFAULT")
 
 
-@operation("upsample_bilinear", wide=True)
+@operation("upsample_bilinear", accumulate_fp32=True)
 def upsample_bilinear(
     x: Tensor,
     context: Context,
@@ -158,7 +158,7 @@ def upsample_bilinear(
     return _bilinear(x, *_scaled(x, scale_factor_height, scale_factor_width, context), mode)
 
 
-@operation("resize_bilinear", wide=True)
+@operation("resize_bilinear", accumulate_fp32=True)
 def resize_bilinear(
     x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
 ) -> Tensor:
@@ -166,7 +166,7 @@ def resize_bilinear(
     return _bilinear(x, target_size_height, target_size_width, sampling_mode)
 
 
-@operation("resize", opset="CoreML7", wide=True)
+@operation("resize", opset="CoreML7", accumulate_fp32=True)
 def resize(
     x: Tensor,
     shape: list[int],
@@ -237,7 +237,7 @@ def _crops(
             raise OperationError("box_coordinate_mode is one of the documented ones", received=box_mode)
     if box_mode.endswith("WIDTH_FIRST"):
         spans.reverse()
-    affordable((len(boxes), *size, x.shape[1]), torch.float64)
+    check_result_size((len(boxes), *size, x.shape[1]), torch.float64)
     places = []
     for (start, end), extent, count in zip(spans, x.shape[-2:], size, strict=True):
         unit = extent - 1 if normalized else 1
@@ -250,7 +250,7 @@ def _crops(
     return values.where(inside[:, None], fill)
 
 
-@operation("crop_resize", wide=True)
+@operation("crop_resize", accumulate_fp32=True)
 def crop_resize(
     x: Tensor,
     roi: Tensor,
@@ -287,7 +287,7 @@ def crop_resize(
     return crops.reshape(count, each, *crops.shape[1:])
 
 
-@operation("crop_resize", opset="CoreML7", wide=True)
+@operation("crop_resize", opset="CoreML7", accumulate_fp32=True)
 def crop_resize_boxes(
     x: Tensor,
     boxes: Tensor,
@@ -369,7 +369,7 @@ def _resampled(
     return _sampled(x, torch.arange(batch)[:, None, None], *places, nearest=sampling_mode == "nearest", fill=fill)
 
 
-@operation("resample", wide=True)
+@operation("resample", accumulate_fp32=True)
 def resample(
     x: Tensor,
     coordinates: Tensor,
@@ -386,7 +386,7 @@ def resample(
     return _resampled(x, columns, rows, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)
 
 
-@operation("affine", wide=True)
+@operation("affine", accumulate_fp32=True)
 def affine(
     x: Tensor,
     transform_matrix: Tensor,
@@ -406,7 +406,7 @@ def affine(
         raise OperationError("coordinates are normalized_minus_one_to_one", received=coordinates_mode)
     if transform_matrix.dim() != 2 or transform_matrix.shape[1] != 6 or len(transform_matrix) not in (1, len(x)):
         raise OperationError(f"a transform is (1, 6) or ({len(x)}, 6)", received=tuple(transform_matrix.shape))
-    affordable((len(x), output_height, output_width, x.shape[1]), torch.float64)
+    check_result_size((len(x), output_height, output_width, x.shape[1]), torch.float64)
     across, down = (
         _normalised(count, align_corners).reshape(shape)
         for count, shape in ((output_width, (1, 1, -1)), (output_height, (1, -1, 1)))

@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
-from . import affordable, operation
+from . import check_result_size, operation
 
 
-@operation("linear", wide=True)
+@operation("linear", accumulate_fp32=True)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x · weightᵀ + bias."""
-    affordable([*x.shape[:-1], *weight.shape[:-1]], x.dtype)
+    check_result_size([*x.shape[:-1], *weight.shape[:-1]], x.dtype)
     if bias is None:
         return functional.linear(*_alike(x, weight))
     return functional.linear(*_alike(x, weight, bias))
 
 
-@operation("matmul", wide=True)
+@operation("matmul", accumulate_fp32=True)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """The product of the last two axes, the others broadcast; a vector is a row on the left, a column on the right.
 
@@ -34,11 +34,11 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
     if x.ndim > 1 and y.ndim > 1:
         batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2])
         for extents in (x.shape[-2:], y.shape[-2:], (x.shape[-2], y.shape[-1])):  # torch may repeat the operands too
-            affordable([*batch, *extents], x.dtype)
+            check_result_size([*batch, *extents], x.dtype)
     return torch.matmul(x, y)
 
 
-@operation("einsum", wide=True)
+@operation("einsum", accumulate_fp32=True)
 def einsum(values: list[Tensor], equation: str) -> Tensor:
     """``nchw,nwhu->nchu`` or ``chw,whu->chu``, in any letters: axes −1 and −3 multiplied, others broadcast."""
     if len(values) != 2:
@@ -55,7 +55,7 @@ def einsum(values: list[Tensor], equation: str) -> Tensor:
     return matmul(x.transpose(-2, -3), y.transpose(-2, -3)).transpose(-2, -3)
 
 
-@operation("scaled_dot_product_attention", opset="CoreML8", wide=True)
+@operation("scaled_dot_product_attention", opset="CoreML8", accumulate_fp32=True)
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """softmax(query · keyᵀ / √E + mask) · value, over the last axis.
 
@@ -63,7 +63,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
     """
     if query.ndim < 3:
         raise OperationError("query has at least 3 axes", received=f"shape {tuple(query.shape)}")
-    affordable([*query.shape[:-1], key.shape[-2]], query.dtype)
+    check_result_size([*query.shape[:-1], key.shape[-2]], query.dtype)
     if attn_mask is None:
         return functional.scaled_dot_product_attention(query, key, value)
     mask = attn_mask if attn_mask.dtype == torch.bool else attn_mask.to(query.dtype)

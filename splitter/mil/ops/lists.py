@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import OperationError
 from ..types import BY_NAME
-from . import Context, affordable, operation
+from . import Context, check_result_size, operation
 
 _MAX_LENGTH = 1 << 24  # beyond it an index is a mistake or an attack
 
@@ -72,7 +72,7 @@ def make_list(
     if dtype not in BY_NAME:
         raise OperationError("make_list names a known type", received=dtype)
     held = BY_NAME[dtype].held
-    affordable([init_length, *shape], held)
+    check_result_size([init_length, *shape], held)
     zero = torch.zeros(shape, dtype=held) if len(shape) == len(extents) else None
     return Elements([zero] * init_length, fixed=not dynamic_length)
 
@@ -100,7 +100,7 @@ def list_gather(ls: Elements, indices: list[int]) -> Tensor:
         first = ls.element(0)
         return first.new_zeros((0, *first.shape))
     elements = [ls.element(index) for index in indices]
-    affordable([len(elements), *elements[0].shape], elements[0].dtype)
+    check_result_size([len(elements), *elements[0].shape], elements[0].dtype)
     return torch.stack(elements)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
-from . import affordable, operation
+from . import check_result_size, operation
 from .convolution import each_positive, for_torch, paddings, spatial_rank
 
 _MAX = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
@@ -34,7 +34,7 @@ def max_pool(
     return _MAX[len(kernel_sizes)](windows.padded(x, -math.inf), kernel_sizes, windows.strides)
 
 
-@operation("avg_pool", wide=True)
+@operation("avg_pool", accumulate_fp32=True)
 def avg_pool(
     x: Tensor,
     kernel_sizes: list[int],
@@ -54,7 +54,7 @@ def avg_pool(
     return mean
 
 
-@operation("l2_pool", wide=True)
+@operation("l2_pool", accumulate_fp32=True)
 def l2_pool(
     x: Tensor,
     kernel_sizes: list[int],
@@ -141,6 +141,6 @@ def _check_cost(
     x: Tensor, sizes: Sequence[int], pads: Sequence[tuple[int, int]], overhangs: Sequence[int], results: Sequence[int]
 ) -> None:
     padded = [extent + sum(pair) + over for extent, pair, over in zip(x.shape[2:], pads, overhangs, strict=True)]
-    affordable([*x.shape[:2], *padded], x.dtype)
+    check_result_size([*x.shape[:2], *padded], x.dtype)
     if math.prod([*x.shape[:2], *results, *sizes]) > _MAX_STEPS:
         raise OperationError("a pooling takes fewer than 2^40 steps", received=f"{results} windows of {sizes}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
-from . import Context, affordable, operation
+from . import Context, check_result_size, operation
 
 
 def _source(context: Context, seed: int) -> torch.Generator:
@@ -25,7 +25,7 @@ def _source(context: Context, seed: int) -> torch.Generator:
 
 
 def _uniform(shape: list[int], source: torch.Generator) -> Tensor:
-    affordable(shape, torch.float32)
+    check_result_size(shape, torch.float32)
     return torch.rand(shape, generator=source)
 
 
@@ -46,7 +46,7 @@ def random_uniform(
 
 @operation("random_normal")
 def random_normal(shape: list[int], context: Context, mean: float = 0.0, stddev: float = 1.0, seed: int = -1) -> Tensor:
-    affordable(shape, torch.float32)
+    check_result_size(shape, torch.float32)
     return mean + stddev * torch.randn(shape, generator=_source(context, seed))
 
 
@@ -66,7 +66,7 @@ def random_categorical(x: Tensor, context: Context, mode: str = "logits", size: 
     """
     if mode not in ("logits", "probs"):
         raise OperationError("mode is logits or probs", received=mode)
-    affordable((*x.shape[:-1], size), torch.int64)
+    check_result_size((*x.shape[:-1], size), torch.int64)
     rows = x.to(torch.float32).reshape(-1, x.shape[-1])
     weights = torch.softmax(rows, -1) if mode == "logits" else rows
     drawn = torch.multinomial(weights, size, replacement=True, generator=_source(context, seed))

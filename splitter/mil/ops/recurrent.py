@@ -63,7 +63,7 @@ def _checked(
             raise OperationError(f"a bias has {gates * hidden} elements", received=tuple(bias.shape))
 
 
-@operation("rnn", wide=True)
+@operation("rnn", accumulate_fp32=True)
 def rnn(
     x: Tensor,
     initial_h: Tensor,
@@ -84,7 +84,7 @@ def rnn(
     return torch.stack(outputs if output_sequence else outputs[-1:]), h
 
 
-@operation("gru", wide=True)
+@operation("gru", accumulate_fp32=True)
 def gru(
     x: Tensor,
     initial_h: Tensor,
@@ -120,7 +120,7 @@ def gru(
     return torch.stack(outputs if output_sequence else outputs[-1:]), h
 
 
-@operation("lstm", wide=True)
+@operation("lstm", accumulate_fp32=True)
 def lstm(
     x: Tensor,
     initial_h: Tensor,

@@ -44,12 +44,12 @@ def _broad(x: Tensor) -> Tensor:
     return x if x.is_floating_point() else x.to(torch.int64)
 
 
-@operation("reduce_sum", wide=True)
+@operation("reduce_sum", accumulate_fp32=True)
 def reduce_sum(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _over(x, axes, keep_dims, torch.sum)
 
 
-@operation("reduce_mean", wide=True)
+@operation("reduce_mean", accumulate_fp32=True)
 def reduce_mean(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _like(x, _over(_real(x), axes, keep_dims, torch.mean))
 
@@ -64,7 +64,7 @@ def reduce_min(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False
     return _over(x, axes, keep_dims, torch.amin)
 
 
-@operation("reduce_prod", wide=True)
+@operation("reduce_prod", accumulate_fp32=True)
 def reduce_prod(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     def product(x: Tensor, dims: list[int], keep: bool) -> Tensor:
         for dim in sorted(dims, reverse=True):
@@ -74,31 +74,31 @@ def reduce_prod(x: Tensor, axes: list[int] | None = None, keep_dims: bool = Fals
     return _over(x, axes, keep_dims, product)
 
 
-@operation("reduce_l1_norm", wide=True)
+@operation("reduce_l1_norm", accumulate_fp32=True)
 def reduce_l1_norm(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     """Σ|x|."""
     return _over(_broad(x).abs(), axes, keep_dims, torch.sum)
 
 
-@operation("reduce_l2_norm", wide=True)
+@operation("reduce_l2_norm", accumulate_fp32=True)
 def reduce_l2_norm(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     """√Σx²."""
     return _like(x, _over(_real(x).square(), axes, keep_dims, torch.sum).sqrt())
 
 
-@operation("reduce_sum_square", wide=True)
+@operation("reduce_sum_square", accumulate_fp32=True)
 def reduce_sum_square(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     """Σx²."""
     return _over(_broad(x).square(), axes, keep_dims, torch.sum)
 
 
-@operation("reduce_log_sum", wide=True)
+@operation("reduce_log_sum", accumulate_fp32=True)
 def reduce_log_sum(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     """ln Σx."""
     return _like(x, _over(_real(x), axes, keep_dims, torch.sum).log())
 
 
-@operation("reduce_log_sum_exp", wide=True)
+@operation("reduce_log_sum_exp", accumulate_fp32=True)
 def reduce_log_sum_exp(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     """ln Σeˣ, without overflow."""
     return _like(x, _over(_real(x), axes, keep_dims, torch.logsumexp))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
-from . import affordable, axes_of, operation
+from . import axes_of, check_result_size, operation
 
 # ----------------------------------------------------------------------------------------- indices
 
@@ -67,7 +67,7 @@ def _strides(extents: Tensor) -> Tensor:
 
 def _gathered(x: Tensor, indices: Tensor, axis: int, batch_dims: int) -> Tensor:
     shape = (*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :])
-    affordable(shape, x.dtype)
+    check_result_size(shape, x.dtype)
     if batch_dims == 0:
         return x.index_select(axis, indices.reshape(-1)).reshape(shape)
     batch, rows = math.prod(x.shape[:batch_dims]), math.prod(x.shape[batch_dims:axis])
@@ -126,7 +126,7 @@ def _gathered_nd(x: Tensor, indices: Tensor, extents: Tensor, batch_dims: int) -
     """``x[batch, *index]`` for every index, whose parts lie on the last axis."""
     inner = x.shape[batch_dims + len(extents) :]
     shape = (*indices.shape[:-1], *inner)
-    affordable(shape, x.dtype)
+    check_result_size(shape, x.dtype)
     batch = math.prod(x.shape[:batch_dims])
     places = (indices * _strides(extents)).sum(-1).reshape(batch, -1)
     places += torch.arange(batch)[:, None] * math.prod(extents.tolist())
@@ -241,37 +241,37 @@ def _scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str, valid
     return _scattered(rows, places, changes, mode).reshape(data.shape)
 
 
-@operation("scatter", wide=True)
+@operation("scatter", accumulate_fp32=True)
 def scatter(data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add") -> Tensor:
     """The default of ``mode`` is what Core ML Tools writes; its prose says ``update``."""
     return _scatter(data, indices, updates, axis, mode, None)
 
 
-@operation("scatter", opset="CoreML7", wide=True)
+@operation("scatter", opset="CoreML7", accumulate_fp32=True)
 def scatter_unchecked(
     data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
     return _scatter(data, indices, updates, axis, mode, validate_indices)
 
 
-@operation("scatter_along_axis", wide=True)
+@operation("scatter_along_axis", accumulate_fp32=True)
 def scatter_along_axis(data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add") -> Tensor:
     return _scatter_along_axis(data, indices, updates, axis, mode, None)
 
 
-@operation("scatter_along_axis", opset="CoreML7", wide=True)
+@operation("scatter_along_axis", opset="CoreML7", accumulate_fp32=True)
 def scatter_along_axis_unchecked(
     data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
     return _scatter_along_axis(data, indices, updates, axis, mode, validate_indices)
 
 
-@operation("scatter_nd", wide=True)
+@operation("scatter_nd", accumulate_fp32=True)
 def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add") -> Tensor:
     return _scatter_nd(data, indices, updates, mode, None)
 
 
-@operation("scatter_nd", opset="CoreML7", wide=True)
+@operation("scatter_nd", opset="CoreML7", accumulate_fp32=True)
 def scatter_nd_unchecked(
     data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
-from . import affordable, axes_of, operation
+from . import axes_of, check_result_size, operation
 
 
 @operation("expand_dims")
@@ -190,7 +190,7 @@ def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     if not 1 <= size <= x.shape[axis] or stride < 1:
         raise OperationError(f"windows of 1…{x.shape[axis]} elements move forward", received=(size, stride))
     windows = x.unfold(axis, size, stride).movedim(-1, axis + 1)
-    affordable(windows.shape, x.dtype)
+    check_result_size(windows.shape, x.dtype)
     return windows
 
 
@@ -250,7 +250,7 @@ def space_to_batch(x: Tensor, block_shape: list[int], paddings: list[int]) -> Te
     """
     bh, bw, top, bottom, left, right = _pairs(block_shape, paddings)
     n, c, h, w = x.shape
-    affordable((n, c, h + top + bottom, w + left + right), x.dtype)
+    check_result_size((n, c, h + top + bottom, w + left + right), x.dtype)
     x = torch.nn.functional.pad(x, [left, right, top, bottom])
     h, w = x.shape[2:]
     _block(bh, h)

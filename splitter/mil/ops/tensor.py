@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
-from . import affordable, axes_of, operation
+from . import axes_of, check_result_size, operation
 
 # -------------------------------------------------------------------------------------------- made
 
@@ -17,7 +17,7 @@ from . import affordable, axes_of, operation
 @operation("fill")
 def fill(shape: list[int], value: Tensor | None = None) -> Tensor:
     value = torch.tensor(0.0) if value is None else value
-    affordable(shape, value.dtype)
+    check_result_size(shape, value.dtype)
     return torch.full(shape, value.item(), dtype=value.dtype)
 
 
@@ -41,7 +41,7 @@ def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
         count = max(0, math.ceil(length))
     else:
         count = len(range(int(start), int(end), int(step)))
-    affordable((count,), torch.float64)
+    check_result_size((count,), torch.float64)
     steps = torch.arange(count, dtype=torch.float64 if start.is_floating_point() else torch.int64)
     return (start.to(steps.dtype) + steps * step.to(steps.dtype)).to(start.dtype)
 
@@ -60,7 +60,7 @@ def one_hot(
     off = torch.tensor(0) if off_value is None else off_value
     shape = list(indices.shape)
     shape.insert(axis, one_hot_vector_size)
-    affordable(shape, torch.promote_types(on.dtype, off.dtype))
+    check_result_size(shape, torch.promote_types(on.dtype, off.dtype))
     places = torch.arange(one_hot_vector_size).reshape([-1] + [1] * (indices.dim() - axis))
     return torch.where(indices.unsqueeze(axis) == places, on, off)
 
@@ -96,7 +96,7 @@ def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``a`` where ``cond`` holds, else ``b``."""
     result = torch.broadcast_shapes(cond.shape, a.shape, b.shape)
-    affordable(result, a.dtype)
+    check_result_size(result, a.dtype)
     return torch.where(cond, a, b)
 
 
@@ -111,7 +111,7 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
     first = x.dim() - len(pairs)
     shape = [extent + sum(pairs[axis - first]) if axis >= first else extent for axis, extent in enumerate(x.shape)]
-    affordable(shape, x.dtype)
+    check_result_size(shape, x.dtype)
     if mode == "constant":
         return torch.nn.functional.pad(x, [one for pair in reversed(pairs) for one in pair], value=constant_val)
     if mode not in ("reflect", "replicate"):
@@ -131,7 +131,7 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
 def tile(x: Tensor, reps: list[int]) -> Tensor:
     if len(reps) != x.dim() or min(reps, default=1) < 1:
         raise OperationError(f"each of {x.dim()} axes is repeated at least once", received=reps)
-    affordable([extent * count for extent, count in zip(x.shape, reps, strict=True)], x.dtype)
+    check_result_size([extent * count for extent, count in zip(x.shape, reps, strict=True)], x.dtype)
     return x.repeat(reps)
 
 
@@ -173,7 +173,7 @@ def split(
 # ------------------------------------------------------------------------------- sorted and searched
 
 
-@operation("cumsum", wide=True)
+@operation("cumsum", accumulate_fp32=True)
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
     """Exclusive sums leave out the element itself; reverse ones run from the end."""
     (axis,) = axes_of([axis], x.dim())
@@ -270,7 +270,7 @@ def _suppression(
     if max_boxes < 1 or boxes.shape != (batch, scores.shape[1], 4):
         received = f"{max_boxes} of boxes {tuple(boxes.shape)} with scores {tuple(scores.shape)}"
         raise OperationError("at least one of as many boxes as scores is selected", received=received)
-    affordable((batch, max_boxes, max(kinds, 4)), boxes.dtype)
+    check_result_size((batch, max_boxes, max(kinds, 4)), boxes.dtype)
     chosen_boxes, chosen_scores = boxes.new_zeros(batch, max_boxes, 4), scores.new_zeros(batch, max_boxes, kinds)
     indices = torch.full((batch, max_boxes), -1)
     counts = torch.zeros(batch, dtype=torch.int64)
@@ -285,7 +285,7 @@ def _suppression(
     return chosen_boxes, chosen_scores, indices, counts
 
 
-@operation("non_maximum_suppression", wide=True)
+@operation("non_maximum_suppression", accumulate_fp32=True)
 def non_maximum_suppression(
     boxes: Tensor,
     scores: Tensor,
@@ -298,7 +298,7 @@ def non_maximum_suppression(
     return _suppression(boxes, scores, iou_threshold, score_threshold, max_boxes, per_class_suppression)
 
 
-@operation("non_maximum_suppression", opset="CoreML7", wide=True)
+@operation("non_maximum_suppression", opset="CoreML7", accumulate_fp32=True)
 def non_maximum_suppression_last(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_boxes: int, per_class_suppression: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
