@@ -11,7 +11,7 @@ from rich.console import Group
 
 from ..errors import UsageError
 from ..plan import schema as plans
-from .shell import FINITE, PRECISIONS, FiniteRange, command, json_option, print_result, steps
+from .shell import FINITE, PRECISIONS, FiniteRange, command, json_option, memory_option, print_result, steps
 
 _TARGETS = click.Choice([target.value for target in plans.DeploymentTarget])
 _LAYOUTS = click.Choice(["torch", "mlx"])
@@ -86,6 +86,7 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
 )
 @click.option("--monolith", is_flag=True, help="All between the host's stages in one package, for comparison.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
+@memory_option
 @json_option
 def build(
     model: str,

@@ -9,12 +9,13 @@ import click
 from rich.console import Group
 
 from ..errors import UsageError
-from .shell import COMPUTE_UNITS, command, json_option, print_json, print_result, steps
+from .shell import COMPUTE_UNITS, command, json_option, memory_option, print_json, print_result, steps
 
 
 @command.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--compute-units", type=COMPUTE_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
+@memory_option
 @json_option
 def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
     """Judge a bundle from its saved files; exit 0 if all that ran passed."""
@@ -47,6 +48,7 @@ def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
 @click.option("--accumulators", type=click.Choice(["fp32", "staged", "half"]), default="fp32", show_default=True,
               help="What sums of half-precision terms are held in.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of random operations.")
+@memory_option
 @json_option
 def predict(
     package: Path,
@@ -84,6 +86,7 @@ def predict(
 @click.option(
     "--tiny/--full", default=False, help="Only inputs, each layer's result and outputs; or every tap.  [default: full]"
 )
+@memory_option
 @json_option
 def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_json: bool) -> None:
     """Record the taps of BUNDLE's captured, untouched transformer, for a port to be held against."""
@@ -105,6 +108,7 @@ def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_j
 @command.command(name="verify-port")
 @click.argument("dumps", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-b", "--bundle", type=click.Path(path_type=Path), required=True, help="Bundle to hold it against.")
+@memory_option
 @json_option
 def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
     """Judge what a port of the transformer dumped, tap by tap; exit 0 if every tap present passes.
@@ -132,6 +136,7 @@ def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
 @click.option("--static", is_flag=True, help="Look at the programs alone; run nothing.")
 @click.option("--fail-on", type=click.Choice(["error", "warning", "info", "never"]), default="error",
               show_default=True, help="Exit with 1 if something at least as bad is found.")  # fmt: skip
+@memory_option
 @json_option
 def doctor(path: Path, chip: str, inputs: Path | None, static: bool, fail_on: str, as_json: bool) -> None:
     """Examine PATH, a bundle or any .mlpackage: Neural Engine, half precision, what was asked for, compile time."""

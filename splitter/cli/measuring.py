@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .shell import COMPUTE_UNITS, command, engine_pairs, json_option, print_result, steps
+from .shell import COMPUTE_UNITS, command, engine_pairs, json_option, memory_option, print_result, steps
 
 
 @command.command()
@@ -18,6 +18,7 @@ from .shell import COMPUTE_UNITS, command, engine_pairs, json_option, print_resu
 @click.option("--compute-units", type=COMPUTE_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
 @click.option("--merge", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
               help="What --json printed on another machine, to show beside.")  # fmt: skip
+@memory_option
 @json_option
 def profile(
     bundle: Path,

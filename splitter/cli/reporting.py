@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.text import Text
 
-from .shell import COMPUTE_UNITS, FiniteRange, command, engine_pairs, json_option, print_result, steps
+from .shell import COMPUTE_UNITS, FiniteRange, command, engine_pairs, json_option, memory_option, print_result, steps
 
 
 @command.command()
@@ -29,6 +29,7 @@ from .shell import COMPUTE_UNITS, FiniteRange, command, engine_pairs, json_optio
               help="Family whose Neural Engine's limits the doctor counts.")  # fmt: skip
 @click.option("--compute-units", type=COMPUTE_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
 @click.option("--force", is_flag=True, help="Replace a file that is already there.")
+@memory_option
 @json_option
 def report(
     bundle: Path,

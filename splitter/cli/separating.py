@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import click
 
 from ..errors import BundleError, UsageError
-from .shell import FINITE, command, engine_pairs, json_option, print_json, stderr, steps
+from .shell import FINITE, command, engine_pairs, json_option, memory_option, print_json, stderr, steps
 
 
 @command.command()
@@ -46,6 +46,7 @@ from .shell import FINITE, command, engine_pairs, json_option, print_json, stder
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Files at a time, each by a process with its share of the cores.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Make stems again that are there already.")
+@memory_option
 @json_option
 def separate(
     files: tuple[Path, ...],

@@ -14,6 +14,8 @@ import click
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from .. import limits
+from ..errors import UsageError
 from ..plan import schema as plans
 
 P = ParamSpec("P")
@@ -47,6 +49,26 @@ def command() -> None:
 
 def json_option(function: Callable[P, None]) -> Callable[P, None]:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")(function)
+
+
+def _set_max_memory(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    try:
+        if value is not None:
+            limits.set_max_memory(limits.parsed(value))
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def memory_option(function: Callable[P, None]) -> Callable[P, None]:
+    """Of verbs that compute with files, which may come from anybody."""
+    return click.option(
+        "--max-memory",
+        metavar="SIZE",
+        expose_value=False,
+        callback=_set_max_memory,
+        help="Most memory that files may ask for, e.g. 8GB: weights, inputs, results; for each job.  "
+        f"[default: ${limits.VARIABLE}, or half of this machine's, at most 16GiB]",
+    )(function)
 
 
 def engine_pairs(
