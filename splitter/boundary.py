@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,6 @@ class Fold(BaseModel):
         length: Samples in all.
         rows: How many rows they make.
         columns: Samples in a row; ``rows × columns`` is no less than the length.
-        halo: Samples of its neighbours that a row repeats at each end: none, the package reaches over by itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,7 +28,6 @@ class Fold(BaseModel):
     length: int = Field(gt=0)
     rows: int = Field(gt=0)
     columns: int = Field(gt=0)
-    halo: Literal[0] = 0
 
     @model_validator(mode="after")
     def _holds(self) -> Fold:

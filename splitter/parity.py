@@ -19,14 +19,12 @@ class Parity:
         snr_db: ``10 log10(Σ r² / Σ (r − x)²)``; infinite for equal tensors, None ("n/a") where the
             reference is silent, which no number of decibels can describe.
         max_abs: ``max |r − x|``; NaN or infinite if x is.
-        psnr_db: ``20 log10(max |r| / √mean (r − x)²)``; None where the reference is silent.
         cosine: ``Σ r x / √(Σ r² Σ x²)``; None where either is silent.
         finite: Neither tensor holds a NaN or an infinity.
     """
 
     snr_db: float | None
     max_abs: float
-    psnr_db: float | None
     cosine: float | None
     finite: bool
 
@@ -65,25 +63,24 @@ def compare(reference: Array, candidate: Array) -> Parity:
     if not (is_finite(reference) and is_finite(candidate)):
         with np.errstate(invalid="ignore", over="ignore"):
             largest = float(np.abs(reference - candidate).max())
-        return Parity(None, largest, None, None, finite=False)
+        return Parity(None, largest, None, finite=False)
     if np.array_equal(reference, candidate):
         silent = not np.any(reference)
-        return Parity(None, 0.0, None, None, True) if silent else Parity(math.inf, 0.0, math.inf, 1.0, True)
-    signal = noise = other = cross = largest = peak = 0.0
+        return Parity(None, 0.0, None, True) if silent else Parity(math.inf, 0.0, 1.0, True)
+    signal = noise = other = cross = largest = 0.0
     for r, x in _blocks(reference, candidate):
         error = r - x
         signal += _product(r, r)
         noise += _product(error, error)
         other += _product(x, x)
         cross += _product(r, x)
-        largest, peak = max(largest, float(np.abs(error).max())), max(peak, float(np.abs(r).max()))
+        largest = max(largest, float(np.abs(error).max()))
     if signal == 0.0:
-        return Parity(None, largest, None, None, True)
+        return Parity(None, largest, None, True)
     # Differences so small that their squares vanish are as good as none.
     snr = 10 * math.log10(signal / noise) if noise else math.inf
-    psnr = 10 * math.log10(peak * peak * reference.size / noise) if noise else math.inf
     cosine = cross / math.sqrt(signal * other) if other else None
-    return Parity(snr, largest, psnr, cosine, True)
+    return Parity(snr, largest, cosine, True)
 
 
 def _blocks(reference: Array, candidate: Array) -> Iterator[tuple[Array, Array]]:

@@ -16,8 +16,6 @@ from .chips import PITFALLS
 from .rules import Note, Severity, rule
 from .subject import Subject
 
-SERIES = "https://github.com/apple/coremltools/issues/1900"
-SPREAD = "https://github.com/ggml-org/whisper.cpp/issues/773"
 # Blocks → seconds. The same blocks as packages of one each took 20, 44 and 460 s in the place of the last three.
 MEASURED = ((1, 4.9), (4, 39.0), (8, 130.0), (32, 2400.0))
 # Counted from the reference implementation that was measured (github.com/apple/ml-ane-transformers), 20 heads:

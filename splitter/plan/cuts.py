@@ -138,22 +138,6 @@ def division(program: Program, pieces: Iterable[Iterable[fx.Node]], *, cost: Cos
     )
 
 
-def equal_cuts(program: Program, pieces: int, *, cost: Cost = weight_bytes) -> Division:
-    """The usual way, for comparison: cut the operators, in their order, where equal shares of a cost end.
-
-    With weights as the cost and two pieces it is the rule of Core ML Tools' ``bisect_model``, on this graph.
-    """
-    alive = live(program)
-    total, done, index = sum(map(cost, alive)), 0, 0
-    sets: list[list[fx.Node]] = [[] for _ in range(pieces)]
-    for node in alive:
-        if not _accesses_tuple(node):
-            index = min(done * pieces // max(total, 1), pieces - 1)
-        sets[index].append(node)
-        done += cost(node)
-    return division(program, sets)
-
-
 # ------------------------------------------------------------------------------------------ blocks
 
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import splitter
-from splitter import lowering, mil, passes
+from splitter import lowering, mil
 from splitter.bundle.directory import Bundle
 from splitter.errors import LoweringError, PlanError
 from splitter.graph.capture import capture
@@ -302,4 +302,3 @@ def test_graph_target_keeps_the_captured_segment(hybrid, tmp_path):
     artifact = lowered(hybrid, "transformer", tmp_path)
     assert (artifact.target, artifact.path) == ("graph", "")
     assert not list(tmp_path.iterdir())
-    assert passes.PASSES

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.cuts import equal_cuts
 from splitter.errors import UsageError
 from splitter.graph.capture import capture
 from splitter.plan import cuts as planner
-from splitter.plan.cuts import divide, division, equal_cuts
+from splitter.plan.cuts import divide, division
 
 
 class Braided(nn.Module):
@@ -118,12 +119,6 @@ def test_what_cannot_be_walked_through_is_no_worse_than_the_programs_order(braid
             usual = equal_cuts(braided, pieces, cost=cost)
             assert divide(braided, pieces, balance=usual.balance).traffic <= usual.traffic
         assert divide(braided, pieces, balance=2.0).traffic >= exact[pieces]
-
-
-def test_equal_cuts_part_the_operators_in_their_order(braided):
-    found = equal_cuts(braided, 3, cost=planner.operators)
-    assert found.costs == (4, 3, 3)
-    assert [node for piece in found.pieces for node in piece] == list(braided.operators)
 
 
 def test_a_division_that_is_none(braided):

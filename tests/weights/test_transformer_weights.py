@@ -7,9 +7,11 @@ from itertools import pairwise
 import jsonschema
 import numpy as np
 import pytest
+from coremltools._deps import kmeans1d
 from safetensors.numpy import load_file
 from splitter_kernels.spec import Config, SpecError, parameters
 from splitter_weights import transformer as weights
+from splitter_weights.quantisation import nearest, palette
 from splitter_weights.transformer import exporting
 
 from splitter.errors import CheckpointError, LoweringError
@@ -183,20 +185,45 @@ def test_integers_are_the_nearest_and_reach_the_ends(tmp_path):
     assert not decoded[3].any()
 
 
-@pytest.mark.parametrize(("kind", "within_db"), [("pal8", 1.2), ("pal6", 0.6), ("pal4", 0.1)])
-def test_palettes_are_near_the_best_there_is(kind, within_db, tmp_path):
-    """Against the exact one-dimensional k-means that Core ML Tools carries; heavy tails, as trained weights have."""
-    from coremltools._deps import kmeans1d
+def least_squares(values, count):
+    """The squared error of the best table, by dynamic programming over where the sorted values part."""
+    x = np.sort(values.ravel().astype(np.float64))
+    sums, squares = (np.concatenate([[0], np.cumsum(power)]) for power in (x, x**2))
+    first, last = np.meshgrid(np.arange(len(x) + 1), np.arange(len(x) + 1), indexing="ij")
+    held = np.maximum(last - first, 1)
+    error = np.where(first < last, squares[last] - squares[first] - (sums[last] - sums[first]) ** 2 / held, np.inf)
+    best = error[0]
+    for _ in range(count - 1):
+        best = (best[:, None] + error).min(axis=0)
+    return best[-1]
 
-    values = np.random.default_rng(2).standard_t(5, (128, 64)).astype(np.float32)
+
+HEAVY_TAILS = np.random.default_rng(2).standard_t(3, (20, 15)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["pal4", "pal6", "pal8"])
+@pytest.mark.parametrize("values", [HEAVY_TAILS, np.round(HEAVY_TAILS, 1)], ids=["different", "repeated"])
+def test_palettes_are_the_best_there_is(kind, values, tmp_path):
     decoded, stored = matrix(kind, values, tmp_path)
     table = stored["layers.0.linear1.weight.table"]
     assert (np.diff(table) >= 0).all()
     nearest = table[np.abs(values[..., None] - table).argmin(-1)]
     np.testing.assert_array_equal(np.abs(decoded - values), np.abs(nearest - values))
-    best = kmeans1d.cluster(values.ravel().astype(float), len(table))
-    least = ((values.ravel() - np.array(best.centroids)[best.clusters]) ** 2).sum()
-    assert ((decoded - values) ** 2).sum() <= least * 10 ** (within_db / 10)
+    if len(np.unique(values)) > len(table):
+        error = ((decoded.astype(np.float64) - values) ** 2).sum()
+        assert error == pytest.approx(least_squares(values, len(table)), rel=1e-5)
+    else:
+        np.testing.assert_array_equal(decoded, values)
+
+
+@pytest.mark.parametrize("count", [4, 64])
+def test_palettes_of_many_values_are_as_good_as_the_best(count):
+    """Beyond some thousand values cells stand for them, though one weight lies far out."""
+    values = np.append(np.random.default_rng(2).standard_t(5, 40_000), 300).astype(np.float32)
+    best = kmeans1d.cluster(values.astype(np.float64), count)
+    least = ((values - np.array(best.centroids)[best.clusters]) ** 2).sum()
+    table = palette(values, count)
+    assert ((values - table[nearest(table, values)]) ** 2).sum() <= least * 1.001
 
 
 def test_few_different_values_are_kept(tmp_path):
