@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load
 
 from .. import output
 from ..boundary import Array, TensorSpec
@@ -25,7 +26,11 @@ from ..errors import BundleError, SplitterError, UsageError
 from ..graph import program as programs
 from ..graph.program import Program, Weights
 from ..plan.schema import readable
+from .files import BUILD_AGAIN, Files
 from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, BagManifest, FileRecord, Manifest, SegmentRecord
+
+_FORMATS = (BUNDLE_FORMAT, BAG_FORMAT)
+_OLDER = ("splitter.bundle/1", "splitter.bag/1")
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,10 @@ class Bundle:
             bundle = cls(Path(path), Manifest.model_validate(content))
         except ValidationError as error:
             raise _damaged(Path(path) / FILENAME, readable(error)) from error
-        bundle._check_files(hashes=check_hashes)
+        bundle.files.check_listing(bundle._referenced())
+        if check_hashes:
+            for name in bundle.manifest.files:
+                bundle.files.checked(name)
         return bundle
 
     @property
@@ -71,9 +79,14 @@ class Bundle:
         return {spec.name: spec for spec in self.manifest.tensors}
 
     @cached_property
+    def files(self) -> Files:
+        """Its files. Nothing opens them but this."""
+        return Files(self.path, self.manifest.files)
+
+    @cached_property
     def weights(self) -> Weights:
         """Weights of the captured programs."""
-        return Weights(self.path / self.manifest.weights)
+        return Weights(self.path / self.manifest.weights, self.files.read)
 
     def segment(self, name: str) -> SegmentRecord:
         for one in self.segments:
@@ -88,36 +101,28 @@ class Bundle:
     def program(self, path: str) -> Program:
         """A captured program: ``manifest.whole`` or a segment's ``program``."""
         if path not in self._programs:
-            self._programs[path] = programs.load(self.path / path, self.weights)
+            self._programs[path] = programs.load(self.path / path, self.weights, self.files.read)
         return self._programs[path]
 
     def goldens(self) -> dict[str, Array]:
         """The recorded run of the untouched model, by tensor name."""
         path = self.path / self.manifest.golden.path
+        content = self.files.read(path)
         try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
+            tensors = load(content)
+        except SafetensorError as error:
             raise _damaged(path, str(error)) from error
         if tensors.keys() != self.tensors.keys():
             raise _damaged(path, f"holds {sorted(tensors.keys() ^ self.tensors.keys())} or lacks them")
         return tensors
 
-    def _check_files(self, *, hashes: bool) -> None:
-        for name, record in self.manifest.files.items():
-            file = self.path / name
-            try:
-                if not _inside(self.path, name) or not file.is_file():
-                    raise _damaged(self.path / FILENAME, f"its file {name!r} is missing")
-                if file.stat().st_size != record.bytes:
-                    raise _damaged(file, f"{file.stat().st_size} bytes instead of {record.bytes}")
-                if hashes and _sha256(file) != record.sha256:
-                    raise _damaged(file, "its content is not what was built (sha256 differs)")
-            except OSError as error:
-                raise BundleError(f"{file} must be readable", received=error.strerror) from error
-        named = {self.manifest.weights, self.manifest.whole, self.manifest.golden.path}
-        named |= {segment.program for segment in self.segments}
-        if unlisted := named - self.manifest.files.keys():
-            raise _damaged(self.path / FILENAME, f"it names files it does not list: {', '.join(sorted(unlisted))}")
+    def _referenced(self) -> set[str]:
+        """Files and directories that the manifest names."""
+        manifest = self.manifest
+        named = {manifest.weights, manifest.whole, manifest.golden.path}
+        for segment in self.segments:
+            named |= {segment.program, segment.artifact.path, segment.reference, segment.uncompressed}
+        return named - {""}
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,12 @@ class Bag:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the members' manifests, which hold the hashes of all their files, and of the weights."""
-        said = [self.name, *(member.manifest.model_dump(mode="json") for member in self.members), self.weights]
+        """SHA-256 of the digests of the members' manifests, and of the weights.
+
+        A manifest is opened only if it has its digest, and a file is read only if it has its hash in the manifest. So
+        two bags of one fingerprint compute the same, or one of them is refused.
+        """
+        said = [self.name, *(member.manifest.digest for member in self.members), self.weights]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -159,7 +168,13 @@ def load_any(path: Path | str, *, check_hashes: bool = False) -> Bag:
     for name in manifest.members:
         if not _inside(directory, name):
             raise _damaged(directory / FILENAME, f"member {name!r} lies outside the bag")
+        if (directory / name).is_symlink():
+            raise BundleError(
+                f"member {name!r} of {directory} is a link", fix="Copy the bag with its files in place of links."
+            )
     members = tuple(Bundle.load(directory / name, check_hashes=check_hashes) for name in manifest.members)
+    if tuple(member.manifest.digest for member in members) != manifest.digests:
+        raise _damaged(directory / FILENAME, "its members have other digests than it lists")
     first = members[0].manifest.model
     for member in members[1:]:
         other = member.manifest.model
@@ -209,7 +224,10 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
 
 
 def write_manifest(directory: Path, manifest: Manifest | BagManifest) -> None:
-    (directory / FILENAME).write_text(manifest.model_dump_json(indent=1) + "\n")
+    """Write a manifest with its digest, which stands in a line of its own, the second, and is of all other bytes."""
+    lines = manifest.model_copy(update={"digest": ""}).model_dump_json(indent=1).encode().split(b"\n", 2)
+    rest = b"\n".join((lines[0], lines[2], b""))
+    (directory / FILENAME).write_bytes(b"\n".join((lines[0], _digest_line(rest), lines[2], b"")))
 
 
 def file_records(directory: Path) -> dict[str, FileRecord]:
@@ -229,7 +247,8 @@ def _replaceable(out: Path) -> bool:
     if not any(out.iterdir()):
         return True
     with suppress(SplitterError):
-        return _read_manifest(out).get("format") in (BUNDLE_FORMAT, BAG_FORMAT)
+        content, _ = _parsed_manifest(out)
+        return content.get("format") in (*_FORMATS, *_OLDER)
     return False
 
 
@@ -265,9 +284,42 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _read_manifest(directory: Path) -> dict[str, object]:
+    """A manifest of this version that has its digest."""
+    path = directory / FILENAME
+    content, raw = _parsed_manifest(directory)
+    if content.get("format") in _OLDER:
+        model = content.get("model")
+        name = str(model.get("name") if isinstance(model, dict) else content.get("name"))
+        raise BundleError(
+            f"{directory} is in a format of an earlier version",
+            expected=" or ".join(_FORMATS),
+            received=content["format"],
+            fix=f"Build it again: splitter build {shlex.quote(name)} -o {shlex.quote(str(directory))} --force",
+        )
+    if content.get("format") not in _FORMATS:
+        raise _damaged(path, f"format {content.get('format')!r}")
+    lines = raw.split(b"\n", 2)
+    expected = _digest_line(b"\n".join((lines[0], lines[-1])))
+    if lines[1:2] != [expected]:
+        raise BundleError(
+            f"{path} was changed after the build",
+            expected=f"the line {expected.decode().strip()}",
+            received=repr(b"".join(lines[1:2])[:100].decode(errors="replace").strip()),
+            fix=BUILD_AGAIN,
+        )
+    return content
+
+
+def _digest_line(rest: bytes) -> bytes:
+    return b' "digest": "%s",' % hashlib.sha256(rest).hexdigest().encode()
+
+
+def _parsed_manifest(directory: Path) -> tuple[dict[str, object], bytes]:
+    """What a manifest says, and its bytes."""
     path = directory / FILENAME
     try:
-        content = json.loads(path.read_text())
+        raw = path.read_bytes()
+        content = json.loads(raw)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{directory} must be a bundle", received=f"no {FILENAME} there", fix="Build one with `splitter build`."
@@ -276,11 +328,11 @@ def _read_manifest(directory: Path) -> dict[str, object]:
         raise _damaged(path, str(error)) from error
     if not isinstance(content, dict):
         raise _damaged(path, f"a JSON {type(content).__name__} instead of an object")
-    return content
+    return content, raw
 
 
 def _damaged(path: Path, what: str) -> BundleError:
-    return BundleError(f"{path} must be as it was built", received=what, fix="Build the bundle again.")
+    return BundleError(f"{path} must be as it was built", received=what, fix=BUILD_AGAIN)
 
 
 def _inside(directory: Path, name: str) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..boundary import TensorSpec
 from ..plan.schema import Plan
 
-BUNDLE_FORMAT: Literal["splitter.bundle/1"] = "splitter.bundle/1"
-BAG_FORMAT: Literal["splitter.bag/1"] = "splitter.bag/1"
+BUNDLE_FORMAT: Literal["splitter.bundle/2"] = "splitter.bundle/2"
+BAG_FORMAT: Literal["splitter.bag/2"] = "splitter.bag/2"
 FILENAME = "manifest.json"
+Digest: TypeAlias = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]  # empty until it is written
 
 
 class Record(BaseModel):
@@ -124,6 +125,7 @@ class Manifest(Record):
     """A bundle's table of contents.
 
     Attributes:
+        digest: SHA-256 of ``manifest.json`` without the line of this field, its second.
         versions: Of what took part in the build, by distribution name.
         plan: The plan as it was obeyed, presets and options merged; ``splitter build --plan`` takes it.
         tensors: Every boundary tensor, the model's inputs and outputs among them.
@@ -134,7 +136,8 @@ class Manifest(Record):
         files: Size and hash of every other file, by path.
     """
 
-    format: Literal["splitter.bundle/1"] = BUNDLE_FORMAT
+    digest: Digest = ""
+    format: Literal["splitter.bundle/2"] = BUNDLE_FORMAT
     versions: dict[str, str]
     model: ModelRecord
     plan: Plan
@@ -151,14 +154,18 @@ class BagManifest(Record):
     """Several bundles whose stems are averaged.
 
     Attributes:
+        digest: As a bundle's.
         name: As it was asked for, e.g. ``"htdemucs_ft"``.
         members: Directories of the member bundles.
+        digests: Of the members' manifests.
         weights: ``weights[member][stem]``; each stem is the weighted mean over the members.
     """
 
-    format: Literal["splitter.bag/1"] = BAG_FORMAT
+    digest: Digest = ""
+    format: Literal["splitter.bag/2"] = BAG_FORMAT
     name: str
     members: tuple[str, ...] = Field(min_length=1)
+    digests: tuple[str, ...]
     weights: tuple[tuple[float, ...], ...]
 
 

@@ -11,13 +11,14 @@ import json
 import keyword
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 
 from ..boundary import Fold
@@ -30,6 +31,10 @@ _DTYPES = {str(d).removeprefix("torch."): d for d in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
 )}  # fmt: skip
+# As safetensors names them.
+_STORED = dict(zip(
+    ("F64", "F32", "F16", "BF16", "C64", "C128", "I64", "I32", "I16", "I8", "U8", "BOOL"), _DTYPES.values(), strict=True
+))  # fmt: skip
 _MEMORY_FORMATS = {"contiguous_format": torch.contiguous_format, "preserve_format": torch.preserve_format}
 _LAYOUTS = {"strided": torch.strided}
 # Operators of the aten namespace that reach outside their arguments.
@@ -206,15 +211,20 @@ def save(program: Program, path: Path) -> None:
     path.write_text(f'{{{head}, "nodes": [\n{nodes}\n]}}\n')
 
 
-def load(path: Path, weights: Weights) -> Program:
+def load(path: Path, weights: Weights, read: Callable[[Path], bytes] = Path.read_bytes) -> Program:
     """Read a program back, and of the weights those that it uses.
+
+    Args:
+        path: Its file.
+        weights: Those of all programs of its bundle.
+        read: Gives the file's content.
 
     Raises:
         BundleError: The file is not a program, names an operator that is not a plain ATen operator,
             or does not fit the weights.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read(path))
         names = [entry["target"] for entry in content["nodes"] if entry["op"] == "weight"]
         return from_json(content, weights.of(names))
     except (
@@ -269,34 +279,70 @@ def from_json(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Prog
 
 
 class Weights:
-    """Tensors of a safetensors file, each read once, when a program that needs it is loaded."""
+    """Tensors of a safetensors file, each kept once, when a program that needs it is loaded."""
 
-    def __init__(self, path: Path) -> None:
-        """Nothing is read yet."""
-        self._path = path
-        self._read: dict[str, Tensor] = {}
+    def __init__(self, path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
+        """Nothing is read yet.
+
+        Args:
+            path: The file.
+            read: Gives its content.
+        """
+        self._path, self._content = path, read
+        self._kept: dict[str, Tensor] = {}
+        self._held: bytes | None = None
+        self._holding = False
 
     def of(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Those of these names that there are, in memory of their own.
 
-        Copies, not a map: PyTorch picks kernels by alignment, a mapped tensor is aligned to 8 bytes only,
-        and bit-for-bit comparison needs the allocator's 64.
+        The file is read whole, so that it can be hashed, even where few of its tensors are new. Each is copied out of
+        it: PyTorch picks kernels by alignment, the file aligns to 8 bytes only, and bit-for-bit comparison needs the
+        allocator's 64.
 
         Raises:
             BundleError: The file cannot be read.
         """
         wanted = dict.fromkeys(names)
+        if new := wanted.keys() - self._kept.keys():
+            try:
+                content = self._content(self._path) if self._held is None else self._held
+                self._held = content if self._holding else None
+                self._kept |= _tensors(content, new)
+            except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, RecursionError) as error:
+                raise BundleError(
+                    f"{self._path.name} must be a readable safetensors file",
+                    received=repr(error),
+                    fix="Build the bundle again.",
+                ) from error
+        return {name: self._kept[name] for name in wanted if name in self._kept}
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the content between programs that are loaded in this block: it is read and hashed once for all."""
+        self._holding = True
         try:
-            with safe_open(str(self._path), framework="pt") as file:
-                for name in wanted.keys() & file.keys() - self._read.keys():
-                    self._read[name] = file.get_tensor(name).clone()
-        except (OSError, SafetensorError) as error:
-            raise BundleError(
-                f"{self._path.name} must be a readable safetensors file",
-                received=str(error),
-                fix="Build the bundle again.",
-            ) from error
-        return {name: self._read[name] for name in wanted if name in self._read}
+            yield
+        finally:
+            self._held, self._holding = None, False
+
+
+def _tensors(content: bytes, names: Set[str]) -> dict[str, Tensor]:
+    """Copies of some tensors of a safetensors file. Raises ValueError and its kin if it is none."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    found = {}
+    for name in names & header.keys():
+        entry = header[name]
+        begin, end = (int(offset) for offset in entry["data_offsets"])
+        shape, dtype = tuple(map(int, entry["shape"])), _STORED[entry["dtype"]]
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or not 0 <= begin <= end <= len(content) - start or end - begin != size:
+            raise ValueError(f"tensor {name!r} lies at {begin}…{end}")
+        tensor = torch.empty(shape, dtype=dtype)
+        tensor.view(-1).view(torch.uint8).numpy()[:] = np.frombuffer(content, np.uint8, size, start + begin)
+        found[name] = tensor
+    return found
 
 
 def _operator_name(node: fx.Node) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..boundary import Array, TensorSpec
+from ..bundle.files import Files
 from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import PlanError
 from ..partition import Segment
@@ -39,7 +40,7 @@ class Target(Protocol):
         ...
 
     def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
+        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
     ) -> list[str]:
         """Read the saved artifact back and return every difference from what was asked: none is a pass."""
         ...

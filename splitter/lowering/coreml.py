@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..boundary import Array, TensorSpec
+from ..bundle.files import Files
 from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import LoweringError, OperationError, PackageError
 from ..graph.capture import exported
@@ -51,10 +52,10 @@ class CoreMLTarget:
         return Artifact(target="coreml", path=path.name, details=details)
 
     def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
+        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
     ) -> list[str]:
         try:
-            saved = load(directory / segment.artifact.path)
+            saved = load(files.home / segment.artifact.path, read=files.read)
             stored = stored_weights(saved.function)
         except (PackageError, OperationError) as error:
             return [str(error)]

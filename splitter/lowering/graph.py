@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..boundary import Array, TensorSpec
+from ..bundle.files import Files
 from ..bundle.manifest import Artifact, SegmentRecord
 from ..partition import Segment
 from ..plan.schema import Plan
@@ -18,6 +19,6 @@ class GraphTarget:
         return Artifact(target="graph")
 
     def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
+        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
     ) -> list[str]:
         return []

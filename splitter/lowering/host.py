@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from ..boundary import Array, TensorSpec
+from ..bundle.files import Files
 from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import LoweringError
 from ..parity import compare
@@ -50,9 +51,9 @@ class HostTarget:
         return Artifact(target="host", path=path.name)
 
     def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
+        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
     ) -> list[str]:
-        spec = HostSpec.model_validate_json((directory / segment.artifact.path).read_text())
+        spec = HostSpec.model_validate_json(files.read(files.home / segment.artifact.path))
         findings = []
         if tuple(one.name for one in spec.inputs) != segment.inputs or tuple(spec.outputs) != segment.outputs:
             findings.append(f"inputs and outputs are {[i.name for i in spec.inputs]} and {list(spec.outputs)}")

@@ -15,6 +15,7 @@ from splitter_weights import transformer as weights
 from torch import fx
 
 from ..boundary import Array, TensorSpec
+from ..bundle.files import Files
 from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import LoweringError, SplitterError
 from ..graph.program import Program
@@ -46,7 +47,7 @@ class KernelsTarget:
         return Artifact(target="kernels", path=path.name, details=record.model_dump(mode="json"))
 
     def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, directory: Path
+        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
     ) -> list[str]:
         record = weights.record_of(segment.artifact.details)
         findings = []
@@ -56,7 +57,7 @@ class KernelsTarget:
             if set(names) != set(expected):
                 findings.append(f"reads or gives {names}, the segment {expected}")
         try:
-            weights.load(directory / segment.artifact.path, record)
+            weights.load(files.home / segment.artifact.path, record, files.read)
         except SplitterError as error:
             findings.append(str(error))
         return findings

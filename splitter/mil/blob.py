@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +30,23 @@ _STORED = dict(enumerate(_NAMES.split(), start=1))
 class BlobFile:
     """A weight file; reads are checked against its length and its own records.
 
-    A value is read once however often the program names it, and no more bytes are read than the file has, so that
-    a small file cannot fill the memory.
+    The file is read once, so that what is hashed is what is used, and not mapped: a mapped file that shrinks kills the
+    process. A value is copied once however often the program names it, and no more bytes are copied than the file
+    has, so that a small file cannot fill the memory.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
+        """Read a file; ``read`` gives its content."""
         self._path = path
         self._values: dict[tuple[int, str, int], Tensor] = {}
-        header = self._bytes(0, 8)
-        self._size = self._unread = path.stat().st_size
-        if struct.unpack("<II", header)[1] != _VERSION:
+        try:
+            self._content = memoryview(read(path))
+        except (OSError, MemoryError) as error:
+            raise self._unreadable(str(error) or repr(error)) from error
+        self._unread = len(self._content)
+        if len(self._content) < 8:
+            raise self._unreadable(f"{len(self._content)} bytes")
+        if struct.unpack_from("<II", self._content)[1] != _VERSION:
             raise PackageError(f"{path.name} must be a weight file of version {_VERSION}", received="another header")
 
     def read(self, offset: int, dtype: DType, shape: tuple[int, ...], where: str) -> Tensor:
@@ -60,34 +68,22 @@ class BlobFile:
         return self._values[key].reshape(shape)
 
     def _read(self, offset: int, dtype: DType, count: int, where: str) -> Tensor:
-        if not 0 <= offset <= self._size - _RECORD.size:
-            raise self._broken(where, f"a record at byte {offset} of {self._size}")
-        record = self._bytes(offset, _RECORD.size)
-        sentinel, stored, size, start, padding = _RECORD.unpack(record)
+        if not 0 <= offset <= len(self._content) - _RECORD.size:
+            raise self._broken(where, f"a record at byte {offset} of {len(self._content)}")
+        sentinel, stored, size, start, padding = _RECORD.unpack_from(self._content, offset)
         if sentinel != _SENTINEL:
             raise self._broken(where, f"no record at byte {offset}")
         if _STORED.get(stored) != dtype.name:
             raise self._broken(where, f"{_STORED.get(stored, stored)} stored for {dtype}")
-        if size != -(-count * dtype.bits // 8) or start + size > self._size or padding >= 8:
+        if size != -(-count * dtype.bits // 8) or start + size > len(self._content) or padding >= 8:
             raise self._broken(where, f"{size} bytes from byte {start} for {count} values of {dtype}")
         self._unread -= size
         if self._unread < 0:
             raise self._broken(where, "records that overlap")
-        return decoded(self._bytes(start, size), dtype, (count,))
+        return decoded(bytearray(self._content[start : start + size]), dtype, (count,))
 
-    def _bytes(self, start: int, size: int) -> bytearray:
-        """Bytes of the file. It is not mapped: a mapped file that shrinks kills the process."""
-        try:
-            raw = bytearray(size)
-            with self._path.open("rb") as file:
-                file.seek(start)
-                if (got := file.readinto(raw)) != size:
-                    raise ValueError(f"{got} of {size} bytes at {start}")
-            return raw
-        except (OSError, ValueError, MemoryError) as error:
-            raise PackageError(
-                f"{self._path.name} must be a readable weight file", received=str(error) or repr(error), fix=_FIX
-            ) from error
+    def _unreadable(self, what: str) -> PackageError:
+        return PackageError(f"{self._path.name} must be a readable weight file", received=what, fix=_FIX)
 
     def _broken(self, where: str, what: str) -> PackageError:
         return PackageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +21,7 @@ from .features import Feature
 from .interpreter import Interpreter, Listener
 from .numerics import Numerics
 from .ops import check_result_size
-from .program import Block, Function, Operation, load_spec, read
+from .program import Block, Function, Operation, functions_of, load_spec
 from .tiling import Region
 from .types import StateType, TensorType
 
@@ -99,12 +99,13 @@ class Model:
         numerics: Numerics = Numerics(),
         seed: int = 0,
         max_iterations: int = 1_000_000,
+        read: Callable[[Path], bytes] = Path.read_bytes,
     ) -> None:
         """Read and compile a package; see `splitter.mil.load`."""
         self.path = path
         self.numerics = numerics
-        self._proto = load_spec(path)
-        functions = read(path, self._proto)
+        self._proto = load_spec(path, read)
+        functions = functions_of(path, self._proto, read)
         self.function_name = function_name or _default_function(self._proto, functions)
         if self.function_name not in functions:
             raise UsageError(
@@ -248,6 +249,7 @@ def load(
     numerics: Numerics = Numerics(),
     seed: int = 0,
     max_iterations: int = 1_000_000,
+    read: Callable[[Path], bytes] = Path.read_bytes,
 ) -> Model:
     """Open a saved ``.mlpackage`` for execution on this machine.
 
@@ -257,6 +259,7 @@ def load(
         numerics: How results are rounded; by default each one to the type the program declares for it.
         seed: Of random operations.
         max_iterations: How often the loops of one prediction may run, together, before they are taken for endless.
+        read: Gives the content of a file of the package; each is asked for once.
 
     Raises:
         PackageError: It cannot be read, or is not what its own types say.
@@ -266,4 +269,11 @@ def load(
     directory = Path(path)
     if not directory.is_dir():
         raise PackageError(f"{directory} must be a Core ML package", received="no directory there")
-    return Model(directory, function_name=function_name, numerics=numerics, seed=seed, max_iterations=max_iterations)
+    return Model(
+        directory,
+        function_name=function_name,
+        numerics=numerics,
+        seed=seed,
+        max_iterations=max_iterations,
+        read=read,
+    )

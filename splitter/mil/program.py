@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import PackageError
+from ..errors import PackageError, SplitterError
 from .blob import BlobFile, decoded
 from .coreml_tools import ct
 from .types import DTYPES, DictionaryType, DType, ListType, Shape, StateType, TensorType, ValueType
@@ -108,12 +108,13 @@ def read_by(operation: Operation) -> Iterator[Argument]:
         yield from map(Ref, block.outputs)
 
 
-def read(path: Path, spec: Any) -> dict[str, Function]:
+def functions_of(path: Path, spec: Any, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, Function]:
     """Read all functions of a package.
 
     Args:
         path: The ``.mlpackage`` directory.
         spec: Its parsed protobuf.
+        read: Gives the content of its weight files.
 
     Raises:
         PackageError: It is not an ML Program, or some part of it is not what another part says.
@@ -124,7 +125,7 @@ def read(path: Path, spec: Any) -> dict[str, Function]:
             received=spec.WhichOneof("Type"),
             fix="Convert with convert_to='mlprogram'.",
         )
-    reader = _Reader(path)
+    reader = _Reader(path, read)
     functions = {name: reader.function(name, one) for name, one in spec.mlProgram.functions.items()}
     if not functions:
         raise PackageError(f"{path.name} must hold a function", received="none")
@@ -132,9 +133,9 @@ def read(path: Path, spec: Any) -> dict[str, Function]:
 
 
 class _Reader:
-    def __init__(self, package: Path) -> None:
-        self._package = package
-        self._root = model_file(package).parent
+    def __init__(self, package: Path, read: Callable[[Path], bytes]) -> None:
+        self._package, self._read = package, read
+        self._root = model_file(package, read).parent
         self._blobs: dict[Path, BlobFile] = {}
 
     def function(self, name: str, function: Any) -> Function:
@@ -313,7 +314,7 @@ class _Reader:
             raise self._broken(f"weight file of {where!r}", f"the name {name!r}")
         path = _contained(self._root, name.removeprefix(MODEL_PATH), self._package, "weight file")
         if path not in self._blobs:
-            self._blobs[path] = BlobFile(path)
+            self._blobs[path] = BlobFile(path, self._read)
         return self._blobs[path]
 
     def _broken(self, what: str, received: str) -> PackageError:
@@ -349,7 +350,7 @@ def _contained(root: Path, name: str, package: Path, what: str) -> Path:
     return path
 
 
-def model_file(package: Path) -> Path:
+def model_file(package: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> Path:
     """The protobuf of a package, as its manifest names it.
 
     Raises:
@@ -359,7 +360,7 @@ def model_file(package: Path) -> Path:
     try:
         if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
             raise ValueError("more than a megabyte")
-        content = json.loads(manifest.read_text("utf-8"))
+        content = json.loads(read(manifest))
         name = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
         if not isinstance(name, str):
             raise TypeError(f"a path of type {type(name).__name__}")
@@ -370,7 +371,7 @@ def model_file(package: Path) -> Path:
     return _contained(package / "Data", name, package, "model file")
 
 
-def load_spec(path: Path) -> Any:
+def load_spec(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> Any:
     """Parse a package's protobuf.
 
     The manifest is read here and not by Core ML Tools, whose reader follows it out of the package.
@@ -378,12 +379,14 @@ def load_spec(path: Path) -> Any:
     Raises:
         PackageError: There is none, or it does not parse.
     """
-    file = model_file(path)
+    file = model_file(path, read)
     try:
         if file.stat().st_size > _MAX_MODEL_BYTES:
             raise ValueError("more than 2 GiB")
         spec = ct.proto.Model_pb2.Model()
-        spec.ParseFromString(file.read_bytes())
+        spec.ParseFromString(read(file))
+    except SplitterError:
+        raise
     except Exception as error:  # protobuf raises whatever it raises
         raise PackageError(
             f"{path.name} must be a readable Core ML package", received=str(error) or repr(error), fix=_FIX

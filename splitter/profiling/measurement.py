@@ -180,7 +180,6 @@ def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup
     for name, seconds, one in zip(names, bench.runs[segment.name], bench.engines[segment.name], strict=True):
         latency = Latency.of(seconds, warmup=warmup)
         fresh = memory.measured(bundle, segment.name, name, bench.compute_units)
-        package = bundle.path / segment.artifact.path
         found.append(
             EngineProfile(
                 engine=name,
@@ -190,7 +189,8 @@ def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup
                 compute_share=done.flops / latency.median / most.flops_per_second,
                 bandwidth_share=done.moved_bytes / latency.median / most.bytes_per_second,
                 families=_families(one, bench.inputs[segment.name]),
-                coreml=core_ml.figures(package, bench.compute_units) if name == "coreml" else None,
+                coreml=core_ml.figures(bundle.files.checked(segment.artifact.path), bench.compute_units)
+                if name == "coreml" else None,
             )
         )
     return SegmentProfile(

@@ -384,7 +384,7 @@ def stored_bytes(bundle: Bundle) -> int:
     total = 0
     for segment in bundle.segments:
         if segment.artifact.target == "coreml":
-            stored = stored_weights(mil.load(bundle.path / segment.artifact.path).function)
+            stored = stored_weights(mil.load(bundle.path / segment.artifact.path, read=bundle.files.read).function)
             total += sum(one.bytes for one in stored.values())
         elif segment.artifact.target == "kernels":
             tensors = segment.artifact.details["tensors"].values()

@@ -86,7 +86,7 @@ class Trial:
         self.outputs = tuple(spec.name for spec in specs if OUTPUT in spec.consumers)
         self._captured = {one.name: engine("torch")(bundle, one, compute_units="ALL") for one in bundle.segments}
         self.packages = {
-            one.name: mil.load(bundle.path / one.artifact.path)
+            one.name: mil.load(bundle.path / one.artifact.path, read=bundle.files.read)
             for one in bundle.segments
             if one.artifact.target == "coreml"
         }

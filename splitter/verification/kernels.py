@@ -88,7 +88,7 @@ def _compared(
 def with_stored_weights(bundle: Bundle, segment: SegmentRecord) -> Bundle:
     """The bundle whose captured segment has the weights that the transformer's file holds."""
     record = weights.record_of(segment.artifact.details)
-    _, stored = weights.load(bundle.path / segment.artifact.path, record)
+    _, stored = weights.load(bundle.path / segment.artifact.path, record, bundle.files.read)
     program = bundle.program(segment.program)
     replaced = dict(program.weights)
     for name, source in record.sources.items():

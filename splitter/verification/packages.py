@@ -61,7 +61,7 @@ def package_checks(
 ) -> tuple[list[Check], list[Overflow]]:
     """Run one segment's packages from its golden input, and compare them along the chain."""
     try:
-        shipped = mil.load(bundle.path / segment.artifact.path)
+        shipped = mil.load(bundle.path / segment.artifact.path, read=bundle.files.read)
         watch = OverflowWatch()
         results = _predicted(
             shipped, bundle, {name: golden[name].astype(bundle.tensors[name].dtype) for name in segment.inputs}, watch
@@ -112,7 +112,7 @@ def _chain_checks(
     given = {name: golden[name] for name in segment.inputs}
     is_fp32 = _hashes(bundle, segment.reference) == _hashes(bundle, segment.artifact.path)
     try:
-        reference = shipped if is_fp32 else _predicted(mil.load(bundle.path / segment.reference), bundle, given)
+        reference = shipped if is_fp32 else _predicted(mil.load(bundle.path / segment.reference, read=bundle.files.read), bundle, given)
     except SplitterError as error:
         yield Check("conversion", segment.name, Status.FAIL, "mil", "local", note=str(error))
         return
@@ -150,8 +150,8 @@ def _weight_check(bundle: Bundle, segment: SegmentRecord) -> Check:
     originals = {name: name.rpartition("_")[0] for name in compressed}
     tolerances = bundle.manifest.plan.tolerances
     try:
-        stored = decoded(mil.load(bundle.path / segment.artifact.path).function, compressed)
-        own = decoded(mil.load(bundle.path / segment.uncompressed).function, originals.values())
+        stored = decoded(mil.load(bundle.path / segment.artifact.path, read=bundle.files.read).function, compressed)
+        own = decoded(mil.load(bundle.path / segment.uncompressed, read=bundle.files.read).function, originals.values())
     except SplitterError as error:
         return Check("compression", segment.name, Status.FAIL, "mil", "local", note=str(error))
     checks = [
@@ -171,7 +171,7 @@ def _uncompressed(
     if segment.uncompressed == segment.reference:
         return reference
     rounded = {name: array.astype(bundle.tensors[name].dtype) for name, array in given.items()}
-    return _predicted(mil.load(bundle.path / segment.uncompressed), bundle, rounded)
+    return _predicted(mil.load(bundle.path / segment.uncompressed, read=bundle.files.read), bundle, rounded)
 
 
 def _hashes(bundle: Bundle, package: str) -> dict[str, str]:

@@ -67,7 +67,7 @@ class TappedTransformer:
     @cached_property
     def tensors(self) -> Mapping[str, Array]:
         """The transformer's weights as they were exported, by kernel name."""
-        return weights.load(self._bundle.path / self.segment.artifact.path, self.record)[1]
+        return weights.load(self._bundle.path / self.segment.artifact.path, self.record, self._bundle.files.read)[1]
 
     @cached_property
     def inputs(self) -> Mapping[str, Array]:

@@ -192,7 +192,7 @@ def _audit(bundle: Bundle, segment: SegmentRecord) -> Check:
     """The saved artifact against what was asked for."""
     try:
         chosen = lowering.target(segment.artifact.target)
-        findings = chosen.audit(segment, bundle.tensors, bundle.manifest.plan, bundle.path)
+        findings = chosen.audit(segment, bundle.tensors, bundle.manifest.plan, bundle.files)
     except (SplitterError, ValueError, OSError) as error:
         findings = [str(error)]
     status = Status.FAIL if findings else Status.PASS

@@ -27,7 +27,7 @@ class CoreMLEngine(Engine):
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         from ...mil.coreml_tools import ct
 
-        path = bundle.path / segment.artifact.path
+        path = bundle.files.checked(segment.artifact.path)
         try:
             self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[compute_units])
         except Exception as error:  # Core ML raises every kind

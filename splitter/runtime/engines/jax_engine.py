@@ -36,7 +36,7 @@ class JaxEngine(Engine):
 
         _keep_compiled()
         self._record = weights.record_of(segment.artifact.details)
-        config, tensors = weights.load(bundle.path / segment.artifact.path, self._record)
+        config, tensors = weights.load(bundle.path / segment.artifact.path, self._record, bundle.files.read)
         self._weights = xla.prepared(tensors)
         self._transformer = xla.compiled(config)
         self._dtypes = [bundle.tensors[name].dtype for name in self._record.outputs]

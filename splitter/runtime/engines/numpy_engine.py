@@ -40,9 +40,10 @@ class NumPyEngine(Engine):
 class _HostStage:
     def __init__(self, bundle: Bundle, segment: SegmentRecord) -> None:
         path = bundle.path / segment.artifact.path
+        content = bundle.files.read(path)
         try:
-            self._spec = HostSpec.model_validate_json(path.read_text())
-        except (OSError, ValidationError) as error:
+            self._spec = HostSpec.model_validate_json(content)
+        except ValidationError as error:
             raise BundleError(f"{path.name} must be a host specification", received=str(error)) from error
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -52,7 +53,9 @@ class _HostStage:
 class _Transformer:
     def __init__(self, bundle: Bundle, segment: SegmentRecord) -> None:
         self._record = weights.record_of(segment.artifact.details)
-        self._config, self._tensors = weights.load(bundle.path / segment.artifact.path, self._record)
+        self._config, self._tensors = weights.load(
+            bundle.path / segment.artifact.path, self._record, bundle.files.read
+        )
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         freq, time = (inputs[name] for name in self._record.inputs)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize
 from splitter_kernels.spec import Config, parameters
 
 from splitter.errors import CheckpointError
@@ -25,8 +25,15 @@ DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "I8": "int8", "
 _BUILD_AGAIN = "Build the bundle again."
 
 
-def load(path: Path, record: TransformerRecord) -> tuple[Config, dict[str, Array]]:
+def load(
+    path: Path, record: TransformerRecord, read: Callable[[Path], bytes] = Path.read_bytes
+) -> tuple[Config, dict[str, Array]]:
     """Read the weights back, every byte held against its record, and decode them.
+
+    Args:
+        path: The file.
+        record: What the manifest says of it.
+        read: Gives the file's content.
 
     Returns:
         The configuration, and float32 arrays by the names of `kernels.spec.parameters`, whatever the form.
@@ -36,9 +43,13 @@ def load(path: Path, record: TransformerRecord) -> tuple[Config, dict[str, Array
             readable, of another version, or of another model.
     """
     wanted = _wanted(path, record)
-    header = _header(path)
+    try:
+        content = read(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    header = _header(path, content)
     _check_header(path, record, header)
-    raw = np.memmap(path, np.uint8, mode="r")
+    raw = np.frombuffer(content, np.uint8)
     _check_padding(path, record, header, raw)
     tree = {name: np.empty(shape, np.float32) for name, shape in parameters(record.config).items()}
     for name, parameter in wanted.items():
@@ -70,18 +81,14 @@ def _wanted(path: Path, record: TransformerRecord) -> dict[str, Parameter]:
     return wanted
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path, content: bytes) -> dict[str, Any]:
     """The file's header, its offsets absolute. The library judges it first: lengths, overlaps, gaps, dtypes."""
     try:
-        with safe_open(str(path), framework="numpy"):
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(
-            f"{path.name} must be a whole safetensors file", received=str(error), fix=_BUILD_AGAIN
-        ) from error
+        deserialize(content)
+        length = int.from_bytes(content[:8], "little")
+        header: dict[str, Any] = json.loads(content[8 : 8 + length])
+    except (SafetensorError, ValueError) as error:
+        raise _unreadable(path, error) from error
     found = header.pop("__metadata__", {}).get("format")
     if found != FORMAT:
         raise CheckpointError(
@@ -124,11 +131,15 @@ def _check_padding(path: Path, record: TransformerRecord, header: Mapping[str, A
 def _tensor(path: Path, raw: Array, name: str, one: TensorRecord) -> Array:
     """One tensor, read as a port reads it: by the manifest's offset."""
     data = raw[one.offset : one.offset + one.bytes]
-    if hashlib.sha256(data.tobytes()).hexdigest() != one.sha256:
+    if hashlib.sha256(data).hexdigest() != one.sha256:
         raise CheckpointError(
             f"tensor {name!r} of {path.name} must have the hash in the manifest", received="another", fix=_BUILD_AGAIN
         )
     return data.view(one.dtype).reshape(one.shape)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path.name} must be a whole safetensors file", received=str(error), fix=_BUILD_AGAIN)
 
 
 def _unfit(path: Path, what: str) -> CheckpointError:
