@@ -25,7 +25,7 @@ from . import lowering
 from . import passes as graph_passes
 from .boundary import Array, TensorSpec
 from .bundle import goldens
-from .bundle.directory import Bag, file_records, load_any, staged, write_manifest
+from .bundle.directory import Bag, Bundle, file_records, load_any, staged, write_manifest
 from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
 from .errors import AudioError, PartitionError, PassError, UsageError
 from .graph import program as programs
@@ -130,7 +130,8 @@ def build(
             _build_one(member, target, obeyed, segment, golden_audio, reference, partial(_labelled, progress, label))
         if len(bag.members) > 1:
             names = tuple(member.name for member in bag.members)
-            write_manifest(directory, BagManifest(name=bag.name, members=names, weights=bag.weights))
+            digests = tuple(Bundle.load(directory / name).manifest.digest for name in names)
+            write_manifest(directory, BagManifest(name=bag.name, members=names, digests=digests, weights=bag.weights))
     return load_any(out)
 
 

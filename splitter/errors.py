@@ -62,6 +62,10 @@ class BundleError(SplitterError):
     """A bundle that is missing, damaged, or of another format."""
 
 
+class CacheError(SplitterError):
+    """A cache that others can write to."""
+
+
 class BoundaryError(SplitterError):
     """A tensor at a boundary that breaks its contract."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeAlias
 
 from pydantic_core import from_json
 
@@ -14,8 +16,10 @@ from .formatting import size
 MAX_DOCUMENT_BYTES = 64 << 20  # of text that people or splitter write: manifests, plans, profiles, receipts
 _MAX_DEPTH = 64
 
+Read: TypeAlias = Callable[[Path], bytes]  # gives the content of a file, held against what is known of it
 
-def opened(path: Path | str) -> BinaryIO:
+
+def opened(path: Path | str) -> BufferedReader:
     """Open a regular file for reading. A pipe or a device, on which reading may never end, is refused unread.
 
     Raises:

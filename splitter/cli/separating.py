@@ -199,18 +199,17 @@ def _find_bundle(bundle: Path | None, name: str | None) -> Any:
     """The given bundle, or the one of a name in the user's cache, built there if it is not."""
     from importlib.metadata import version
 
-    from platformdirs import user_cache_path
-
+    from .. import cache
     from ..bundle.directory import load_any
 
     if bundle is not None:
         return load_any(bundle)
     if name is None:
         raise UsageError("separate needs a bundle", received="neither -b nor -n", fix="Give -b DIR, or -n htdemucs.")
-    cached = user_cache_path("splitter") / "bundles" / f"{name.replace('/', '_')}-{version('splitter')}"
+    cached = cache.directory("bundles") / f"{name.replace('/', '_')}-{version('splitter')}"
     if (cached / "manifest.json").exists():
         try:
-            return load_any(cached)
+            return load_any(cached, check_hashes=True)
         except BundleError as error:
             stderr.print(f"rebuilding the cached bundle: {error}")
     from splitter_weights.checkpoints import NAMES

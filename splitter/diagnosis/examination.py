@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..boundary import Array
 from ..bundle.directory import Bundle, load_any
 from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
+from ..reading import Read
 from .chips import CHIPS, Chip
 from .compiling import CompileTime, compile_time
 from .engine import DTYPE_RULE
@@ -138,9 +140,9 @@ def examine(
         raise UsageError("a family of chips has a name", received=chip, fix=f"Names are {', '.join(CHIPS)}.")
     path = Path(path)
     found: list[Diagnosis] = []
-    for package, given, asked in _packages(path, inputs, run=run):
+    for package, read, given, asked in _packages(path, inputs, run=run):
         progress(f"examining {package.name}")
-        found.extend(_diagnoses(package, CHIPS[chip], given, asked))
+        found.extend(_diagnoses(package, read, CHIPS[chip], given, asked))
     if not found:
         raise UsageError(f"{path} must hold Core ML packages", received="a bundle without one")
     return DoctorReport(str(path), chip, tuple(found))
@@ -148,18 +150,19 @@ def examine(
 
 def _packages(
     path: Path, inputs: Mapping[str, Array] | None, *, run: bool
-) -> Iterator[tuple[Path, Mapping[str, Array] | None, tuple[Asked, ...]]]:
-    """Packages, each with the inputs it is to run on, if it is, and what is asked of it."""
+) -> Iterator[tuple[Path, Read, Mapping[str, Array] | None, tuple[Asked, ...]]]:
+    """Packages, each with what reads its files, the inputs it is to run on, if it is, and what is asked of it."""
     # On file systems that ignore case a package's Manifest.json looks like a bundle's: the suffix is asked first.
     if path.suffix == ".mlpackage" or not (path / "manifest.json").exists():
-        yield path, inputs if run else None, ()
+        yield path, Path.read_bytes, inputs if run else None, ()
         return
     for bundle in load_any(path).members:
         segments = [one for one in bundle.segments if one.artifact.path.endswith(".mlpackage")]
         given = (inputs if inputs is not None else bundle.goldens()) if run and segments else None
         for segment in segments:
             package = bundle.path / segment.artifact.path
-            yield package, _inputs_of(bundle, segment, given), (by_plan(bundle.manifest.plan, segment),)
+            asked = (by_plan(bundle.manifest.plan, segment),)
+            yield package, bundle.files.read, _inputs_of(bundle, segment, given), asked
 
 
 def _inputs_of(bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array] | None) -> Mapping[str, Array] | None:
@@ -174,13 +177,14 @@ def _inputs_of(bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array
 
 
 def _diagnoses(
-    package: Path, chip: Chip, inputs: Mapping[str, Array] | None, asked: tuple[Asked, ...]
+    package: Path, read: Read, chip: Chip, inputs: Mapping[str, Array] | None, asked: tuple[Asked, ...]
 ) -> Iterator[Diagnosis]:
     """One for each function. Packages with several are run by their default function alone."""
     numerics = mil.Numerics(mil.RoundingMode.FP32)
-    default = mil.load(package, numerics=numerics)
+    load = partial(mil.load, package, numerics=numerics, read=read)
+    default = load()
     for name in default.spec.functions:
-        model = default if name == default.function_name else mil.load(package, function_name=name, numerics=numerics)
+        model = default if name == default.function_name else load(function_name=name)
         yield _diagnosis(model, chip, inputs if model is default else None, asked)
 
 

@@ -11,7 +11,8 @@ import json
 import keyword
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, fx, nn
 
 from ..boundary import Fold
 from ..errors import BundleError, CaptureError
+from ..reading import Read
 
 FORMAT = "splitter.program/1"
 Observer: TypeAlias = Callable[[fx.Node, Tensor], None]
@@ -211,7 +213,7 @@ def save(program: Program, path: Path) -> None:
     path.write_text(f'{{{head}, "nodes": [\n{nodes}\n]}}\n')
 
 
-def load(path: Path, weights: Weights, read: Callable[[Path], bytes] = Path.read_bytes) -> Program:
+def load(path: Path, weights: Weights, read: Read = Path.read_bytes) -> Program:
     """Read a program back, and of the weights those that it uses.
 
     Args:
@@ -281,7 +283,7 @@ def from_json(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Prog
 class Weights:
     """Tensors of a safetensors file, each kept once, when a program that needs it is loaded."""
 
-    def __init__(self, path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
+    def __init__(self, path: Path, read: Read = Path.read_bytes) -> None:
         """Nothing is read yet.
 
         Args:
@@ -327,7 +329,7 @@ class Weights:
             self._held, self._holding = None, False
 
 
-def _tensors(content: bytes, names: Set[str]) -> dict[str, Tensor]:
+def _tensors(content: bytes, names: AbstractSet[str]) -> dict[str, Tensor]:
     """Copies of some tensors of a safetensors file. Raises ValueError and its kin if it is none."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])

@@ -39,9 +39,7 @@ class Target(Protocol):
         """
         ...
 
-    def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
-    ) -> list[str]:
+    def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         """Read the saved artifact back and return every difference from what was asked: none is a pass."""
         ...
 

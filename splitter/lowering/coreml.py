@@ -51,9 +51,7 @@ class CoreMLTarget:
         details = {"compressed": compression.to_details(wanted)} if wanted else {}
         return Artifact(target="coreml", path=path.name, details=details)
 
-    def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
-    ) -> list[str]:
+    def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         try:
             saved = load(files.home / segment.artifact.path, read=files.read)
             stored = stored_weights(saved.function)

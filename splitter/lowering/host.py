@@ -50,9 +50,7 @@ class HostTarget:
                 )
         return Artifact(target="host", path=path.name)
 
-    def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
-    ) -> list[str]:
+    def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         spec = HostSpec.model_validate_json(files.read(files.home / segment.artifact.path))
         findings = []
         if tuple(one.name for one in spec.inputs) != segment.inputs or tuple(spec.outputs) != segment.outputs:

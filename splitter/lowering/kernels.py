@@ -46,9 +46,7 @@ class KernelsTarget:
             ) from error
         return Artifact(target="kernels", path=path.name, details=record.model_dump(mode="json"))
 
-    def audit(
-        self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files
-    ) -> list[str]:
+    def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         record = weights.record_of(segment.artifact.details)
         findings = []
         if record.form != plan.weights:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PackageError
+from ..reading import Read
 from .types import DType
 
 _SENTINEL = 0xDEADBEEF
@@ -35,7 +35,7 @@ class BlobFile:
     has, so that a small file cannot fill the memory.
     """
 
-    def __init__(self, path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> None:
+    def __init__(self, path: Path, read: Read = Path.read_bytes) -> None:
         """Read a file; ``read`` gives its content."""
         self._path = path
         self._values: dict[tuple[int, str, int], Tensor] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import PackageError, UsageError
+from ..reading import Read
 from . import features
 from .features import Feature
 from .interpreter import Interpreter, Listener
@@ -99,7 +100,7 @@ class Model:
         numerics: Numerics = Numerics(),
         seed: int = 0,
         max_iterations: int = 1_000_000,
-        read: Callable[[Path], bytes] = Path.read_bytes,
+        read: Read = Path.read_bytes,
     ) -> None:
         """Read and compile a package; see `splitter.mil.load`."""
         self.path = path
@@ -249,7 +250,7 @@ def load(
     numerics: Numerics = Numerics(),
     seed: int = 0,
     max_iterations: int = 1_000_000,
-    read: Callable[[Path], bytes] = Path.read_bytes,
+    read: Read = Path.read_bytes,
 ) -> Model:
     """Open a saved ``.mlpackage`` for execution on this machine.
 

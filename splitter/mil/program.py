@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PackageError, SplitterError
+from ..reading import Read
 from .blob import BlobFile, decoded
 from .coreml_tools import ct
 from .types import DTYPES, DictionaryType, DType, ListType, Shape, StateType, TensorType, ValueType
@@ -108,7 +109,7 @@ def read_by(operation: Operation) -> Iterator[Argument]:
         yield from map(Ref, block.outputs)
 
 
-def functions_of(path: Path, spec: Any, read: Callable[[Path], bytes] = Path.read_bytes) -> dict[str, Function]:
+def functions_of(path: Path, spec: Any, read: Read = Path.read_bytes) -> dict[str, Function]:
     """Read all functions of a package.
 
     Args:
@@ -133,7 +134,7 @@ def functions_of(path: Path, spec: Any, read: Callable[[Path], bytes] = Path.rea
 
 
 class _Reader:
-    def __init__(self, package: Path, read: Callable[[Path], bytes]) -> None:
+    def __init__(self, package: Path, read: Read) -> None:
         self._package, self._read = package, read
         self._root = model_file(package, read).parent
         self._blobs: dict[Path, BlobFile] = {}
@@ -350,7 +351,7 @@ def _contained(root: Path, name: str, package: Path, what: str) -> Path:
     return path
 
 
-def model_file(package: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> Path:
+def model_file(package: Path, read: Read = Path.read_bytes) -> Path:
     """The protobuf of a package, as its manifest names it.
 
     Raises:
@@ -371,7 +372,7 @@ def model_file(package: Path, read: Callable[[Path], bytes] = Path.read_bytes) -
     return _contained(package / "Data", name, package, "model file")
 
 
-def load_spec(path: Path, read: Callable[[Path], bytes] = Path.read_bytes) -> Any:
+def load_spec(path: Path, read: Read = Path.read_bytes) -> Any:
     """Parse a package's protobuf.
 
     The manifest is read here and not by Core ML Tools, whose reader follows it out of the package.

@@ -190,7 +190,8 @@ def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup
                 bandwidth_share=done.moved_bytes / latency.median / most.bytes_per_second,
                 families=_families(one, bench.inputs[segment.name]),
                 coreml=core_ml.figures(bundle.files.checked(segment.artifact.path), bench.compute_units)
-                if name == "coreml" else None,
+                if name == "coreml"
+                else None,
             )
         )
     return SegmentProfile(

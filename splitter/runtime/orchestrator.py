@@ -77,9 +77,10 @@ class Orchestrator:
         self._goldens = bundle.goldens() if golden_snr_db is not None else {}
         chosen = {bundle.segment(name).name: given for name, given in (engines or {}).items()}
         self.engines: dict[str, Engine] = {}
-        for segment in bundle.segments:
-            name = chosen.get(segment.name) or default_engine(segment)
-            self.engines[segment.name] = loaded(name, bundle, segment, compute_units=compute_units)
+        with bundle.weights.held():
+            for segment in bundle.segments:
+                name = chosen.get(segment.name) or default_engine(segment)
+                self.engines[segment.name] = loaded(name, bundle, segment, compute_units=compute_units)
         self._serving = {segment.name: Lock() for segment in bundle.segments}
         self._last_consumer = {name: index for index, segment in enumerate(bundle.segments) for name in segment.inputs}
 

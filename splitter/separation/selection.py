@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from platformdirs import user_cache_path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from .. import cache, reading
 from ..boundary import Array
 from ..bundle.directory import Bundle
 from ..bundle.goldens import machine
 from ..bundle.manifest import SegmentRecord
+from ..errors import BundleError
 from ..parity import compare
 from ..runtime import engines
 from ..runtime.orchestrator import Orchestrator, default_engine
@@ -91,9 +92,9 @@ def fastest(
     given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
     for name, engine in given.items():
         engines.able(engine, bundle.segment(name))
-    kept = user_cache_path("splitter") / "engines" / f"{_fingerprint(members, given)}.json"
+    key = f"{_fingerprint(members, given)}.json"
     with suppress(OSError, ValidationError):
-        return Choice.model_validate_json(kept.read_text())
+        return Choice.model_validate_json(reading.content(cache.directory("engines") / key))
     rivals = {s.name: [given[s.name]] if s.name in given else _rivals(s) for s in bundle.segments}
     if all(len(names) == 1 for names in rivals.values()):
         return Choice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
@@ -103,7 +104,7 @@ def fastest(
         if one.failure:
             say(f"{one.engine} is out of the question for {one.segment}: {one.failure}")
     with suppress(OSError):  # a cache that cannot be written is measured again
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept = cache.directory("engines") / key
         with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
             file.write(choice.model_dump_json(indent=1))
         Path(file.name).replace(kept)
@@ -181,6 +182,8 @@ def _trials(bundle: Bundle, segment: SegmentRecord, names: list[str], golden: Ma
                 else:
                     seconds = _cost(partial(running[name].run, given))
                     news = {"seconds": min(seconds, found[name].seconds or seconds)}
+            except BundleError:  # a file is not what was built: no fault of the engine, and nothing to remember
+                raise
             except Exception as error:  # an engine's library raises every kind; the reason is kept
                 news = {"seconds": None, "failure": f"{type(error).__name__}: {error}"}
             found[name] = found[name].model_copy(update=news)
@@ -223,9 +226,13 @@ def _end_to_end(members: Sequence[Bundle], chosen: Mapping[str, str]) -> float |
 
 
 def _fingerprint(members: Sequence[Bundle], given: Mapping[str, str]) -> str:
-    """Of all that the answer depends on."""
-    files = [{name: record.sha256 for name, record in sorted(one.manifest.files.items())} for one in members]
-    facts = [files, given, machine().model_dump(), {name: _version(name) for name in _PACKAGES}]
+    """Of all that the answer depends on.
+
+    The digests of the manifests stand for the bytes: an answer is kept after runs that read every file they used, and
+    a file that is not what its manifest says is refused when it is read.
+    """
+    digests = [member.manifest.digest for member in members]
+    facts = [digests, given, machine().model_dump(), {name: _version(name) for name in _PACKAGES}]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

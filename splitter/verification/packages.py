@@ -112,7 +112,11 @@ def _chain_checks(
     given = {name: golden[name] for name in segment.inputs}
     is_fp32 = _hashes(bundle, segment.reference) == _hashes(bundle, segment.artifact.path)
     try:
-        reference = shipped if is_fp32 else _predicted(mil.load(bundle.path / segment.reference, read=bundle.files.read), bundle, given)
+        reference = (
+            shipped
+            if is_fp32
+            else _predicted(mil.load(bundle.path / segment.reference, read=bundle.files.read), bundle, given)
+        )
     except SplitterError as error:
         yield Check("conversion", segment.name, Status.FAIL, "mil", "local", note=str(error))
         return

@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 import numpy as np
-from platformdirs import user_cache_path
 from splitter_weights import transformer as weights
 
+from ... import cache
 from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
@@ -59,8 +59,7 @@ def _keep_compiled() -> None:
     config: Any = jax.config  # has no types
     if config.jax_compilation_cache_dir is not None:
         return
-    kept = user_cache_path("splitter") / "xla"
     with suppress(OSError):
-        kept.mkdir(parents=True, exist_ok=True)
+        kept = cache.directory("xla")  # compiled programs are code
         config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
         config.update("jax_compilation_cache_dir", str(kept))

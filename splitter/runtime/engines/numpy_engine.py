@@ -53,9 +53,7 @@ class _HostStage:
 class _Transformer:
     def __init__(self, bundle: Bundle, segment: SegmentRecord) -> None:
         self._record = weights.record_of(segment.artifact.details)
-        self._config, self._tensors = weights.load(
-            bundle.path / segment.artifact.path, self._record, bundle.files.read
-        )
+        self._config, self._tensors = weights.load(bundle.path / segment.artifact.path, self._record, bundle.files.read)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         freq, time = (inputs[name] for name in self._record.inputs)

@@ -1,19 +1,17 @@
 """OpenVINO: a captured segment converted and compiled for this processor, in float32 or bfloat16.
 
-Converting takes much longer than loading what was converted, so that is kept in the user's cache, by the digest of
-the segment's graph and weights.
+Converting takes much longer than loading what was converted, so that is kept in the user's cache, by the hashes of
+the segment's graph and weights as they are read.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
-import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping
-from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,12 +21,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from platformdirs import user_cache_path
 
+from ... import cache
 from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
-from ...errors import EngineError
+from ...errors import EngineError, SplitterError
 from ...graph.capture import exported
 from ...graph.program import Program
 from . import OF_ITS_OWN_WEIGHTS, Engine
@@ -48,11 +46,15 @@ class OpenVINOEngine(Engine):
         return None if find_spec("openvino") else "OpenVINO is not installed (the extra `openvino` brings it)"
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
-        home = _home(bundle, segment)
+        def convert(home: Path) -> None:
+            model = converted(bundle.program(segment.program))
+            imported_silently().serialize(model, home / _GRAPH, home / _WEIGHTS)
+
+        key = _key(bundle, segment)
         try:
-            if not (home / _GRAPH).exists():
-                _keep(converted(bundle.program(segment.program)), home)
-            self._model = compiled(home / _GRAPH, self.precision)
+            self._model = compiled(cache.entry("openvino", key, convert) / _GRAPH, self.precision)
+        except SplitterError:
+            raise
         except Exception as error:  # OpenVINO raises every kind
             raise EngineError(
                 f"OpenVINO must convert and compile segment {segment.name!r}", received=str(error).strip()
@@ -93,17 +95,20 @@ class OpenVINOBFloat16Engine(OpenVINOEngine):
         return "this processor has no instructions for bfloat16 (AMX or AVX-512), so it would be no faster"
 
 
-@cache
+@functools.cache
 def _capabilities() -> tuple[str, ...]:
     """What this processor computes in, in OpenVINO's words."""
     return tuple(imported_silently().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
-def _home(bundle: Bundle, segment: SegmentRecord) -> Path:
-    """Where the converted segment is kept."""
-    files = bundle.manifest.files
-    facts = (files[segment.program].sha256, files[bundle.manifest.weights].sha256, version("openvino"))
-    return user_cache_path("splitter") / "openvino" / hashlib.sha256(" ".join(facts).encode()).hexdigest()[:32]
+def _key(bundle: Bundle, segment: SegmentRecord) -> str:
+    """Of the converted segment: hashes of the bytes that it is made of, which are read for it."""
+    facts = (
+        bundle.files.digest(segment.program),
+        bundle.files.digest(bundle.manifest.weights),
+        version("openvino"),
+    )
+    return hashlib.sha256(" ".join(facts).encode()).hexdigest()
 
 
 _importing = Lock()
@@ -154,18 +159,3 @@ def compiled(graph: Path, precision: str) -> Any:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # other threads of this process work beside it
     })  # fmt: skip
-
-
-def _keep(model: Any, home: Path) -> None:
-    """Write a converted model aside, then rename: there is never half of one."""
-    home.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=home.parent))
-    try:
-        imported_silently().serialize(model, staging / _GRAPH, staging / _WEIGHTS)
-        if not home.exists():
-            staging.rename(home)
-    except OSError:
-        if not (home / _GRAPH).exists():  # unless another process was faster
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, deserialize
 from splitter_kernels.spec import Config, parameters
 
 from splitter.errors import CheckpointError
+from splitter.reading import Read
 
 from .encoding import decode
 from .form import Parameter, Role, parameters_of, stored, tensor_name
@@ -25,9 +26,7 @@ DTYPES: Mapping[str, str] = {"F32": "float32", "F16": "float16", "I8": "int8", "
 _BUILD_AGAIN = "Build the bundle again."
 
 
-def load(
-    path: Path, record: TransformerRecord, read: Callable[[Path], bytes] = Path.read_bytes
-) -> tuple[Config, dict[str, Array]]:
+def load(path: Path, record: TransformerRecord, read: Read = Path.read_bytes) -> tuple[Config, dict[str, Array]]:
     """Read the weights back, every byte held against its record, and decode them.
 
     Args:
@@ -84,7 +83,7 @@ def _wanted(path: Path, record: TransformerRecord) -> dict[str, Parameter]:
 def _header(path: Path, content: bytes) -> dict[str, Any]:
     """The file's header, its offsets absolute. The library judges it first: lengths, overlaps, gaps, dtypes."""
     try:
-        deserialize(content)
+        deserialize(content)  # type: ignore[no-untyped-call]
         length = int.from_bytes(content[:8], "little")
         header: dict[str, Any] = json.loads(content[8 : 8 + length])
     except (SafetensorError, ValueError) as error:
@@ -131,7 +130,7 @@ def _check_padding(path: Path, record: TransformerRecord, header: Mapping[str, A
 def _tensor(path: Path, raw: Array, name: str, one: TensorRecord) -> Array:
     """One tensor, read as a port reads it: by the manifest's offset."""
     data = raw[one.offset : one.offset + one.bytes]
-    if hashlib.sha256(data).hexdigest() != one.sha256:
+    if hashlib.sha256(data.tobytes()).hexdigest() != one.sha256:
         raise CheckpointError(
             f"tensor {name!r} of {path.name} must have the hash in the manifest", received="another", fix=_BUILD_AGAIN
         )
