@@ -332,6 +332,8 @@ class Weights:
 def _tensors(content: bytes, names: AbstractSet[str]) -> dict[str, Tensor]:
     """Copies of some tensors of a safetensors file. Raises ValueError and its kin if it is none."""
     start = 8 + int.from_bytes(content[:8], "little")
+    if start > len(content):
+        raise ValueError(f"a header of {start - 8} bytes in {len(content)}")
     header = json.loads(content[8:start])
     found = {}
     for name in names & header.keys():

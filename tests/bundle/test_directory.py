@@ -14,18 +14,13 @@ from splitter.errors import BundleError, UsageError
 from splitter.graph.capture import capture
 
 from ..conftest import ROOT
+from ..sealing import edit, flip
 
 
 @pytest.fixture
 def copy(demo_path, tmp_path):
     shutil.copytree(demo_path, tmp_path / "copy")
     return tmp_path / "copy"
-
-
-def edit(path, change):
-    content = json.loads((path / "manifest.json").read_text())
-    change(content)
-    (path / "manifest.json").write_text(json.dumps(content))
 
 
 def test_bundle_holds_every_piece(demo_path):
@@ -92,9 +87,10 @@ def test_same_build_gives_the_same_bytes(demo_bundle, tmp_path, monkeypatch):
         (lambda c: c.update(surprise=1), "surprise"),
         (lambda c: c.pop("plan"), "plan"),
         (lambda c: c["tensors"][0].update(bytes=1), "bytes"),
-        (lambda c: c["files"].pop("goldens.safetensors"), "does not list"),
+        (lambda c: c["files"].pop("goldens.safetensors"), "does not list; got goldens.safetensors"),
         (lambda c: c.update(whole="../../etc/passwd"), "does not list"),
-        (lambda c: c["files"].update({"../x": {"bytes": 0, "sha256": ""}}), "missing"),
+        (lambda c: c["files"].update({"../x": {"bytes": 0, "sha256": ""}}), "outside of the bundle"),
+        (lambda c: c["files"].update({"x": {"bytes": 0, "sha256": ""}}), "x is missing"),
     ],
 )
 def test_manifest_that_does_not_fit_is_named(copy, change, message):
@@ -127,24 +123,22 @@ def test_a_file_that_may_not_be_read_is_named(copy, monkeypatch):
     def forbidden(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "is_file", forbidden)
-    with pytest.raises(BundleError, match="must be readable; got Permission denied"):
+    monkeypatch.setattr(Path, "lstat", forbidden)
+    with pytest.raises(BundleError, match="cannot be read; got Permission denied"):
         Bundle.load(copy)
 
 
 def test_missing_and_changed_files_are_named(copy):
     weights = copy / "graph" / "weights.safetensors"
-    raw = bytearray(weights.read_bytes())
-    raw[-1] ^= 1
-    weights.write_bytes(raw)
+    flip(weights)
     Bundle.load(copy)  # sizes alone cannot tell
-    with pytest.raises(BundleError, match="sha256 differs"):
+    with pytest.raises(BundleError, match=r"weights\.safetensors was changed after the build: expected SHA-256"):
         Bundle.load(copy, check_hashes=True)
-    weights.write_bytes(raw[:-1])
-    with pytest.raises(BundleError, match="bytes instead of"):
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(BundleError, match=r"weights\.safetensors was changed after the build: expected \d+ bytes"):
         Bundle.load(copy)
     weights.unlink()
-    with pytest.raises(BundleError, match="missing"):
+    with pytest.raises(BundleError, match=r"weights\.safetensors is missing"):
         Bundle.load(copy)
 
 
@@ -167,7 +161,10 @@ def test_unknown_segment_is_named(demo_bundle):
 def bag(demo_path, tmp_path):
     for member in ("a", "b"):
         shutil.copytree(demo_path, tmp_path / "bag" / member)
-    manifest = BagManifest(name="pair", members=("a", "b"), weights=((1, 0, 0, 0), (0, 1, 1, 1)))
+    digest = Bundle.load(demo_path).manifest.digest
+    manifest = BagManifest(
+        name="pair", members=("a", "b"), digests=(digest, digest), weights=((1, 0, 0, 0), (0, 1, 1, 1))
+    )
     bundles.write_manifest(tmp_path / "bag", manifest)
     return tmp_path / "bag"
 
@@ -189,7 +186,9 @@ def test_single_bundle_opens_as_a_bag_of_one(demo_path):
     [
         (lambda c: c.update(members=["a", "../a"]), "outside"),
         (lambda c: c.update(weights=[[1, 0, 0, 0]]), "2 × 4"),
-        (lambda c: c.update(members=["a"]), "1 × 4"),
+        (lambda c: c.update(members=["a"], digests=c["digests"][:1]), "1 × 4"),
+        (lambda c: c.update(members=["a"]), "other digests"),
+        (lambda c: c.update(digests=["0" * 64] * 2), "other digests"),
         (lambda c: c.update(members=[]), "members"),
     ],
 )

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from splitter import mil
+from splitter.bundle.directory import file_records
+from splitter.bundle.files import Files
 from splitter.bundle.manifest import SegmentRecord
 from splitter.errors import LoweringError, PlanError
 from splitter.graph.capture import capture
@@ -222,7 +224,7 @@ def test_the_audit_sees_what_the_package_holds(toy, tmp_path):
     record = record_of(core, artifact)
 
     def audit(plan, directory):
-        return CoreMLTarget().audit(record, tensors, plan, directory)
+        return CoreMLTarget().audit(record, tensors, plan, Files(directory, file_records(directory)))
 
     assert audit(plan, tmp_path / "pal6") == []
     assert any("the plan asks for int8" in one for one in audit(asked(form="int8"), tmp_path / "pal6"))

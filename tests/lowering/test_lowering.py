@@ -9,7 +9,8 @@ from torch import nn
 
 import splitter
 from splitter import lowering, mil
-from splitter.bundle.directory import Bundle
+from splitter.bundle.directory import Bundle, file_records
+from splitter.bundle.files import Files
 from splitter.errors import LoweringError, PlanError
 from splitter.graph.capture import capture
 from splitter.lowering.coreml import CoreMLTarget
@@ -102,8 +103,9 @@ def test_half_precision_is_obtained_inside_and_at_the_boundaries(hybrid, tmp_pat
 
 def audit(bundle, name, plan=None, tensors=None):
     segment = bundle.segment(name)
+    files = Files(bundle.path, file_records(bundle.path))  # as a builder gone wrong would list them
     return lowering.target(segment.artifact.target).audit(
-        segment, tensors or bundle.tensors, plan or bundle.manifest.plan, bundle.path
+        segment, tensors or bundle.tensors, plan or bundle.manifest.plan, files
     )
 
 

@@ -112,12 +112,11 @@ def test_truncated(written, kept):
         BlobFile(path).read(offset, FP32, (24,), "v")
 
 
-def test_shrunk_after_it_was_opened(written):
+def test_a_file_that_changes_after_it_was_opened_changes_nothing(written):
     path, (offset, _) = written
     file = BlobFile(path)
     path.write_bytes(path.read_bytes()[: offset + 70])
-    with pytest.raises(PackageError, match="weight.bin must be a readable weight file; got 6 of 96 bytes"):
-        file.read(offset, FP32, (24,), "v")
+    assert file.read(offset, FP32, (24,), "v").tolist() == VALUES.tolist(), "what was opened is what is used"
 
 
 def test_no_file(tmp_path):

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from splitter import mil
+from splitter.bundle.directory import file_records
+from splitter.bundle.files import Files
 from splitter.bundle.manifest import Artifact, SegmentRecord
 from splitter.errors import LoweringError
 from splitter.lowering.coreml import CoreMLTarget
@@ -117,7 +119,7 @@ def test_operation_not_asked_for_is_found_in_fp32(transformer, tmp_path):
     plan = plans.changed(HYBRID_PLAN, precision="fp16", fp32_operations={"transformer": (first, second)})
     CoreMLTarget().lower(segment, plan, {}, tmp_path)
     asked = plans.changed(plan, fp32_operations={"transformer": (first,)})
-    findings = CoreMLTarget().audit(record(segment), specs(segment), asked, tmp_path)
+    findings = CoreMLTarget().audit(record(segment), specs(segment), asked, Files(tmp_path, file_records(tmp_path)))
     assert len(findings) == 1
     assert second in findings[0]
 

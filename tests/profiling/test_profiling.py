@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from splitter import boundary, cli, mil, profiling
+from splitter.bundle.directory import Bundle
 from splitter.cli import tables
 from splitter.diagnosis.flops import flops
 from splitter.diagnosis.graph import graph_of
@@ -32,6 +33,7 @@ from splitter.runtime.engines.mil_engine import MilEngine
 from splitter.runtime.engines.torch_engine import TorchEngine
 
 from ..conftest import ROOT
+from ..sealing import seal
 
 MEMORY = Memory(loaded=1_000_000, running=2_000_000, process=9_000_000, how="kernel")
 LIMITS = Limits(flops_per_second=1e9, bytes_per_second=1e8)
@@ -542,8 +544,10 @@ def test_command_prints_one_document(demo_path, found, quick, tmp_path, monkeypa
 
 def test_bag_is_refused_by_name(tmp_path, demo_path, monkeypatch, capsys):
     shutil.copytree(demo_path, tmp_path / "a")
-    content = {"format": "splitter.bag/1", "name": "two", "members": ["a", "a"], "weights": [[1.0] * 4] * 2}
-    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    digests = [Bundle.load(tmp_path / "a").manifest.digest] * 2
+    weights = [[1.0] * 4] * 2
+    content = {"format": "splitter.bag/2", "name": "two", "members": ["a", "a"], "digests": digests, "weights": weights}
+    seal(tmp_path, content)
     monkeypatch.setattr(sys, "argv", ["splitter", "profile", str(tmp_path)])
     with pytest.raises(SystemExit):
         cli.main()

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from splitter import cache
 from splitter.errors import EngineError, UsageError
 from splitter.runtime import engines
 from splitter.runtime.engines.torch_engine import TorchEngine
@@ -46,7 +47,7 @@ def rivals(monkeypatch, tmp_path):
     kinds = {"torch": Slow, "rival": type("Rival", (Rival,), {"name": "rival"})}
     monkeypatch.setattr(engines, "engine", lambda name: kinds[name])
     monkeypatch.setattr(engines, "names", lambda: list(kinds))
-    monkeypatch.setattr(selection, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / name)
     return kinds["rival"]
 
 

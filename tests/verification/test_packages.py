@@ -1,4 +1,3 @@
-import json
 import shutil
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import torch
 
 import splitter
 from splitter import mil
-from splitter.bundle.directory import Bundle, file_records
+from splitter.bundle.directory import Bundle
 from splitter.graph import program as programs
 from splitter.plan import schema as plans
 from splitter.verification.checks import Status
@@ -16,6 +15,7 @@ from splitter.verification.packages import OverflowWatch, package_checks
 from splitter.verification.verify import verify_bundle
 
 from ..mil.harness import mb, package
+from ..sealing import reseal
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,7 @@ def tampered(bundle, directory, name):
     raw = file.read_bytes()
     assert raw.count(weights.tobytes()) == 1
     file.write_bytes(raw.replace(weights.tobytes(), (weights * weights.dtype.type(1.2)).tobytes()))
-    content = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").unlink()
-    content["files"] = {name: record.model_dump() for name, record in file_records(path).items()}
-    (path / "manifest.json").write_text(json.dumps(content))
+    reseal(path)
     return Bundle.load(path)
 
 

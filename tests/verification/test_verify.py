@@ -9,10 +9,11 @@ from splitter_kernels import reference
 import splitter
 from splitter import verify
 from splitter.bundle import goldens
-from splitter.bundle.directory import Bundle, file_records, load_any
-from splitter.bundle.manifest import Manifest
+from splitter.bundle.directory import Bundle, load_any
 from splitter.runtime.engines.coreml_engine import CoreMLEngine
 from splitter.verification.verify import Status, verify_bundle
+
+from ..sealing import reseal, seal
 
 
 @pytest.fixture
@@ -23,11 +24,8 @@ def toy_copy(packages_bundle, tmp_path):
 
 def resealed(path):
     """The manifest made to agree with the files again, as a builder gone wrong would leave it."""
-    content = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").unlink()
-    content["files"] = {name: record.model_dump() for name, record in file_records(path).items()}
-    (path / "manifest.json").write_text(json.dumps(content))
-    return Bundle(path, Manifest.model_validate(content))
+    reseal(path)
+    return Bundle.load(path)
 
 
 def failing(report):
@@ -126,7 +124,7 @@ def test_goldens_of_another_machine_are_held_to_decibels(toy_copy):
     golden = load_file(toy_copy / "goldens.safetensors")
     golden = {name: array * np.float32(1 + 2**-22) for name, array in golden.items()}
     save_file(golden, toy_copy / "goldens.safetensors")
-    (toy_copy / "manifest.json").write_text(json.dumps(content))
+    seal(toy_copy, content)
     report = verify_bundle(resealed(toy_copy))
     assert not report.same_machine
     golden_checks = [check for check in report.checks if check.kind == "golden" and check.subject == "down"]
@@ -134,7 +132,7 @@ def test_goldens_of_another_machine_are_held_to_decibels(toy_copy):
     assert {check.status for check in golden_checks} == {Status.PASS}
 
     content["golden"]["machine"] = goldens.machine().model_dump()
-    (toy_copy / "manifest.json").write_text(json.dumps(content))
+    seal(toy_copy, content)
     assert ("golden", "down", "local") in failing(verify_bundle(resealed(toy_copy))), "here, equality is demanded"
 
 

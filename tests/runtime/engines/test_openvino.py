@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from splitter import Orchestrator
+from splitter import Orchestrator, cache
 from splitter.errors import EngineError
 from splitter.runtime.engines import openvino_engine
 from splitter.runtime.engines.openvino_engine import OpenVINOBFloat16Engine, OpenVINOEngine
@@ -31,7 +31,7 @@ def test_bfloat16_runs_where_the_processor_computes_in_it(demo_bundle, monkeypat
 
 @pytest.fixture
 def home(monkeypatch, tmp_path):
-    monkeypatch.setattr(openvino_engine, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / name)
     return tmp_path / "splitter" / "openvino"
 
 
