@@ -112,36 +112,29 @@ def test_weights_are_read_into_aligned_memory(hybrid, tmp_path):
     assert all(tensor.data_ptr() % 64 == 0 for tensor in read.values())
 
 
-def test_weights_are_read_once_and_only_those_of_the_programs(demo_path, monkeypatch):
-    real, read = programs.safe_open, []
-
-    class Watched:
-        def __init__(self, *args, **kwargs):
-            self.file = real(*args, **kwargs)
-
-        def __enter__(self):
-            self.file.__enter__()
-            return self
-
-        def __exit__(self, *raised):
-            return self.file.__exit__(*raised)
-
-        def keys(self):
-            return self.file.keys()
-
-        def get_tensor(self, name):
-            read.append(name)
-            return self.file.get_tensor(name)
-
-    monkeypatch.setattr(programs, "safe_open", Watched)
+def test_weights_are_kept_once_and_only_those_of_the_programs(demo_path, monkeypatch):
     bundle = Bundle.load(demo_path)
+    read = []
+    monkeypatch.setattr(bundle.weights, "_content", lambda path: read.append(path) or path.read_bytes())
     analysis, encoder = (bundle.program(bundle.segment(name).program) for name in ("analysis", "encoder"))
-    assert sorted(read) == sorted({*analysis.weights, *encoder.weights})
+    assert bundle.weights._kept.keys() == {*analysis.weights, *encoder.weights}
     whole = bundle.program(bundle.manifest.whole)
-    assert sorted(read) == sorted(whole.weights)
-    shared = encoder.weights.keys() & whole.weights.keys()
-    assert shared
-    assert all(encoder.weights[name].data_ptr() == whole.weights[name].data_ptr() for name in shared)
+    assert bundle.weights._kept.keys() == whole.weights.keys()
+    assert all(whole.weights[name].data_ptr() == weight.data_ptr() for name, weight in encoder.weights.items())
+    before = len(read)
+    assert bundle.program(bundle.segment("decoder").program).weights
+    assert len(read) == before, "all are there already"
+
+
+def test_weights_are_read_once_for_programs_that_are_loaded_together(demo_path, monkeypatch):
+    bundle = Bundle.load(demo_path)
+    read = []
+    monkeypatch.setattr(bundle.weights, "_content", lambda path: read.append(path) or path.read_bytes())
+    with bundle.weights.held():
+        for segment in bundle.segments:
+            bundle.program(segment.program)
+    assert len(read) == 1
+    assert bundle.weights._held is None, "the file's content is not kept"
 
 
 def test_argument_without_json_form_is_refused(hybrid):
