@@ -1,11 +1,14 @@
 # Every command here installs what it needs into .venv first.
 PYTHON ?= python3
+ROOM ?= splitter/passes
+SEED ?= 1
+COUNT ?= 20
 BIN := .venv/bin
 BUNDLE ?= demo.bundle
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow browser real lint types check format schema mil-ops doctor-rules bench clean
+.PHONY: help demo test slow browser real mutants lint types check format schema mil-ops doctor-rules bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +38,9 @@ slow: .venv/.installed ## Run the tests that take long: whole-size models, whole
 
 real: .venv/.installed ## Run the tests on the released model and recorded music ($$SPLITTER_DATA or ../shared/data).
 	$(BIN)/python -m pytest -m real
+
+mutants: .venv/.installed ## Change COUNT places of ROOM, drawn by SEED, one at a time: its tests must notice 95 % of them.
+	$(BIN)/python -m tests.mutants $(ROOM) --seed $(SEED) --count $(COUNT)
 
 lint: .venv/.installed ## Check style and format.
 	$(BIN)/ruff check .
