@@ -108,8 +108,7 @@ def build(
         "weights": dict(weights) if weights else None,
         "passes": passes,
     }
-    for name in passes or (plan.passes if plan and plan.passes else ()):
-        graph_passes.known(name)
+    graph_passes.check_order(passes or (plan.passes if plan and plan.passes else ()))
     if plan is not None:
         plan = plans.changed(plan, **settings)
     # What contradicts itself under any preset should not wait for the download of a model.
@@ -240,11 +239,12 @@ def _build_one(
 def _passed(segment: Segment, plan: Plan, golden: Mapping[str, Tensor]) -> tuple[programs.Program, dict[str, int]]:
     """A Core ML segment's program after the plan's passes, and what each of them changed."""
     program: programs.Program = segment.program
-    applied = {}
+    applied: dict[str, int] = {}
     if segment.stage.target == "coreml":
         example = {spec.name: golden[spec.name] for spec in segment.inputs}
         for name in plan.graph_passes:
-            program, applied[name] = graph_passes.apply(name, program, example)
+            rewriting = graph_passes.apply(name, program, example)
+            program, applied[name] = rewriting.program, rewriting.changes
     return program, applied
 
 

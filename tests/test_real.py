@@ -234,8 +234,9 @@ def packaged(bundle, name, directory, plan):
     record = bundle.segment(name)
     golden = bundle.goldens()
     program = bundle.program(record.program)
-    for one in plan.graph_passes:
-        program, _ = passes.apply(one, program, {key: torch.from_numpy(golden[key]) for key in record.inputs})
+    example = {key: torch.from_numpy(golden[key]) for key in record.inputs}
+    for text in plan.graph_passes:
+        program = passes.apply(text, program, example).program
     specs = {
         key: bundle.tensors[key].with_fold(program.folds[key]) if key in program.folds else bundle.tensors[key]
         for key in record.inputs + record.outputs

@@ -14,13 +14,12 @@ Transposed convolutions likewise. The same products are added up, in an order th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import fx
 
-from ..graph.program import Program
-from .insertion import Call, Operator, as_images, replaced
+from .rewriting import Call, Operator, OperatorPass, as_images
 
 _aten = torch.ops.aten
 # The same for images, and what an axis of height 1 takes in the place of each argument behind the bias.
@@ -31,22 +30,20 @@ _IMAGES: dict[Any, tuple[Any, tuple[int | None, ...]]] = {
 
 
 @dataclass(frozen=True)
-class Conv1dAsConv2d:
-    name: ClassVar[str] = "conv1d-as-conv2d"
-    max_abs: ClassVar[float] = 1e-3
+class Conv1dAsConv2d(OperatorPass):
+    name = "conv1d-as-conv2d"
+    max_abs = 1e-3
 
-    def apply(self, program: Program) -> tuple[Program, int]:
-        return replaced(program, _instead)
-
-
-def _instead(call: Call, node: Operator) -> fx.Node | None:
-    return _as_image(call, node, *node.args) if node.target in _IMAGES and not node.kwargs else None
+    def rewrite(self, call: Call, node: Operator) -> fx.Node | str | None:
+        if node.target not in _IMAGES:
+            return None
+        return "its arguments are given by name" if node.kwargs else _as_image(call, node, *node.args)
 
 
 def _as_image(
     call: Call, node: fx.Node, x: fx.Node, weight: fx.Node, bias: fx.Node | None = None, *how: Any
 ) -> fx.Node:
     target, heights = _IMAGES[node.target]
-    wide = [one if height is None else [height, *one] for one, height in zip(how, heights, strict=False)]
+    wide = [along if height is None else [height, *along] for along, height in zip(how, heights, strict=False)]
     image = call(target, as_images(call, x), as_images(call, weight), bias, *wide)
     return call(_aten.view.default, image, list(node.meta["type"].shape))

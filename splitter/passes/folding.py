@@ -12,7 +12,7 @@ from torch import fx
 
 from ..boundary import Fold
 from ..graph.program import Program, TensorType
-from .insertion import inserter
+from .rewriting import Rewriting, Skip, inserter
 
 _aten = torch.ops.aten
 Rule: TypeAlias = "Callable[[Folding, fx.Node], Folded]"
@@ -53,21 +53,23 @@ class Folding:
     folds: dict[str, Fold] = field(default_factory=dict)
     module: str = ""
     changes: int = 0
+    skipped: list[Skip] = field(default_factory=list)
 
-    def run(self) -> tuple[Program, int]:
+    def run(self) -> Rewriting:
         for node in self.program.graph.nodes:
             self.module = node.meta.get("module", "")
             if node.op == "placeholder" and self.is_long(node):
                 self._input(node)
             elif node.op == "output":
                 self.graph.output(
-                    tuple(self._output(*one) for one in zip(self.program.outputs, node.args[0], strict=True))
+                    tuple(self._output(*output) for output in zip(self.program.outputs, node.args[0], strict=True))
                 )
             elif not is_trimmed(node):  # else it waits for its trim, to be folded as one with it
                 self._operator(node)
         weights = {**self.program.weights, **self.weights}
         folds = {**self.program.folds, **self.folds}
-        return Program(self.program.name, self.graph, weights, self.program.outputs, folds), self.changes
+        program = Program(self.program.name, self.graph, weights, self.program.outputs, folds)
+        return Rewriting(program, self.changes, tuple(self.skipped))
 
     # ------------------------------------------------------------------------------- the edges
 
@@ -88,16 +90,20 @@ class Folding:
         return self.clean(node).node
 
     def _operator(self, node: fx.Node) -> None:
-        concerned = any(self.is_long(one) or one in self.folded for one in (node, *node.all_input_nodes))
-        if concerned and (rule := self.rules.get(node.target)) is not None:
-            with suppress(UnfoldableError):
+        concerned = any(self.is_long(value) or value in self.folded for value in (node, *node.all_input_nodes))
+        if concerned and node.op == "call_function":
+            try:
+                if (rule := self.rules.get(node.target)) is None:
+                    raise UnfoldableError(f"{node.target} has no folded form")
                 self._place(node, rule(self, node))
                 return
+            except UnfoldableError as error:
+                self.skipped.append(Skip.of(node, str(error)))
         self.plain[node] = self._copied(node)
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        for one in node.all_input_nodes:
-            self.plain_value(one)
+        for operand in node.all_input_nodes:
+            self.plain_value(operand)
         copy = self.graph.node_copy(node, self.plain.__getitem__)
         copy.meta = dict(node.meta)
         return copy
@@ -171,7 +177,7 @@ class Folding:
     def beside(self, value: Folded, left: int, right: int) -> fx.Node:
         """Every row with so many columns of the row above before it, and of the row below behind it."""
         if max(left, right) > value.columns:
-            raise UnfoldableError
+            raise UnfoldableError("it reaches beyond the neighbouring rows")
         parts = [value.node]
         last = len(value.node.meta["type"].shape) - 1
         if left:
@@ -200,7 +206,7 @@ def trimmed_to(node: fx.Node) -> tuple[int, int]:
     defaults: tuple[Any, ...] = (None, 0, None, None, 1)
     _, axis, start, _, step = given + defaults[len(given) :]
     if node.kwargs or axis % rank != rank - 1 or step != 1 or (start or 0) < 0:
-        raise UnfoldableError
+        raise UnfoldableError("it slices another axis, in steps, or from the end")
     return start or 0, length_of(node)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from .folding import Folded, Folding, Rule, UnfoldableError, is_trimmed, length_of, only_trim, trimmed_to
-from .insertion import as_images
+from .rewriting import as_images
 
 _aten = torch.ops.aten
 _OF_BOTH = frozenset({_aten.add.Tensor, _aten.sub.Tensor})  # 0 where all operands are
@@ -29,21 +29,21 @@ ELEMENTWISE = _OF_BOTH | _OF_EITHER | _OF_ONE | _OF_COLLAPSED
 
 def _elementwise(folding: Folding, node: fx.Node) -> Folded:
     operands = [arg for arg in _given(node) if isinstance(arg, fx.Node)]
-    wide = [folding.folded[one] for one in operands if folding.is_wide(one)]
+    wide = [folding.folded[operand] for operand in operands if folding.is_wide(operand)]
     if node.target is _aten.glu.default and _axis(node, 1, -1) == _rank(node) - 1:
-        raise UnfoldableError
-    if wide and (node.target in _OF_COLLAPSED or len({(one.length, one.columns) for one in wide}) > 1):
-        raise UnfoldableError
+        raise UnfoldableError("it pairs up the folded axis with itself")
+    if wide and (node.target in _OF_COLLAPSED or len({(value.length, value.columns) for value in wide}) > 1):
+        raise UnfoldableError("its operands are folded differently, or are not yet one number a row")
     if node.target is _aten.div.Tensor and folding.is_wide(_given(node)[1]):  # 0 / 0 behind the length
-        raise UnfoldableError
+        raise UnfoldableError("its divisor is 0 behind the end")
     args = [_operand(folding, arg, node) if isinstance(arg, fx.Node) else arg for arg in _given(node)]
     result = folding.call(node.target, *args, **node.kwargs)
     if not wide:
         return Folded(result, 1, 1, 1, clean=True)
     if node.target in _OF_BOTH:
-        clean = len(wide) == len(node.args) and all(one.clean for one in wide)
+        clean = len(wide) == len(node.args) and all(value.clean for value in wide)
     else:
-        clean = any(one.clean for one in wide)
+        clean = any(value.clean for value in wide)
     return Folded(result, wide[0].length, wide[0].rows, wide[0].columns, clean)
 
 
@@ -56,7 +56,7 @@ def _operand(folding: Folding, arg: fx.Node, node: fx.Node) -> fx.Node:
         return folding.plain_value(arg)
     if shape[-1] == 1:
         return folding.call(_aten.view.default, folding.plain_value(arg), [*shape, 1])
-    raise UnfoldableError
+    raise UnfoldableError("an operand varies along the folded axis")
 
 
 def _convolution(folding: Folding, node: fx.Node) -> Folded:
@@ -65,7 +65,7 @@ def _convolution(folding: Folding, node: fx.Node) -> Folded:
     value, length = folding.value(x), length_of(node)
     right = (kernel - 1) * dilation - padding - stride + 1
     if value.columns % stride or right <= -stride or length > value.rows * value.columns // stride:
-        raise UnfoldableError
+        raise UnfoldableError("its stride does not divide the rows, or its output is longer than the rows hold")
     if kernel > 1:
         value = folding.clean(x)
     rows = folding.beside(value, padding, max(right, 0))
@@ -86,7 +86,7 @@ def _transposed_convolution(folding: Folding, node: fx.Node) -> Folded:
     start += padding
     value = folding.value(x)
     if dilation != 1 or extra or length > value.rows * value.columns * stride:
-        raise UnfoldableError
+        raise UnfoldableError("it is dilated, pads its output, or gives more than the rows hold")
     value = folding.clean(x)
     left, right = max(0, (kernel - 1 - start) // stride), max(0, (start - 1) // stride + 1)
     rows = folding.beside(value, left, right)
@@ -94,7 +94,7 @@ def _transposed_convolution(folding: Folding, node: fx.Node) -> Folded:
     before = stride * left + start
     behind = (value.columns + left + right - 1) * stride + kernel - before - columns
     if behind < 0:
-        raise UnfoldableError
+        raise UnfoldableError("it leaves samples out between its steps")
     shared = min(before, behind)
     arguments = [rows, as_images(folding.call, folding.plain_value(weight)), bias and folding.plain_value(bias)]
     result = folding.call(_aten.conv_transpose2d.input, *arguments, [1, stride], [0, shared], [0, 0], groups)
@@ -110,10 +110,10 @@ def _padded(folding: Folding, node: fx.Node) -> Folded:
     x, amounts, *how = _given(node)
     value = folding.clean(x)
     if list(amounts[:1]) != [0] or len(amounts) != 2 or how not in ([], ["constant"], ["constant", None], [0], [0.0]):
-        raise UnfoldableError
+        raise UnfoldableError("it pads with something else than zeros behind the end")
     length = value.length + amounts[1]
     if not value.length <= length <= value.rows * value.columns:
-        raise UnfoldableError
+        raise UnfoldableError("it cuts off more than it pads, or outgrows the rows")
     return Folded(value.node, length, value.rows, value.columns, clean=True)
 
 
@@ -124,7 +124,7 @@ def _sliced(folding: Folding, node: fx.Node) -> Folded:
         return _transposed_convolution(folding, x)
     start, length = trimmed_to(node)
     if start != 0 or length_of(x) == length:
-        raise UnfoldableError
+        raise UnfoldableError("it begins elsewhere, or changes nothing")
     value = folding.value(x)
     return Folded(value.node, length, value.rows, value.columns, clean=False)
 
@@ -133,7 +133,7 @@ def _viewed(folding: Folding, node: fx.Node) -> Folded:
     x, shape = _given(node)[0], node.meta["type"].shape
     value = folding.value(x)
     if shape[-1] != value.length:
-        raise UnfoldableError
+        raise UnfoldableError("it reshapes the folded axis")
     viewed = folding.call(_aten.view.default, value.node, [*shape[:-1], value.rows, value.columns])
     return Folded(viewed, value.length, value.rows, value.columns, value.clean)
 
@@ -145,9 +145,9 @@ def _reduced(folding: Folding, node: fx.Node) -> Folded:
     chosen = sorted(axis % rank for axis in axes)
     largest = node.target is _aten.amax.default
     if not keepdim or chosen[-1:] != [rank - 1] or len(node.args) > 3 or node.kwargs:
-        raise UnfoldableError
+        raise UnfoldableError("its result drops the axis, or it is not over the folded one")
     if largest and x.target is not _aten.abs.default:  # a zero behind the end could be the largest
-        raise UnfoldableError
+        raise UnfoldableError("zeros behind the end could be its maximum")
     value = folding.clean(x)
     result = folding.call(node.target, value.node, [*chosen, rank], True)
     if not largest and value.rows * value.columns != value.length:
@@ -185,5 +185,5 @@ def _axis(node: fx.Node, position: int, default: int) -> int:
 def _arguments(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
     """Arguments of a convolution, those left out filled in; the first two are always there."""
     if node.kwargs:
-        raise UnfoldableError
+        raise UnfoldableError("its arguments are given by name")
     return (*_given(node), *defaults[len(node.args) - 2 :])

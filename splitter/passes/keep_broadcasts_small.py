@@ -17,34 +17,38 @@ The same numbers meet in the same operations, so nothing moves.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import fx
 
 from ..graph.program import Program, TensorType
+from .rewriting import Operator, Pass, Rewriting, Skip
 
 _aten = torch.ops.aten
 _ELEMENTWISE = frozenset({_aten.add.Tensor, _aten.sub.Tensor, _aten.mul.Tensor, _aten.div.Tensor})
 
 
 @dataclass(frozen=True)
-class KeepBroadcastsSmall:
-    name: ClassVar[str] = "keep-broadcasts-small"
-    max_abs: ClassVar[float] = 0.0
+class KeepBroadcastsSmall(Pass):
+    name = "keep-broadcasts-small"
+    max_abs = 0.0
 
-    def apply(self, program: Program) -> tuple[Program, int]:
+    def apply(self, program: Program) -> Rewriting:
         rewritten = program.copy()
         changes = 0
-        for node in list(rewritten.graph.nodes):
-            if node.target is _aten.expand.default and (shrinking := _absorbed(node)) is not None:
-                small = node.args[0]
-                node.replace_all_uses_with(small)
-                rewritten.graph.erase_node(node)
-                for user in shrinking:
-                    user.meta["type"] = TensorType(small.meta["type"].shape, user.meta["type"].dtype)
-                changes += 1
-        return rewritten, changes
+        skipped = []
+        for node in list(rewritten.graph.find_nodes(op="call_function", target=_aten.expand.default)):
+            shrinking = _absorbed(node)
+            if shrinking is None:
+                skipped.append(Skip.of(node, "not every operator that reads it broadcasts by itself"))
+                continue
+            small: Operator = node.args[0]
+            node.replace_all_uses_with(small)
+            rewritten.graph.erase_node(node)
+            for user in shrinking:
+                user.meta["type"] = TensorType(small.meta["type"].shape, user.meta["type"].dtype)
+            changes += 1
+        return Rewriting(rewritten, changes, tuple(skipped))
 
 
 def _absorbed(expand: fx.Node) -> list[fx.Node] | None:

@@ -19,62 +19,60 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import fx
 
-from ..graph.program import Program
-from .insertion import Call, Operator, replaced
+from .rewriting import Call, Operator, OperatorPass
 
 _aten = torch.ops.aten
-_MOST = 128
 _MOST_AXES = 5  # that Core ML takes
 
 
 @dataclass(frozen=True)
-class MeansInStages:
-    name: ClassVar[str] = "means-in-stages"
-    max_abs: ClassVar[float] = 1e-3
+class MeansInStages(OperatorPass):
+    """The pass; `most` values are averaged in one stage."""
 
-    def apply(self, program: Program) -> tuple[Program, int]:
-        return replaced(program, _instead)
+    name = "means-in-stages"
+    max_abs = 1e-3
+    most: int = 128
 
+    def rewrite(self, call: Call, node: Operator) -> fx.Node | str | None:
+        if node.target is not _aten.mean.dim:
+            return None
+        axes = self._axes(*node.args, **node.kwargs)
+        return axes if isinstance(axes, str) else self._staged(call, node, axes)
 
-def _instead(call: Call, node: Operator) -> fx.Node | None:
-    if node.target is not _aten.mean.dim or (axes := _long(*node.args, **node.kwargs)) is None:
-        return None
-    return _staged(call, node, axes)
+    def _axes(
+        self, x: fx.Node, axes: list[int] | None, keepdim: bool = False, dtype: torch.dtype | None = None
+    ) -> list[int] | str:
+        """The axes of a mean over more values than one stage takes; else why it is left as it is."""
+        shape = x.meta["type"].shape
+        chosen = sorted(axis % len(shape) for axis in (axes or range(len(shape))))
+        values = math.prod(shape[axis] for axis in chosen)
+        if values <= self.most:
+            return f"it is over {values} values, not above {self.most}"
+        if dtype is not None or x.meta["type"].dtype != "float32":
+            return "it is not float32 throughout"
+        last = chosen[-1]
+        crowded = len(shape) == _MOST_AXES and shape[last] > self.most and last - 1 not in chosen
+        return f"its tensor has {_MOST_AXES} axes, and a stage needs one more" if crowded else chosen
 
-
-def _long(
-    x: fx.Node, axes: list[int] | None, keepdim: bool = False, dtype: torch.dtype | None = None
-) -> list[int] | None:
-    """The axes of a mean over more values than one stage takes; None for one that is left as it is."""
-    shape = x.meta["type"].shape
-    chosen = sorted(axis % len(shape) for axis in (axes or range(len(shape))))
-    if dtype is not None or x.meta["type"].dtype != "float32" or math.prod(shape[axis] for axis in chosen) <= _MOST:
-        return None
-    last = chosen[-1]
-    crowded = len(shape) == _MOST_AXES and shape[last] > _MOST and last - 1 not in chosen
-    return None if crowded else chosen
-
-
-def _staged(call: Call, mean: fx.Node, axes: list[int]) -> fx.Node:
-    """Axis by axis from the last, each in chunks until one chunk is left."""
-    result: fx.Node = mean.args[0]  # type: ignore[assignment]
-    filled = 1.0
-    for axis in reversed(axes):
-        while (extent := result.meta["type"].shape[axis]) > _MOST:
-            chunks = math.ceil(extent / _MOST)
-            length = math.ceil(extent / chunks)
-            filled *= chunks * length / extent
-            result = _chunked(call, _filled(call, result, axis, chunks * length), axis, chunks, length)
-        result = call(_aten.mean.dim, result, [axis])
-    if filled != 1.0:
-        result = call(_aten.mul.Tensor, result, filled)
-    wanted = mean.meta["type"].shape
-    return result if result.meta["type"].shape == wanted else call(_aten.view.default, result, list(wanted))
+    def _staged(self, call: Call, mean: fx.Node, axes: list[int]) -> fx.Node:
+        """Axis by axis from the last, each in chunks until one chunk is left."""
+        result: fx.Node = mean.args[0]  # type: ignore[assignment]
+        filled = 1.0
+        for axis in reversed(axes):
+            while (extent := result.meta["type"].shape[axis]) > self.most:
+                chunks = math.ceil(extent / self.most)
+                length = math.ceil(extent / chunks)
+                filled *= chunks * length / extent
+                result = _chunked(call, _filled(call, result, axis, chunks * length), axis, chunks, length)
+            result = call(_aten.mean.dim, result, [axis])
+        if filled != 1.0:
+            result = call(_aten.mul.Tensor, result, filled)
+        wanted = mean.meta["type"].shape
+        return result if result.meta["type"].shape == wanted else call(_aten.view.default, result, list(wanted))
 
 
 def _filled(call: Call, x: fx.Node, axis: int, extent: int) -> fx.Node:

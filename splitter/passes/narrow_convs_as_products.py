@@ -20,28 +20,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import ClassVar
 
 import torch
 from torch import fx
 
-from ..graph.program import Program
-from .insertion import Call, Operator, replaced
+from .rewriting import Call, Operator, OperatorPass
 
 _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class NarrowConvsAsProducts:
-    name: ClassVar[str] = "narrow-convs-as-products"
-    max_abs: ClassVar[float] = 1e-3
+class NarrowConvsAsProducts(OperatorPass):
+    name = "narrow-convs-as-products"
+    max_abs = 1e-3
 
-    def apply(self, program: Program) -> tuple[Program, int]:
-        return replaced(program, _instead)
-
-
-def _instead(call: Call, node: Operator) -> fx.Node | None:
-    return _products(call, *node.args) if node.target is _aten.conv1d.default and not node.kwargs else None
+    def rewrite(self, call: Call, node: Operator) -> fx.Node | str | None:
+        if node.target is not _aten.conv1d.default:
+            return None
+        return "its arguments are given by name" if node.kwargs else _products(call, *node.args)
 
 
 def _products(
@@ -53,14 +49,16 @@ def _products(
     padding: Sequence[int] = (0,),
     dilation: Sequence[int] = (1,),
     groups: int = 1,
-) -> fx.Node | None:
-    """The same in products; None where there is no such form, or it would be no gain."""
+) -> fx.Node | str:
+    """The same in products; why not, where there is no such form or it would be no gain."""
     outputs, inputs, taps = weight.meta["type"].shape
     *batches, _, length = x.meta["type"].shape
-    if taps == 1 or outputs * taps >= inputs or groups != 1 or [*stride] != [1] or not batches:
-        return None
+    if taps == 1 or outputs * taps >= inputs:
+        return f"it gains nothing: {taps} taps of {outputs} outputs for {inputs} inputs"
+    if groups != 1 or [*stride] != [1] or not batches:
+        return "it has groups or a stride, or no batch"
     if 2 * padding[0] != dilation[0] * (taps - 1) or padding[0] >= length:
-        return None
+        return "its output is not as long as its input"
     rows = call(_aten.reshape.default, call(_aten.permute.default, weight, [2, 0, 1]), [1, taps * outputs, inputs])
     products = call(_aten.bmm.default, call(_aten.expand.default, rows, [*batches, taps * outputs, inputs]), x)
     terms = [

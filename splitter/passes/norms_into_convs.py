@@ -23,31 +23,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import fx
 
-from ..graph.program import Program
-from .insertion import Call, Operator, replaced
+from .rewriting import Call, Operator, OperatorPass
 
 _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class NormsIntoConvs:
-    name: ClassVar[str] = "norms-into-convs"
-    max_abs: ClassVar[float] = 1e-3
+class NormsIntoConvs(OperatorPass):
+    name = "norms-into-convs"
+    max_abs = 1e-3
 
-    def apply(self, program: Program) -> tuple[Program, int]:
-        return replaced(program, _instead)
-
-
-def _instead(call: Call, node: Operator) -> fx.Node | None:
-    given: tuple[Any, ...] = node.args
-    if node.target is not _aten.group_norm.default or node.kwargs or not _follows_pointwise(*given):
-        return None
-    return _normalised(call, *given[0].args[:3], *given[2:5])
+    def rewrite(self, call: Call, node: Operator) -> fx.Node | str | None:
+        given: tuple[Any, ...] = node.args
+        if node.target is not _aten.group_norm.default:
+            return None
+        if node.kwargs or not _follows_pointwise(*given):
+            return "what it normalises is no pointwise convolution to more channels that only it reads"
+        return _normalised(call, *given[0].args[:3], *given[2:5])
 
 
 def _follows_pointwise(
@@ -81,10 +78,10 @@ def _normalised(
     batch, inputs, length = x.meta["type"].shape
     outputs = weight.meta["type"].shape[0]
     rows = call(_aten.expand.default, call(_aten.view.default, weight, [1, outputs, inputs]), [batch, outputs, inputs])
-    bias, gain, offset = (call(_aten.view.default, one, [outputs, 1]) for one in (bias, gain, offset))
+    bias, gain, offset = (call(_aten.view.default, vector, [outputs, 1]) for vector in (bias, gain, offset))
     mean = call(_aten.mean.dim, x, [2], True)
     centred = call(_aten.sub.Tensor, x, mean)
-    precise, gains = (call(_aten._to_copy.default, one, dtype=torch.float64) for one in (centred, rows))
+    precise, gains = (call(_aten._to_copy.default, matrix, dtype=torch.float64) for matrix in (centred, rows))
     products = call(_aten.bmm.default, precise, call(_aten.transpose.int, precise, 1, 2))
     covariance = call(_aten.mul.Tensor, products, 1 / length)
     within = call(_aten.mul.Tensor, call(_aten.bmm.default, gains, covariance), gains)

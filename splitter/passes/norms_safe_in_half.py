@@ -24,35 +24,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import fx
 
-from ..graph.program import Program
-from .insertion import Call, Operator, replaced
+from .rewriting import Call, Operator, OperatorPass
 
 _aten = torch.ops.aten
-_LARGEST = 8.0
 
 
 @dataclass(frozen=True)
-class NormsSafeInHalf:
-    name: ClassVar[str] = "norms-safe-in-half"
-    max_abs: ClassVar[float] = 1e-3
+class NormsSafeInHalf(OperatorPass):
+    """The pass; `largest` is the magnitude, a power of two, that rows are scaled to."""
 
-    def apply(self, program: Program) -> tuple[Program, int]:
-        return replaced(program, _instead)
+    name = "norms-safe-in-half"
+    max_abs = 1e-3
+    largest: float = 8.0
 
-
-def _instead(call: Call, node: Operator) -> fx.Node | None:
-    if node.target is not _aten.group_norm.default or node.args[0].meta["type"].dtype != "float32":
-        return None
-    return _written_out(call, *node.args, **node.kwargs)
+    def rewrite(self, call: Call, node: Operator) -> fx.Node | str | None:
+        if node.target is not _aten.group_norm.default:
+            return None
+        if node.args[0].meta["type"].dtype != "float32":
+            return f"it is {node.args[0].meta['type'].dtype}, not float32"
+        return _written_out(call, self.largest, *node.args, **node.kwargs)
 
 
 def _written_out(
     call: Call,
+    largest: float,
     x: fx.Node,
     groups: int,
     weight: fx.Node | None = None,
@@ -63,7 +62,7 @@ def _written_out(
     batch, channels, *rest = x.meta["type"].shape
     grouped = call(_aten.view.default, x, [batch, groups, channels // groups, *rest])
     axes = list(range(2, 3 + len(rest)))
-    scale = _scale(call, grouped, axes)
+    scale = _scale(call, grouped, axes, largest)
     scaled = call(_aten.mul.Tensor, grouped, scale)
     centred = call(_aten.sub.Tensor, scaled, call(_aten.mean.dim, scaled, axes, True))
     variance = call(_aten.mean.dim, call(_aten.mul.Tensor, centred, centred), axes, True)
@@ -79,9 +78,9 @@ def _written_out(
     return result
 
 
-def _scale(call: Call, x: fx.Node, axes: list[int]) -> fx.Node:
-    """The power of two that brings the largest magnitude over some axes to 8 or less; 1 if it is there already."""
-    largest = call(_aten.amax.default, call(_aten.abs.default, x), axes, True)
-    excess = call(_aten.clamp.default, call(_aten.mul.Tensor, largest, 1 / _LARGEST), 1.0)
+def _scale(call: Call, x: fx.Node, axes: list[int], largest: float) -> fx.Node:
+    """The power of two that brings the greatest magnitude over some axes to `largest` or less; 1 if it is there."""
+    greatest = call(_aten.amax.default, call(_aten.abs.default, x), axes, True)
+    excess = call(_aten.clamp.default, call(_aten.mul.Tensor, greatest, 1 / largest), 1.0)
     exponent = call(_aten.ceil.default, call(_aten.log2.default, excess))
     return call(_aten.exp2.default, call(_aten.mul.Tensor, exponent, -1.0))

@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import fx
 
 from ..graph.program import Program
 from .folding_rules import ELEMENTWISE
-from .insertion import Call, as_images, inserter
+from .rewriting import Call, Pass, Rewriting, Skip, as_images, inserter
 
 _aten = torch.ops.aten
 _RESHAPES = frozenset({_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default})
@@ -37,19 +37,21 @@ _ROWS_FIRST = [0, 2, 1, 3]
 
 
 @dataclass(frozen=True)
-class RowsOutOfBatch:
-    name: ClassVar[str] = "rows-out-of-batch"
-    max_abs: ClassVar[float] = 1e-3
+class RowsOutOfBatch(Pass):
+    name = "rows-out-of-batch"
+    max_abs = 1e-3
+    requires = ("norms-safe-in-half",)
 
-    def apply(self, program: Program) -> tuple[Program, int]:
+    def apply(self, program: Program) -> Rewriting:
         rewritten = program.copy()
-        changes = _Rewriting(rewritten.graph).run()
+        rows = _Rows(rewritten.graph)
+        rows.turn()
         rewritten.graph.eliminate_dead_code()
-        return rewritten, changes
+        return Rewriting(rewritten, rows.changes, tuple(rows.skipped))
 
 
 @dataclass
-class _Rewriting:
+class _Rows:
     """In place, node by node.
 
     Attributes:
@@ -60,18 +62,17 @@ class _Rewriting:
     graph: fx.Graph
     images: dict[fx.Node, fx.Node] = field(default_factory=dict)
     turned: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    changes: int = 0
+    changes: int = 0  # convolutions
+    skipped: list[Skip] = field(default_factory=list)
 
-    def run(self) -> int:
-        """How many convolutions were rewritten."""
+    def turn(self) -> None:
         for node in list(self.graph.nodes):
             if (source := _moved_into_batch(node)) is not None:
                 self.images[node] = source
             elif _turns(node) and (turned := node.all_input_nodes[0]) in self.turned:
                 node.replace_all_uses_with(self.turned[turned])
-            elif any(one in self.images for one in node.all_input_nodes):
+            elif any(operand in self.images for operand in node.all_input_nodes):
                 self._reader(node)
-        return self.changes
 
     def _reader(self, node: fx.Node) -> None:
         with self.graph.inserting_before(node):
@@ -80,14 +81,16 @@ class _Rewriting:
                 self.images[node] = known
                 self.changes += node.target is _aten.conv1d.default
                 return
-            for one in node.all_input_nodes:
-                if one in self.images:
-                    turned = call(_aten.permute.default, self.images[one], _ROWS_FIRST)
+            for operand in node.all_input_nodes:
+                if operand in self.images:
+                    turned = call(_aten.permute.default, self.images[operand], _ROWS_FIRST)
                     if node.target in _RESHAPES and _shape(node) == _shape(turned):
-                        self.turned[turned] = self.images[one]
+                        self.turned[turned] = self.images[operand]
                         node.replace_all_uses_with(turned)
                     else:
-                        node.replace_input_with(one, call(_aten.reshape.default, turned, list(_shape(one))))
+                        node.replace_input_with(operand, call(_aten.reshape.default, turned, list(_shape(operand))))
+                        if node.op == "call_function":
+                            self.skipped.append(Skip.of(node, "it has no form with the rows beside the channels"))
 
     def _image(self, call: Call, node: fx.Node) -> fx.Node | None:
         """What a node computes, on images; None where that is not known."""
@@ -128,14 +131,14 @@ class _Rewriting:
         return call(node.target, self.images[x], [1 if axis == rank - 2 else 3 for axis in sorted(chosen)], True)
 
     def _elementwise(self, call: Call, node: fx.Node) -> fx.Node | None:
-        held = [self.images[one] for one in node.all_input_nodes if one in self.images]
-        others = [one for one in node.all_input_nodes if one not in self.images]
+        held = [self.images[operand] for operand in node.all_input_nodes if operand in self.images]
+        others = [operand for operand in node.all_input_nodes if operand not in self.images]
         rank = len(_shape(node))
-        if len({_shape(image)[::2] for image in held}) > 1 or any(_is_per_row(one, rank) for one in others):
+        if len({_shape(image)[::2] for image in held}) > 1 or any(_is_per_row(operand, rank) for operand in others):
             return None
-        images = {**{one: _beside_rows(call, one) for one in others}, **self.images}
+        images = {**{operand: _beside_rows(call, operand) for operand in others}, **self.images}
         return call(
-            node.target, *(images[one] if isinstance(one, fx.Node) else one for one in node.args), **node.kwargs
+            node.target, *(images[arg] if isinstance(arg, fx.Node) else arg for arg in node.args), **node.kwargs
         )
 
 

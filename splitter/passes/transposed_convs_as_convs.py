@@ -21,13 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import fx
 
-from ..graph.program import Program
-from .insertion import Call, Operator, replaced
+from .rewriting import Call, Operator, OperatorPass
 
 _aten = torch.ops.aten
 _PLAIN: dict[Any, Any] = {
@@ -37,16 +36,14 @@ _PLAIN: dict[Any, Any] = {
 
 
 @dataclass(frozen=True)
-class TransposedConvsAsConvs:
-    name: ClassVar[str] = "transposed-convs-as-convs"
-    max_abs: ClassVar[float] = 1e-3
+class TransposedConvsAsConvs(OperatorPass):
+    name = "transposed-convs-as-convs"
+    max_abs = 1e-3
 
-    def apply(self, program: Program) -> tuple[Program, int]:
-        return replaced(program, _instead)
-
-
-def _instead(call: Call, node: Operator) -> fx.Node | None:
-    return _plain(call, node, *node.args) if node.target in _PLAIN and not node.kwargs else None
+    def rewrite(self, call: Call, node: Operator) -> fx.Node | str | None:
+        if node.target not in _PLAIN:
+            return None
+        return "its arguments are given by name" if node.kwargs else _plain(call, node, *node.args)
 
 
 def _plain(
@@ -60,26 +57,28 @@ def _plain(
     output_padding: Sequence[int] = (0,),
     groups: int = 1,
     dilation: Sequence[int] = (1,),
-) -> fx.Node | None:
-    """The same of a plain convolution; None where there is no such form."""
+) -> fx.Node | str:
+    """The same of a plain convolution; why not, where there is no such form."""
     inputs, outputs, *kernel = weight.meta["type"].shape
     axes = len(kernel)
     strides = [*stride] * (axes // len(stride))
-    (axis, *others) = sorted(range(axes), key=lambda one: -strides[one])
+    (axis, *others) = sorted(range(axes), key=lambda place: -strides[place])
     s, (taps, odd) = strides[axis], divmod(kernel[axis], strides[axis])
     paddings = [*padding] * (axes // len(padding))
-    elsewhere = [(strides[one], kernel[one], paddings[one]) for one in others]
-    if len(x.meta["type"].shape) != 2 + axes:  # without a batch
-        return None
-    if s == 1 or odd or groups != 1 or any(output_padding) or set(dilation) != {1} or set(elsewhere) - {(1, 1, 0)}:
-        return None
+    elsewhere = [(strides[other], kernel[other], paddings[other]) for other in others]
+    if len(x.meta["type"].shape) != 2 + axes:
+        return "it has no batch"
+    if s == 1 or odd:
+        return f"its kernel of {kernel[axis]} is no multiple of a stride above 1"
+    if groups != 1 or any(output_padding) or set(dilation) != {1} or set(elsewhere) - {(1, 1, 0)}:
+        return "it has groups, dilation, a padded output, or a kernel along a second axis"
     phases = call(_aten.permute.default, call(_aten.view.default, weight, [inputs, outputs, taps, s]), [1, 3, 0, 2])
     plain = call(_aten.reshape.default, call(_aten.flip.default, phases, [3]),
-                 [outputs * s, inputs, *(taps if one == axis else 1 for one in range(axes))])  # fmt: skip
+                 [outputs * s, inputs, *(taps if place == axis else 1 for place in range(axes))])  # fmt: skip
     if bias is not None:
         bias = call(_aten.reshape.default, call(_aten.expand.default,
                     call(_aten.view.default, bias, [outputs, 1]), [outputs, s]), [outputs * s])  # fmt: skip
-    margins = [taps - 1 if one == axis else 0 for one in range(axes)]
+    margins = [taps - 1 if place == axis else 0 for place in range(axes)]
     result = call(_PLAIN[node.target], x, plain, bias, [1] * axes, margins)
     batch, _, *extents = result.meta["type"].shape
     result = call(_aten.view.default, result, [batch, outputs, s, *extents])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from splitter import lowering, mil
+from splitter import lowering, mil, passes
 from splitter.boundary import TensorSpec
 from splitter.graph.capture import capture
 from splitter.graph.program import TensorType
@@ -67,3 +67,9 @@ def predicted(program, x, directory, precision="fp16", accumulators="fp32", list
         directory / "piece.mlpackage", numerics=mil.Numerics(accumulators=mil.AccumulatorType(accumulators))
     )
     return torch.from_numpy(model.predict({"x": x.numpy()}, listener=listener)["y"])
+
+
+def applied(text, program, example):
+    """The rewritten program, checked against what it was, and the number of places changed."""
+    rewriting = passes.apply(text, program, example)
+    return rewriting.program, rewriting.changes

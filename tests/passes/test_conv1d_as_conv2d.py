@@ -2,10 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from splitter import passes
-
 from ..conftest import snr_db
-from .harness import captured, moved_db, predicted, targets, types_hold
+from .harness import applied, captured, moved_db, predicted, targets, types_hold
 
 PASS = "conv1d-as-conv2d"
 X = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0))
@@ -23,7 +21,7 @@ X = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0))
 )
 def test_equals_the_convolution_of_one_axis(convolution, tmp_path):
     program, example = captured(lambda self, x: self.conv(x), X, conv=convolution)
-    rewritten, changes = passes.apply(PASS, program, example)
+    rewritten, changes = applied(PASS, program, example)
     assert changes == 1
     assert not {"conv1d.default", "conv_transpose1d.default"} & set(targets(rewritten))
     assert types_hold(rewritten, example)
@@ -33,4 +31,4 @@ def test_equals_the_convolution_of_one_axis(convolution, tmp_path):
 
 def test_leaves_images_alone():
     program, example = captured(lambda self, x: self.conv(x), X[:, :, None], conv=nn.Conv2d(6, 4, 1))
-    assert passes.apply(PASS, program, example)[1] == 0
+    assert applied(PASS, program, example)[1] == 0

@@ -2,10 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from splitter import passes
-
 from ..conftest import snr_db
-from .harness import captured, moved_db, predicted, targets, types_hold
+from .harness import applied, captured, moved_db, predicted, targets, types_hold
 
 PASS = "narrow-convs-as-products"
 X = torch.randn(3, 24, 50, generator=torch.Generator().manual_seed(0))
@@ -22,7 +20,7 @@ X = torch.randn(3, 24, 50, generator=torch.Generator().manual_seed(0))
 )
 def test_equals_the_convolution(convolution, tmp_path):
     program, example = captured(lambda self, x: self.conv(x), X, conv=convolution)
-    rewritten, changes = passes.apply(PASS, program, example)
+    rewritten, changes = applied(PASS, program, example)
     assert changes == 1
     assert "conv1d.default" not in targets(rewritten)
     assert types_hold(rewritten, example)
@@ -44,9 +42,9 @@ def test_equals_the_convolution(convolution, tmp_path):
 )
 def test_leaves_others_alone(convolution):
     program, example = captured(lambda self, x: self.conv(x), X, conv=convolution)
-    assert passes.apply(PASS, program, example) == (program, 0)
+    assert applied(PASS, program, example) == (program, 0)
 
 
 def test_leaves_sound_without_a_batch_alone():
     program, example = captured(lambda self, x: self.conv(x), X[0], conv=nn.Conv1d(24, 3, 3, padding=1))
-    assert passes.apply(PASS, program, example) == (program, 0)
+    assert applied(PASS, program, example) == (program, 0)

@@ -6,7 +6,7 @@ from torch.nn import functional
 from splitter import passes
 
 from ..conftest import snr_db
-from .harness import captured, moved_db, predicted, targets, types_hold
+from .harness import applied, captured, moved_db, predicted, targets, types_hold
 
 PASS = "norms-into-convs"
 X = torch.randn(3, 6, 50, generator=torch.Generator().manual_seed(0))
@@ -30,7 +30,7 @@ def exact(program, x):
 def test_equals_the_norm_of_the_convolution(batch, offset, tmp_path):
     x = X[:batch] * torch.tensor([1.0, 1e-2, 20.0])[:batch, None, None] + offset
     program, example = normalised(nn.Conv1d(6, 20, 1), nn.GroupNorm(1, 20), x)
-    rewritten, changes = passes.apply(PASS, program, example)
+    rewritten, changes = applied(PASS, program, example)
     assert changes == 1
     assert not {"conv1d.default", "group_norm.default"} & set(targets(rewritten))
     assert types_hold(rewritten, example)
@@ -51,7 +51,8 @@ def test_differences_of_like_channels_keep_their_variance(seed):
     convolution.weight.data = torch.tensor([[0.3, -0.3], [0.7, -0.7], [-0.9, 0.9]])[..., None]
     convolution.bias.data.zero_()
     program, example = normalised(convolution, nn.GroupNorm(1, 3), x)
-    rewritten, changes = passes.known(PASS).apply(program)
+    rewriting = passes.parsed(PASS).apply(program)
+    rewritten, changes = rewriting.program, rewriting.changes
     assert changes == 1
     theirs, ours = (one.run(example)["y"].numpy() for one in (program, rewritten))
     assert snr_db(exact(program, x), ours) > snr_db(exact(program, x), theirs) - 6
@@ -59,7 +60,7 @@ def test_differences_of_like_channels_keep_their_variance(seed):
 
 def test_silence_stays_finite():
     program, example = normalised(nn.Conv1d(6, 20, 1), nn.GroupNorm(1, 20), torch.zeros(1, 6, 50))
-    rewritten, _ = passes.apply(PASS, program, example)
+    rewritten, _ = applied(PASS, program, example)
     assert moved_db(program, rewritten, example) > 120
 
 
@@ -78,7 +79,7 @@ def test_silence_stays_finite():
 )
 def test_leaves_others_alone(convolution, norm):
     program, example = normalised(convolution, norm)
-    assert passes.apply(PASS, program, example) == (program, 0)
+    assert applied(PASS, program, example) == (program, 0)
 
 
 def test_leaves_sound_without_a_batch_alone():
@@ -86,7 +87,7 @@ def test_leaves_sound_without_a_batch_alone():
         return self.norm(self.conv(x))  # of which the norm takes the channels for the batch
 
     program, example = normalised(nn.Conv1d(6, 20, 1), nn.GroupNorm(1, 50), X[0], forward)
-    assert passes.apply(PASS, program, example) == (program, 0)
+    assert applied(PASS, program, example) == (program, 0)
 
 
 def test_a_convolution_that_something_else_reads_stays():
@@ -95,4 +96,4 @@ def test_a_convolution_that_something_else_reads_stays():
         return self.norm(y) + y
 
     program, example = normalised(nn.Conv1d(6, 20, 1), nn.GroupNorm(1, 20), forward=forward)
-    assert passes.apply(PASS, program, example) == (program, 0)
+    assert applied(PASS, program, example) == (program, 0)

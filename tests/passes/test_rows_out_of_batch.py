@@ -3,10 +3,8 @@ import torch
 from demucs.demucs import DConv
 from torch import nn
 
-from splitter import passes
-
 from ..conftest import snr_db
-from .harness import captured, moved_db, predicted, targets, types_hold
+from .harness import applied, captured, moved_db, predicted, targets, types_hold
 
 PASS = "rows-out-of-batch"
 X = torch.randn(2, 8, 5, 40, generator=torch.Generator().manual_seed(0))
@@ -36,8 +34,8 @@ def dconv():
 def rewritten(forward, x=X, norms=True, **members):
     program, example = captured(forward, x, **members)
     if norms:
-        program, _ = passes.apply("norms-safe-in-half", program, example)
-    after, changes = passes.apply(PASS, program, example)
+        program, _ = applied("norms-safe-in-half", program, example)
+    after, changes = applied(PASS, program, example)
     assert types_hold(after, example)
     return program, after, changes, example
 
@@ -106,7 +104,7 @@ def test_what_is_inside(inside):
 def test_leaves_other_layouts_alone(forward):
     channels = 16 if "16" in str(forward.__code__.co_consts) else 8
     program, example = captured(forward, X, conv=nn.Conv1d(channels, 4, 3))
-    assert passes.apply(PASS, program, example)[1] == 0
+    assert applied(PASS, program, example)[1] == 0
 
 
 def test_a_package_of_it(tmp_path):

@@ -2,10 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from splitter import passes
-
 from ..conftest import snr_db
-from .harness import captured, moved_db, predicted, targets, types_hold
+from .harness import applied, captured, moved_db, predicted, targets, types_hold
 
 PASS = "transposed-convs-as-convs"
 X = torch.randn(2, 6, 50, generator=torch.Generator().manual_seed(0))
@@ -24,7 +22,7 @@ IMAGE = torch.randn(2, 6, 9, 11, generator=torch.Generator().manual_seed(1))
 )
 def test_equals_the_transposed_convolution(convolution, x, tmp_path):
     program, example = captured(lambda self, x: self.conv(x), x, conv=convolution)
-    rewritten, changes = passes.apply(PASS, program, example)
+    rewritten, changes = applied(PASS, program, example)
     assert changes == 1
     assert not any("transpose" in target and "conv" in target for target in targets(rewritten))
     assert types_hold(rewritten, example)
@@ -49,4 +47,4 @@ def test_equals_the_transposed_convolution(convolution, x, tmp_path):
 )
 def test_leaves_alone_what_has_no_such_form(convolution, x):
     program, example = captured(lambda self, x: self.conv(x), x, conv=convolution)
-    assert passes.apply(PASS, program, example) == (program, 0)
+    assert applied(PASS, program, example) == (program, 0)

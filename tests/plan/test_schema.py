@@ -144,6 +144,6 @@ def test_rank_counts_axes(layout, axes):
 def test_presets_are_plain_toml():
     for family, plan in plans.presets().items():
         again = plans.Plan.model_validate(
-            tomllib.loads((plans.resources.files("splitter") / "plans" / f"{family}.toml").read_text())
+            tomllib.loads((plans.resources.files("splitter.plan") / "presets" / f"{family}.toml").read_text())
         )
         assert again == plan

@@ -5,7 +5,7 @@ import pytest
 
 _FREEING = """
 import psutil
-from splitter import heap
+from splitter.runtime import heap
 {prepare}
 def resident():
     return psutil.Process().memory_info().rss

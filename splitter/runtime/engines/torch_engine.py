@@ -68,4 +68,4 @@ class RewrittenTorchEngine(TorchEngine):
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         super().__init__(bundle, segment, compute_units=compute_units)
         for name in _QUICKER:
-            self._program, _ = passes.known(name).apply(self._program)
+            self._program = passes.parsed(name).apply(self._program).program

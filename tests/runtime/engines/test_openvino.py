@@ -73,7 +73,7 @@ def test_importing_it_reports_to_nobody(there):
     script = f"""
 import sys
 {before}
-from splitter.engines.openvino_engine import imported_silently
+from splitter.runtime.engines.openvino_engine import imported_silently
 assert imported_silently().Core().available_devices
 from openvino.tools.ovc import telemetry_utils
 assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
