@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import splitter
 from splitter import lowering, mil, passes, reporting, tuning, verify
 from splitter.bundle.directory import load_any
 from splitter.diagnosis import examine
-from splitter.mil import accumulation
+from splitter.mil import ops
 from splitter.partition import Segment
 from splitter.plan import schema as plans
 from splitter.runtime.engines import engine
@@ -215,8 +216,9 @@ def test_half_precision_holds_with_norms_written_out(safe_half):
 
 
 def test_half_accumulators_in_reductions_hold_too(safe_half, monkeypatch):
-    reductions = {name: one for name, one in accumulation.STRICT.items() if name.startswith("reduce")}
-    monkeypatch.setattr(accumulation, "STRICT", reductions)
+    for product in (ops.record(name, "CoreML7") for name in ("linear", "matmul")):
+        whole = replace(product, traits=replace(product.traits, half_sums=None))
+        monkeypatch.setitem(ops.REGISTRY, product.name, [whole])
     numerics = mil.Numerics(accumulators=mil.AccumulatorType.HALF)
     golden = safe_half.goldens()
     values = {name: golden[name] for name in ("spectrogram", "waveform")}

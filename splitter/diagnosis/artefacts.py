@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .graph import Graph, Node, Value
+from ..mil.graph import Graph, Node, Value
 from .rules import Note, Severity, rule
 from .subject import Subject
 
 _CONVERTER = "https://apple.github.io/coremltools/docs-guides/source/graph-passes-intro.html"
 _WORTH = 2**16  # bytes; below it a repeated constant is nobody's problem
-_RANDOM = "random_"
 
 
 @rule(
@@ -85,7 +84,7 @@ def dead_value(subject: Subject) -> Iterator[Note]:
 def constant_output(subject: Subject) -> Iterator[Note]:
     moving = set(subject.graph.inputs)
     for node in subject.graph.nodes:
-        if node.type.startswith(_RANDOM) or any(value in moving or _unknown(value) for value in node.arguments):
+        if node.record.family == "random" or any(value in moving or _unknown(value) for value in node.arguments):
             moving.update(node.outputs)
     for value in subject.graph.outputs:
         if value not in moving:
@@ -105,10 +104,7 @@ def _repeats(tensor: Tensor, axis: int) -> bool:
     return bool(torch.equal(tensor, tensor.narrow(axis, 0, 1).expand_as(tensor)))
 
 
-_ELEMENTWISE = ("add", "sub", "mul", "real_div", "pow", "maximum", "minimum", "select", "floor_div", "greater", "less")
-
-
 def _broadcastable(graph: Graph, value: Value) -> bool:
     """Whether every operation that reads it would broadcast a smaller one."""
     readers: list[Node] = graph.readers.get(value, [])
-    return bool(readers) and all(reader.type in _ELEMENTWISE for reader in readers)
+    return bool(readers) and all(reader.traits.broadcasts for reader in readers)

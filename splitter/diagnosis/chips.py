@@ -1,4 +1,4 @@
-"""What the Neural Engine of each family takes, as published.
+"""What the Neural Engine of each family takes, as published; what it takes of an operation is among its traits.
 
 Every number is from S. Bryngelson's ane-guide, Appendix A (numeric limits; M1, M2 and M5 measured, the others
 predicted by its author from the compiler's tables). Apple publishes none of them.
@@ -14,9 +14,7 @@ CAPABILITIES = f"{GUIDE}/part-1-machine/04-capability-surface.html"
 PITFALLS = f"{GUIDE}/part-5-practice/19-pitfalls-and-limits.html"
 OPERATIONS = "https://github.com/sbryngelson/ane-guide/blob/master/appendices/a-op-device-matrix.md"
 
-MAX_RANK = 5
 MAX_CHANNELS = 65536
-MAX_ARGUMENT_AXIS = 2048
 WORKING_SET = 2 * 2**20
 # Of {1, 2, 3, 4, 8}, which the compiler chooses from by a table that is not published.
 CHANNEL_INTERLEAVE = 8
@@ -57,30 +55,3 @@ CHIPS = {
         Chip("m5", 4, 65536, (32, 16), (16, 8), texture_engine=True, saturating_slices=False),
     )
 }
-
-# Operations by the first generation that runs them; what is in none of these sets has no path on any.
-_FIRST = frozenset(
-    """
-    abs add atan avg_pool batch_norm batch_to_space cast ceil clamped_relu clip concat conv conv_quantized
-    conv_transpose crop cumsum depth_to_space dequantize einsum elu equal erf exp exp2 expand_dims fill fill_like
-    flatten2d floor floor_div gather gather_along_axis gather_nd gelu greater greater_equal identity instance_norm
-    inverse l2_norm l2_pool layer_norm leaky_relu less less_equal linear linear_activation local_response_norm log
-    logical_not matmul max_pool maximum minimum mul not_equal pad pixel_shuffle pixel_unshuffle pow prelu quantize
-    read_state real_div reduce_argmax reduce_argmin reduce_l1_norm reduce_l2_norm reduce_log_sum reduce_log_sum_exp
-    reduce_max reduce_mean reduce_min reduce_sum reduce_sum_square relu relu6 reshape reshape_like resize
-    resize_bilinear resize_nearest_neighbor reverse round rsqrt scaled_dot_product_attention scaled_tanh select
-    sigmoid sigmoid_hard sign silu slice_by_index slice_by_size slice_update softmax softplus softplus_parametric
-    softsign space_to_batch space_to_depth split sqrt square squeeze stack sub tanh threshold thresholded_relu tile
-    transpose upsample_bilinear upsample_nearest_neighbor write_state
-    """.split()  # noqa: SIM905 (a table in words)
-)
-_SECOND = frozenset(("affine", "argsort", "crop_resize", "resample", "topk"))
-_THIRD = frozenset(("cos", "random_uniform", "sin"))
-
-
-def first_generation(operation: str) -> int | None:
-    """The first generation that runs an operation type; None if none does."""
-    for generation, known in enumerate((_FIRST, _SECOND, _THIRD), start=1):
-        if operation in known:
-            return generation
-    return None

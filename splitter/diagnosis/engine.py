@@ -7,24 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..mil.graph import Node, Value
+from ..mil.ops.traits import Engine
 from .chips import (
     CAPABILITIES,
     CHANNEL_INTERLEAVE,
     DESIGN_RULES,
-    MAX_ARGUMENT_AXIS,
     MAX_CHANNELS,
-    MAX_RANK,
     OPERATIONS,
     PITFALLS,
     WORKING_SET,
-    first_generation,
 )
-from .graph import Node, Value
 from .rules import Note, Severity, rule
 from .subject import Subject
 
 DTYPE_RULE = "engine-dtype"
-_CONVOLUTIONS = ("conv", "conv_transpose", "conv_quantized")
 _LAST_AXIS_BYTES = 64  # what the last axis of a buffer is padded to
 
 
@@ -65,11 +62,11 @@ def wide_types(subject: Subject) -> Iterator[Note]:
 )
 def unsupported_operation(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        first = first_generation(node.type)
-        if first is None:
+        engine = node.traits.engine
+        if engine is None:
             yield Note(f"{node.type} has no path on any family", node)
-        elif first > subject.chip.generation:
-            yield Note(f"{node.type} needs the M{first} or later", node)
+        elif engine.generation > subject.chip.generation:
+            yield Note(f"{node.type} needs the M{engine.generation} or later", node)
 
 
 @rule(
@@ -85,7 +82,7 @@ def long_axis(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
         for value in _operands(node):
             limits = [subject.chip.extent] * len(value.shape)
-            if node.type in _CONVOLUTIONS and len(limits) > 1:
+            if node.record.family == "convolution" and len(limits) > 1:
                 limits[1] = MAX_CHANNELS
             if any(extent > limit for extent, limit in zip(value.extents, limits, strict=True)):
                 role = "gives" if value in node.outputs else "reads"
@@ -104,7 +101,7 @@ def long_axis(subject: Subject) -> Iterator[Note]:
 )
 def high_rank(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        limit = MAX_RANK - 1 if node.type in ("matmul", "linear", "linear_activation") else MAX_RANK
+        limit = (node.traits.engine or Engine(0)).max_rank
         worst = max(_operands(node), key=lambda value: len(value.shape), default=None)
         if worst is not None and len(worst.shape) > limit:
             yield Note(f"{len(worst.shape)} axes ({_shape(worst)}), the limit is {limit}", node)
@@ -156,7 +153,7 @@ def strided_kernel(subject: Subject) -> Iterator[Note]:
 )
 def volume(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type in _CONVOLUTIONS and node.outputs[0].type and len(node.outputs[0].shape) == 5:
+        if node.record.family == "convolution" and node.outputs[0].type and len(node.outputs[0].shape) == 5:
             yield Note(f"gives {_shape(node.outputs[0])}", node)
 
 
@@ -170,7 +167,7 @@ def volume(subject: Subject) -> Iterator[Note]:
 )
 def line(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type in _CONVOLUTIONS and node.outputs[0].type and len(node.outputs[0].shape) == 3:
+        if node.record.family == "convolution" and node.outputs[0].type and len(node.outputs[0].shape) == 3:
             yield Note(f"gives {_shape(node.outputs[0])}", node)
 
 
@@ -207,11 +204,11 @@ def padding(subject: Subject) -> Iterator[Note]:
 )
 def long_argument(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        x = node.value("x")
-        if node.type in ("reduce_argmax", "reduce_argmin") and x is not None and x.shape:
-            axis = (node.integers("axis") or [-1])[0]
-            if x.extents[axis] > MAX_ARGUMENT_AXIS:
-                yield Note(f"along {x.extents[axis]} values, the limit is {MAX_ARGUMENT_AXIS}", node)
+        extents, limit = node.extents("x"), node.traits.engine and node.traits.engine.max_axis
+        if limit and extents:
+            extent = extents[(node.integers("axis") or [-1])[0]]
+            if extent > limit:
+                yield Note(f"along {extent} values, the limit is {limit}", node)
 
 
 @rule(
@@ -267,7 +264,7 @@ def working_set(subject: Subject) -> Iterator[Note]:
 )
 def ragged_channels(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type in _CONVOLUTIONS and len(node.outputs[0].shape) > 2:
+        if node.record.family == "convolution" and len(node.outputs[0].shape) > 2:
             channels = node.outputs[0].extents[1]
             if channels % CHANNEL_INTERLEAVE:
                 yield Note(f"{channels} channels", node)
@@ -296,7 +293,7 @@ def offset_slices(subject: Subject) -> Iterator[tuple[Node, int]]:
     for node in subject.graph.nodes:
         x = node.value("x")
         begin = node.integers("begin")
-        if node.type not in ("slice_by_index", "slice_by_size") or x is None or len(begin) != len(x.shape):
+        if not node.traits.slices or x is None or len(begin) != len(x.shape):
             continue
         open_start = any(node.numbers("begin_mask")[-1:])
         if begin[-1] and not open_start:
@@ -307,7 +304,7 @@ def _kernels(subject: Subject) -> Iterator[tuple[Node, tuple[int, int]]]:
     """Convolutions of one or two dimensions, with the height and width of their kernels."""
     for node in subject.graph.nodes:
         weight = node.value("weight")
-        if node.type in _CONVOLUTIONS and weight is not None and len(weight.shape) in (3, 4):
+        if node.record.family == "convolution" and weight is not None and len(weight.shape) in (3, 4):
             yield node, _two(list(weight.extents[2:]))
 
 

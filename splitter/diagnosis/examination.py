@@ -14,11 +14,11 @@ from ..boundary import Array
 from ..bundle.directory import Bundle, load_any
 from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
+from ..mil.graph import Node, graph_of
 from ..reading import Read
 from .chips import CHIPS, Chip
 from .compiling import CompileTime, compile_time
 from .engine import DTYPE_RULE
-from .graph import Node, graph_of
 from .placement import Placement, placed
 from .ranges import measured
 from .requested import by_metadata, by_plan

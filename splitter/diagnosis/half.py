@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .graph import Node, Value
+from ..mil.graph import Node, Value
+from ..mil.ops.traits import Mask
 from .rules import Note, Severity, rule
 from .subject import Subject
 
@@ -18,28 +19,11 @@ SMALLEST = 2.0**-24
 IEEE = "https://en.wikipedia.org/wiki/Half-precision_floating-point_format"
 # From here on a running sum of equal terms stands still: 11 significant bits.
 _LONG_SUM = 2**11
-_SUMS = ("reduce_sum", "reduce_mean", "reduce_sum_square", "reduce_l1_norm", "reduce_l2_norm", "reduce_log_sum",
-         "reduce_log_sum_exp")  # fmt: skip
-_NORMS = ("layer_norm", "instance_norm")
-_BOUNDED = ("clip", "clamped_relu")
-_ROOTS = ("sqrt", "rsqrt", "real_div", "log", "inverse", "pow")
 
 
 def is_half(node: Node) -> bool:
     """Whether an operation computes in half precision."""
     return any(value.dtype == "fp16" for value in node.outputs)
-
-
-def reduced(node: Node) -> int:
-    """How many values go into one result of a reduction or normalisation."""
-    x = node.value("x")
-    if x is None or not x.shape:
-        return 1
-    rank = len(x.shape)
-    axes = node.integers("axes") or list(range(rank))
-    if node.type == "instance_norm":
-        axes = list(range(2, rank))
-    return math.prod(x.extents[axis] for axis in {axis % rank for axis in axes})
 
 
 @rule(
@@ -53,8 +37,10 @@ def reduced(node: Node) -> int:
 )
 def long_sum(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type in (*_SUMS, *_NORMS) and is_half(node) and (count := reduced(node)) > _LONG_SUM:
-            yield Note(f"{count:,} values into one", node)
+        if node.traits.reduced_axes is not None and is_half(node) and (extents := node.extents("x")):
+            axes = node.traits.reduced_axes(node) or range(len(extents))
+            if (count := math.prod(extents[axis] for axis in {axis % len(extents) for axis in axes})) > _LONG_SUM:
+                yield Note(f"{count:,} values into one", node)
 
 
 @rule(
@@ -135,7 +121,7 @@ def small_epsilon(subject: Subject) -> Iterator[Note]:
 )
 def mask(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type in ("add", "select", "sub", "mul", "cast") and is_half(node) and _feeds_softmax(subject, node):
+        if Mask.APPLIES in node.traits.mask and is_half(node) and _feeds_softmax(subject, node):
             for value in _fixed_numbers(node):
                 if bool((value.constant < -LARGEST).any()):
                     yield Note(f"masks with {float(value.constant.min()):g}", node)
@@ -151,7 +137,7 @@ def mask(subject: Subject) -> Iterator[Note]:
 )
 def large_constant(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type in _BOUNDED:  # an infinite bound is none
+        if node.traits.clamps:  # an infinite bound is none
             continue
         for value in _fixed_numbers(node):
             magnitudes = value.constant.abs()
@@ -202,11 +188,7 @@ def _origin(value: Value | None) -> Node | None:
 
 
 def _is_square(node: Node) -> bool:
-    if node.type == "mul":
-        return node.value("x") is node.value("y")
-    if node.type == "pow":
-        return node.numbers("y") == [2.0]
-    return node.type in ("square", "reduce_sum_square", "reduce_l2_norm")
+    return node.traits.is_square is not None and node.traits.is_square(node)
 
 
 def _epsilons(subject: Subject) -> Iterator[tuple[Node, float]]:
@@ -214,9 +196,11 @@ def _epsilons(subject: Subject) -> Iterator[tuple[Node, float]]:
     for node in subject.graph.nodes:
         if not is_half(node):
             continue
-        if node.type not in ("log", "inverse", "rsqrt"):  # there it is optional, and zero where nobody asked
+        parameter = node.record.parameters.get("epsilon")
+        if parameter is not None and not parameter.optional:  # which is zero where nobody asked
             yield from ((node, epsilon) for epsilon in node.numbers("epsilon")[:1])
-        if node.type == "add" and any(one.type in _ROOTS for one in subject.graph.readers.get(node.outputs[0], ())):
+        readers = subject.graph.readers.get(node.outputs[0], ()) if node.type == "add" else ()
+        if any(reader.traits.steep_at_zero for reader in readers):
             for value in _fixed_numbers(node):
                 if value.elements == 1 and abs(float(value.constant)) < 1e-2:
                     yield node, float(value.constant)
@@ -233,11 +217,11 @@ def _feeds_softmax(subject: Subject, node: Node) -> bool:
     """Whether a softmax reads it, at most through another sum, cast or reshape."""
     waiting = [(node, 0)]
     while waiting:
-        one, steps = waiting.pop()
-        for value in one.outputs:
+        source, steps = waiting.pop()
+        for value in source.outputs:
             for reader in subject.graph.readers.get(value, ()):
-                if reader.type in ("softmax", "scaled_dot_product_attention"):
+                if Mask.ENDS in reader.traits.mask:
                     return True
-                if steps < 4 and reader.type in ("add", "cast", "reshape", "expand_dims", "transpose", "select"):
+                if steps < 4 and Mask.PASSES in reader.traits.mask:
                     waiting.append((reader, steps + 1))
     return False

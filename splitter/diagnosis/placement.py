@@ -6,8 +6,7 @@ from collections import deque
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from .flops import flops
-from .graph import Graph, Node
+from ..mil.graph import Graph, Node
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ def placed(graph: Graph, off_engine: AbstractSet[Node]) -> Placement:
     return Placement(
         operations=len(graph.nodes),
         operations_on_engine=len(on),
-        flops=sum(flops(node) for node in graph.nodes),
-        flops_on_engine=sum(flops(node) for node in on),
+        flops=sum(node.flops for node in graph.nodes),
+        flops_on_engine=sum(node.flops for node in on),
         changes=min(_changes(graph, off_engine, first) for first in (False, True)),
         crossing=tuple(value.name for value in crossing),
         crossing_bytes=sum(value.bytes for value in crossing),

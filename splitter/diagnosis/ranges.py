@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ..boundary import Array
+from ..mil.graph import Graph, Node
 from ..mil.model import Model
 from ..mil.program import Operation
 from .chips import PITFALLS, SLICE_LIMIT
 from .engine import offset_slices
-from .graph import Graph, Node
 from .half import IEEE, LARGEST, SMALLEST_NORMAL, is_half
 from .rules import Note, Severity, rule
 from .subject import Range, Subject

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import import_module
 from typing import TypeAlias
 
-from .graph import Node
+from ..mil.graph import Node
 from .subject import Subject
 
 GROUPS = ("engine", "half", "ranges", "requested", "artefacts", "compiling")

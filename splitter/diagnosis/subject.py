@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..mil.graph import Graph, Node
 from ..mil.model import PackageInfo
 from .chips import Chip
-from .graph import Graph, Node
 
 
 @dataclass(frozen=True)

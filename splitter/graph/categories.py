@@ -1,4 +1,4 @@
-"""What kind of work an ATen operator is, in the words that `splitter.mil.ops.family` has for packages."""
+"""What kind of work an ATen operator is, in the words that `splitter.mil.ops` has for packages."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """Stricter models of half-precision sums, to expose the operations that need more.
 
 Each sum is held in half while it grows, and each product is rounded to half before it is added. Reductions and
-matrix products have such a form; convolutions and normalisations are always summed in float32.
+matrix products have such a form, each a function of the sum to use and of the operation's own parameters; convolutions
+and normalisations are always summed in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -45,28 +46,28 @@ def _over(total: Total, x: Tensor, axes: list[int] | None, keep_dims: bool) -> t
     return summed.reshape([1 if axis in gone else n for axis, n in enumerate(x.shape)]) if keep_dims else summed, count
 
 
-def _reduce_sum(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
+def reduce_sum(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _over(total, x, axes, keep_dims)[0]
 
 
-def _reduce_mean(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
+def reduce_mean(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     summed, count = _over(total, x, axes, keep_dims)
     return summed / count
 
 
-def _reduce_l1_norm(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
+def reduce_l1_norm(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _over(total, x.abs(), axes, keep_dims)[0]
 
 
-def _reduce_l2_norm(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
+def reduce_l2_norm(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _over(total, x * x, axes, keep_dims)[0].sqrt()
 
 
-def _reduce_sum_square(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
+def reduce_sum_square(total: Total, x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _over(total, x * x, axes, keep_dims)[0]
 
 
-def _matmul(total: Total, x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
+def matmul(total: Total, x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     left = x.mT if transpose_x and x.ndim > 1 else x
     right = y.mT if transpose_y and y.ndim > 1 else y
     row, column = left.ndim == 1, right.ndim == 1
@@ -75,7 +76,7 @@ def _matmul(total: Total, x: Tensor, y: Tensor, transpose_x: bool = False, trans
     return product[..., 0] if column else product
 
 
-def _linear(total: Total, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(total: Total, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     product = _product(total, x if x.ndim > 1 else x[None], weight.mT)
     product = product if x.ndim > 1 else product[0]
     return product if bias is None else product + bias
@@ -96,15 +97,3 @@ def _product(total: Total, x: Tensor, y: Tensor) -> Tensor:
         else:
             sums = torch.cat([sums, total(products)[..., None]], -1)
     return total(sums)
-
-
-STRICT: Mapping[str, Callable[..., Any]] = {
-    "linear": _linear,
-    "matmul": _matmul,
-    "reduce_l1_norm": _reduce_l1_norm,
-    "reduce_l2_norm": _reduce_l2_norm,
-    "reduce_mean": _reduce_mean,
-    "reduce_sum": _reduce_sum,
-    "reduce_sum_square": _reduce_sum_square,
-}
-"""Operations with a strict form; it takes the sum to use, then the operation's own parameters."""

@@ -7,7 +7,7 @@ each value is freed after its last use.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import OperationError, SplitterError
 from . import ops
 from .numerics import Numerics
-from .ops import Context, Implementation
+from .ops import Context, OperationRecord
 from .program import Block, Function, Operation, Ref
 from .tiling import Argument, Region, regions
 from .types import ListType, StateType, TensorType, ValueType
@@ -42,17 +42,15 @@ class _Step:
     Attributes:
         constants: Arguments known when the program was read, converted.
         dynamic: The others.
-        takes_context: Whether the implementation asks for its `Context`.
         outputs: Slots of the results.
         blocks: Compiled bodies.
         frees: Slots that nothing reads any more.
     """
 
     operation: Operation
-    implementation: Implementation
+    record: OperationRecord
     constants: Mapping[str, Value]
     dynamic: tuple[Argument, ...]
-    takes_context: bool
     outputs: tuple[int, ...]
     blocks: tuple[_Compiled, ...]
     frees: tuple[int, ...] = ()
@@ -162,8 +160,7 @@ class Interpreter:
         bound = [step for operation in block.operations if (step := self._bind(operation, scope)) is not None]
         outputs = tuple(scope[name] for name in block.outputs)
         last = _last_uses(inputs, bound, outputs)
-        names = [step.operation.type for step in bound]
-        found = regions(bound, names, self._types, lambda slot, index: last[slot] > index)
+        found = regions(bound, self._types, lambda slot, index: last[slot] > index)
         dying: dict[int, list[int]] = {}
         for slot, index in last.items():
             dying.setdefault(index, []).append(slot)
@@ -175,28 +172,21 @@ class Interpreter:
             slot = scope[operation.name] = self._new_slot()
             self._constants[slot] = self._numerics.constant(operation.attributes["val"])
             return None
-        implementation = ops.find(operation.type, self.function.opset)
-        if implementation is None:
+        record = ops.find(operation.type, self.function.opset)
+        if record is None:
             raise self._error(operation, "operations are ones splitter can execute", f"type {operation.type!r}")
         constants: dict[str, Value] = {}
         dynamic = []
-        takes_context = False
         known = dict(operation.inputs) | {key: (value,) for key, value in operation.attributes.items()}
-        for parameter, converter in implementation.converters.items():
-            if parameter == "context":
-                takes_context = True
-            elif parameter in known:
-                slots = tuple(self._slot_of(argument, scope) for argument in known.pop(parameter))
-                variadic = _takes_many(implementation, parameter)
-                if len(slots) != 1 and not variadic:
-                    raise self._error(operation, f"parameter {parameter!r} has one argument", len(slots))
+        for name, parameter in record.parameters.items():
+            if name in known:
+                slots = tuple(self._slot_of(argument, scope) for argument in known.pop(name))
+                if len(slots) != 1 and not parameter.variadic:
+                    raise self._error(operation, f"parameter {name!r} has one argument", len(slots))
                 if all(slot in self._constants for slot in slots):
-                    values = [self._constants[slot] for slot in slots]
-                    constants[parameter] = self._converted(
-                        operation, parameter, converter, values if variadic else values[0]
-                    )
+                    constants[name] = self._converted(operation, Argument(parameter, slots), self._constants)
                 else:
-                    dynamic.append(Argument(parameter, slots, variadic, converter))
+                    dynamic.append(Argument(parameter, slots))
         if unknown := sorted(known):
             raise self._error(operation, "operations take the parameters Core ML documents", f"{', '.join(unknown)}")
         blocks = tuple(self._compile(one, scope) for one in operation.blocks)
@@ -204,7 +194,7 @@ class Interpreter:
         for output in operation.outputs:
             scope[output.name] = self._new_slot(output.type)
             outputs.append(scope[output.name])
-        return _Step(operation, implementation, constants, tuple(dynamic), takes_context, tuple(outputs), blocks)
+        return _Step(operation, record, constants, tuple(dynamic), tuple(outputs), blocks)
 
     def _slot_of(self, argument: Any, scope: Mapping[str, int]) -> int:
         if isinstance(argument, Ref):
@@ -229,7 +219,7 @@ class Interpreter:
             arguments = self._arguments(step, slots)
             if listener is not None:
                 listener.before(step.operation, dict(arguments))
-            if step.takes_context:
+            if step.record.takes_context:
                 arguments["context"] = self._context(step, slots, run)
             else:  # only now do the arguments alone hold what dies here, and it may die while it is computed with
                 for slot in step.frees:
@@ -274,10 +264,9 @@ class Interpreter:
                 arguments = self._arguments(step, slots)
                 if region.pads and step is inner[0]:
                     arguments |= _with_neighbours(arguments["x"], region, start, rows)
-                for parameter in ("shape", "output_shape"):  # of `reshape` and `conv_transpose`: of a tile, now
-                    if parameter in arguments:
-                        arguments[parameter] = list(_extended(self._types[step.outputs[0]].shape, region.axis, rows))
-                if step.takes_context:
+                if (shape := step.record.traits.result_shape) in arguments:  # of a tile, now
+                    arguments[shape] = list(_extended(self._types[step.outputs[0]].shape, region.axis, rows))
+                if step.record.takes_context:
                     arguments["context"] = self._context(step, slots, run)
                 _place(slots, step.outputs, self._computed(step, arguments, (region.axis, rows)))
                 for slot in step.frees:
@@ -305,9 +294,8 @@ class Interpreter:
 
     def _arguments(self, step: _Step, slots: list[Value]) -> dict[str, Value]:
         arguments = dict(step.constants)
-        for one in step.dynamic:
-            value = [slots[slot] for slot in one.slots] if one.variadic else slots[one.slots[0]]
-            arguments[one.parameter] = self._converted(step.operation, one.parameter, one.convert, value)
+        for argument in step.dynamic:
+            arguments[argument.parameter.name] = self._converted(step.operation, argument, slots)
         return arguments
 
     def _computed(
@@ -316,7 +304,7 @@ class Interpreter:
         """Results of an operation, in their declared types; in a tile, along an axis, of so many rows."""
         operation = step.operation
         try:
-            computed = self._numerics.compute(step.implementation, arguments)
+            computed = self._numerics.compute(step.record, arguments)
             results = computed if isinstance(computed, tuple) else (computed,)
             if len(results) != len(operation.outputs):
                 raise OperationError(f"{operation.type} gives {len(operation.outputs)} results", received=len(results))
@@ -342,11 +330,16 @@ class Interpreter:
             raise OperationError(f"the result has the declared type {kind}", received=f"shape {tuple(value.shape)}")
         return self._numerics.rounded(value, kind.dtype)
 
-    def _converted(self, operation: Operation, parameter: str, converter: Callable[[Any], Any], value: Value) -> Value:
+    def _converted(
+        self, operation: Operation, argument: Argument, slots: Mapping[int, Value] | Sequence[Value]
+    ) -> Value:
+        parameter = argument.parameter
+        values = [slots[slot] for slot in argument.slots]
         try:
-            return converter(value)
+            return parameter.convert(values if parameter.variadic else values[0])
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise self._error(operation, f"parameter {parameter!r} has its documented type", str(error)) from error
+            problem = f"parameter {parameter.name!r} has its documented type"
+            raise self._error(operation, problem, str(error)) from error
 
     def _error(self, operation: Operation, problem: str, received: object) -> OperationError:
         return OperationError(f"{operation.type} {operation.name!r} of {self._package}: {problem}", received=received)
@@ -383,10 +376,6 @@ def _with_neighbours(x: Tensor, region: Region, start: int, rows: int) -> dict[s
     pad = list(region.pads)
     pad[place : place + 2] = [before - (start - low), after - (high - start - rows)]
     return {"x": x.narrow(region.axis, low, high - low), "pad": pad}
-
-
-def _takes_many(implementation: Implementation, parameter: str) -> bool:
-    return implementation.function.__annotations__[parameter].replace(" ", "").startswith("list[Tensor]")
 
 
 def _is_of(value: Value, kind: ValueType) -> bool:

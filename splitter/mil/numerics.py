@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import accumulation
-from .ops import Implementation
+from .ops import OperationRecord
 from .types import DType
 
 
@@ -89,11 +89,11 @@ class Numerics:
         held = self.held(dtype)
         return value if value.dtype == held else value.to(held)
 
-    def compute(self, implementation: Implementation, arguments: dict[str, Any]) -> Any:
+    def compute(self, record: OperationRecord, arguments: dict[str, Any]) -> Any:
         """Call an implementation, its half-precision sums accumulated as chosen; takes the arguments it widens."""
-        if not implementation.accumulate_fp32 or not any(_holds_half(one) for one in arguments.values()):
-            return implementation.function(**arguments)
-        strict = accumulation.STRICT.get(implementation.name)
+        if not record.traits.accumulate_fp32 or not any(_holds_half(one) for one in arguments.values()):
+            return record.function(**arguments)
+        strict = record.traits.half_sums
         if (
             strict is not None
             and self.accumulators is not AccumulatorType.FP32
@@ -101,7 +101,7 @@ class Numerics:
         ):
             total = accumulation.staged if self.accumulators is AccumulatorType.STAGED else accumulation.sequential
             return strict(total, **arguments)
-        return implementation.function(**{key: _widened(arguments.pop(key)) for key in list(arguments)})
+        return record.function(**{key: _widened(arguments.pop(key)) for key in list(arguments)})
 
 
 def _holds_half(value: Any) -> bool:

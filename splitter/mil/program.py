@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import PackageError, SplitterError
 from ..reading import Read
+from . import ops
 from .blob import BlobFile, decoded
 from .coreml_tools import ct
 from .types import DTYPES, DictionaryType, DType, ListType, Shape, StateType, TensorType, ValueType
@@ -30,7 +31,6 @@ _MAX_RANK = 16
 _MAX_VALUE_BYTES = 1 << 36
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf's own limit
-_BODIES = {"cond": 2, "while_loop": 2}
 _OPSET = re.compile(r"CoreML([5-9]|[1-9]\d)")
 _FIX = "The package is damaged: copy or save it again."
 
@@ -184,7 +184,8 @@ class _Reader:
         if both := sorted(inputs.keys() & attributes.keys()):
             raise self._broken(f"{operation.type} {where!r}", f"parameter {both[0]!r} twice")
         blocks = tuple(self._block(one, known, depth + 1) for one in operation.blocks)
-        if len(blocks) != _BODIES.get(operation.type, len(blocks)):
+        record = ops.find(operation.type, ops.OPSETS[-1])
+        if record is not None and record.traits.blocks not in (None, len(blocks)):
             raise self._broken(f"{operation.type} {where!r}", f"{len(blocks)} blocks")
         outputs = tuple(self._introduced(one, known) for one in operation.outputs)
         if operation.type == "const":

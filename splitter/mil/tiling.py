@@ -13,6 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from .ops import OperationRecord
+from .ops.activation import softmax
+from .ops.linear import matmul
+from .ops.parameters import Parameter
+from .ops.traits import Rows
 from .types import TensorType
 
 _MIN_ROWS = 32
@@ -22,41 +27,21 @@ _MIN_BYTES = 24 << 20  # below it there is little to gain
 _TILE_BYTES = 16 << 20
 _MIN_STEPS = 3
 
-# fmt: off
-_ELEMENTWISE = frozenset({
-    "abs", "acos", "add", "asin", "atan", "atanh", "cast", "ceil", "clamped_relu", "clip", "cos", "cosh", "elu", "erf",
-    "exp", "exp2", "floor", "floor_div", "gelu", "identity", "inverse", "leaky_relu", "linear_activation", "log",
-    "maximum", "minimum", "mod", "mul", "pow", "real_div", "relu", "relu6", "round", "rsqrt", "scaled_tanh", "sigmoid",
-    "sigmoid_hard", "sign", "silu", "sin", "sinh", "softplus", "softsign", "sqrt", "square", "sub", "tan", "tanh",
-    "threshold", "thresholded_relu",
-})
-_REDUCTIONS = frozenset({
-    "reduce_max", "reduce_mean", "reduce_min", "reduce_prod", "reduce_sum", "reduce_sum_square", "reduce_l1_norm",
-    "reduce_l2_norm",
-})
-# fmt: on
-_CONVOLUTIONS = frozenset({"conv", "conv_transpose"})
-_AXES = frozenset({"split", "concat", "layer_norm", "expand_dims", "squeeze"})
+_CONVOLUTIONS = (Rows.CONVOLUTION, Rows.TRANSPOSED_CONVOLUTION)
 
 
 class Argument(NamedTuple):
-    """An argument that is computed while the program runs.
+    """An argument that is computed while the program runs, and the slots where its values lie."""
 
-    Attributes:
-        parameter: The operation's name for it.
-        slots: Where its values lie; one, unless it is variadic.
-        variadic: It is a list of tensors.
-        convert: Makes it what the implementation takes.
-    """
-
-    parameter: str
+    parameter: Parameter
     slots: tuple[int, ...]
-    variadic: bool
-    convert: Callable[[Any], Any]
 
 
 class Bound(Protocol):
     """What tiling needs to know of a bound operation."""
+
+    @property
+    def record(self) -> OperationRecord: ...
 
     @property
     def constants(self) -> Mapping[str, Any]: ...
@@ -98,7 +83,6 @@ class Region:
 
 def regions(
     steps: Sequence[Bound],
-    names: Sequence[str],
     types: Mapping[int, TensorType],
     needed: Callable[[int, int], bool],
 ) -> list[Region]:
@@ -106,14 +90,13 @@ def regions(
 
     Args:
         steps: A block's operations, bound.
-        names: Their types.
         types: Declared type of each slot that holds a tensor.
         needed: Whether a slot is still needed after the step of an index.
     """
     found: list[Region] = []
     index = 0
     while index < len(steps):
-        region, index = _grown(steps, names, types, needed, index)
+        region, index = _grown(steps, types, needed, index)
         if region is not None:
             found.append(region)
     return found
@@ -121,20 +104,19 @@ def regions(
 
 def _grown(
     steps: Sequence[Bound],
-    names: Sequence[str],
     types: Mapping[int, TensorType],
     needed: Callable[[int, int], bool],
     first: int,
 ) -> tuple[Region | None, int]:
     """The longest run that starts here, if it is worth it, and where to look on: a part of it is worth no more."""
-    axis, rows = _cut(steps[first], names[first], types)
+    axis, rows = _cut(steps[first], types)
     if rows < _MIN_ROWS:
         return None, first + 1
     sliced: set[int] = set()
     whole: set[int] = set()
     stop = first
     while stop < len(steps):
-        taken = _taken(steps[stop], names[stop], types, axis, rows)
+        taken = _taken(steps[stop], types, axis, rows)
         if taken is None or (stop > first and not taken[0] & sliced):
             break
         if (whole | taken[1]) & (sliced | taken[0]):  # one tensor, by rows here and whole there
@@ -144,20 +126,20 @@ def _grown(
         stop += 1
     widest = max((_bytes(types[slot]) for slot in sliced), default=0)
     # A convolution is worth it alone, in smaller tiles: torch takes copies of its input and output in other layouts.
-    alone = axis > 0 and names[first] in _CONVOLUTIONS
+    alone = axis > 0 and steps[first].record.traits.rows in _CONVOLUTIONS
     if (stop - first < _MIN_STEPS and not alone) or widest < _MIN_BYTES:
         return None, max(stop, first + 1)
     made = [slot for step in steps[first:stop] for slot in step.outputs]
     results = tuple(slot for slot in made if needed(slot, stop - 1))
     tile = max(1, min(rows, rows * (_TILE_BYTES // (2 if alone else 1)) // widest))
-    attention = _attention(steps[first:stop], names[first:stop]) if results == steps[stop - 1].outputs else ()
-    pads = tuple(steps[first].constants["pad"]) if _reaches_neighbours(steps[first], names[first], axis) else ()
+    attention = _attention(steps[first:stop]) if results == steps[stop - 1].outputs else ()
+    pads = tuple(steps[first].constants["pad"]) if _reaches_neighbours(steps[first], axis) else ()
     return Region(first, stop, axis, rows, tile, frozenset(sliced), results, pads, attention), stop
 
 
-def _attention(steps: Sequence[Bound], names: Sequence[str]) -> tuple[int, ...]:
+def _attention(steps: Sequence[Bound]) -> tuple[int, ...]:
     """Slots of queries, keys and values of ``softmax(q · kᵀ) · v``; empty if the steps are something else."""
-    if list(names) != ["matmul", "softmax", "matmul"]:
+    if [step.record.function for step in steps] != [matmul, softmax, matmul]:
         return ()
     scores, weights, mixed = steps
     fits = (
@@ -171,33 +153,32 @@ def _attention(steps: Sequence[Bound], names: Sequence[str]) -> tuple[int, ...]:
     return tuple(slot for slot in slots if slot is not None) if fits and None not in slots else ()
 
 
-def _argument(step: Bound, parameter: str) -> int | None:
-    return next((one.slots[0] for one in step.dynamic if one.parameter == parameter), None)
+def _argument(step: Bound, name: str) -> int | None:
+    return next((argument.slots[0] for argument in step.dynamic if argument.parameter.name == name), None)
 
 
-def _cut(step: Bound, name: str, types: Mapping[int, TensorType]) -> tuple[int, int]:
+def _cut(step: Bound, types: Mapping[int, TensorType]) -> tuple[int, int]:
     """The axis a run that starts here would be cut along, and its extent.
 
     It is the rows of a product, and the first axis of anything else, but for a convolution of a single image: there it
     is one along which the kernel is a single point, or along which padding keeps the extent.
     """
-    kinds = [types[one.slots[0]] for one in step.dynamic if one.slots[0] in types]
-    if name == "matmul" and step.outputs[0] in types:
+    how = step.record.traits.rows
+    kinds = [types[argument.slots[0]] for argument in step.dynamic if argument.slots[0] in types]
+    if how is Rows.PRODUCT and step.outputs[0] in types:
         kinds = [types[step.outputs[0]]]
     if not kinds or not kinds[0].shape:
         return 0, 0
     shape = kinds[0].shape
-    axis = len(shape) - 2 if name == "matmul" and len(shape) > 2 else 0
-    if name in _CONVOLUTIONS and (shape[0] or 0) < _MIN_ROWS:
+    axis = len(shape) - 2 if how is Rows.PRODUCT and len(shape) > 2 else 0
+    if how in _CONVOLUTIONS and (shape[0] or 0) < _MIN_ROWS:
         spatial = range(2, len(shape))
-        axis = next((one for one in spatial if _is_pointwise(step, one)), 0)
-        axis = axis or next((one for one in spatial if _reaches_neighbours(step, name, one)), 0)
+        axis = next((spot for spot in spatial if _is_pointwise(step, spot)), 0)
+        axis = axis or next((spot for spot in spatial if _reaches_neighbours(step, spot)), 0)
     return axis, shape[axis] or 0
 
 
-def _taken(
-    step: Bound, name: str, types: Mapping[int, TensorType], axis: int, rows: int
-) -> tuple[set[int], set[int]] | None:
+def _taken(step: Bound, types: Mapping[int, TensorType], axis: int, rows: int) -> tuple[set[int], set[int]] | None:
     """The arguments of a step that are taken by rows, and those taken whole; None if it mixes rows, or might."""
     outputs = [types[slot] for slot in step.outputs if _is_fixed(types.get(slot))]
     if (
@@ -206,35 +187,39 @@ def _taken(
         or any(kind.shape[axis : axis + 1] != (rows,) for kind in outputs)
     ):
         return None
-    arguments = {one.parameter: one.slots for one in step.dynamic}
+    arguments = {argument.parameter.name: argument.slots for argument in step.dynamic}
     flat = {slot for slots in arguments.values() for slot in slots}
     if not all(_is_fixed(types.get(slot)) for slot in flat):
         return None
     rank = max(len(kind.shape) for kind in outputs)
-    if name in _ELEMENTWISE:
+    how = step.record.traits.rows
+    if how is Rows.ELEMENTWISE:
         return _by_rows_or_broadcast(step, flat, types, axis, rows, rank)
     data = set(arguments.get("x", arguments.get("values", ())))
     if not data or any(types[slot].shape[axis : axis + 1] != (rows,) for slot in data):
         return None
     whole = flat - data
     rank = max(len(types[slot].shape) for slot in data)
-    if name == "matmul":
+    if how is Rows.PRODUCT:
         rowwise = axis == rank - 2 and not step.constants.get("transpose_x") and "transpose_x" not in arguments
         return (data, whole) if rowwise else None
     if whole:
         return None
-    if name == "softmax" or (axis and name in ("split", "concat")):
-        return (data, whole) if _leaves(step, axis, rank) else None
-    if axis:
-        if name in _CONVOLUTIONS and _is_pointwise(step, axis):
-            return data, whole
-        return (set(), data) if _reaches_neighbours(step, name, axis) else None
-    rowwise = (
-        (name in _CONVOLUTIONS and rank >= 3)
-        or name == "reshape"
-        or (name == "transpose" and step.constants.get("perm", [None])[:1] in ([0], [-rank]))
-        or (name in _REDUCTIONS | _AXES and _leaves(step, axis, rank))
-    )
+    match how:
+        case Rows.OTHER_AXES:
+            rowwise = _leaves(step, axis, rank)
+        case Rows.BATCH_OF_OTHER_AXES:
+            rowwise = not axis and _leaves(step, axis, rank)
+        case Rows.BATCH:
+            rowwise = not axis
+        case Rows.PERMUTATION:
+            rowwise = not axis and step.constants.get("perm", [None])[:1] in ([0], [-rank])
+        case Rows.CONVOLUTION | Rows.TRANSPOSED_CONVOLUTION:
+            if axis and not _is_pointwise(step, axis) and _reaches_neighbours(step, axis):
+                return set(), data
+            rowwise = rank >= 3 and (not axis or _is_pointwise(step, axis))
+        case _:
+            rowwise = False
     return (data, whole) if rowwise else None
 
 
@@ -270,9 +255,9 @@ def _is_pointwise(step: Bound, axis: int) -> bool:
     return _window(step, axis) == (1, 0, 0)
 
 
-def _reaches_neighbours(step: Bound, name: str, axis: int) -> bool:
+def _reaches_neighbours(step: Bound, axis: int) -> bool:
     """Whether a convolution's kernel reaches along a spatial axis, and padding keeps the axis's extent."""
-    window = _window(step, axis) if name == "conv" else None
+    window = _window(step, axis) if step.record.traits.rows is Rows.CONVOLUTION else None
     if window is None:
         return False
     reach, before, after = window
@@ -285,7 +270,7 @@ def _window(step: Bound, axis: int) -> tuple[int, int, int] | None:
     None where it is not known, or moves by more than one element.
     """
     weight = step.constants.get("weight")
-    if weight is None or not 2 <= axis < weight.ndim or [one.parameter for one in step.dynamic] != ["x"]:
+    if weight is None or not 2 <= axis < weight.ndim or [argument.parameter.name for argument in step.dynamic] != ["x"]:
         return None
     count, spatial = weight.ndim - 2, axis - 2
     strides, dilations = (step.constants.get(one) or [1] * count for one in ("strides", "dilations"))

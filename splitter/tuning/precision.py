@@ -28,11 +28,12 @@ from torch import nn
 from .. import compiler
 from .. import passes as graph_passes
 from ..bundle.directory import Bag, Bundle, load_any, staged
-from ..diagnosis.flops import flops
-from ..diagnosis.graph import graph_of
 from ..diagnosis.placement import placed
 from ..errors import PlanError, UsageError
+from ..mil import ops
+from ..mil.graph import graph_of
 from ..mil.mixing import can_be_half, in_half
+from ..mil.ops.traits import Fp32Rule
 from ..plan import schema as plans
 from ..plan.schema import Plan, Precision
 from .sensitivity import measure
@@ -46,15 +47,6 @@ _POINTS = 10  # of the frontier that are measured beside its ends
 _WHOLE = 1 << 28  # the cost of everything, as the integer that the cut counts in
 _HEADROOM_DB = 0.5  # above the target, for songs that were not measured
 _ATTEMPTS = 5  # to make up for what half-precision boundaries add to the simulation
-
-# What is commonly kept in float32, by operation type.
-RULES: Mapping[str, frozenset[str]] = {
-    "square": frozenset({"square", "pow"}),
-    "norms": frozenset({"square", "pow", "reduce_mean", "sqrt", "rsqrt", "real_div", "layer_norm", "batch_norm"}),
-    "softmax": frozenset({"softmax"}),
-    "reductions": frozenset({"reduce_mean", "reduce_sum", "reduce_max", "reduce_sum_square", "reduce_l2_norm"}),
-    "divisions": frozenset({"real_div", "inverse", "rsqrt"}),
-}
 
 
 @dataclass(frozen=True)
@@ -190,16 +182,18 @@ class Search:
         self._progress = progress
         self._functions = {name: package.function for name, package in trial.packages.items()}
         self._graphs = {name: graph_of(function) for name, function in self._functions.items()}
-        self._types = {
-            (name, one.name): one.type for name, function in self._functions.items() for one in can_be_half(function)
+        self._rules = {
+            (name, operation.name): ops.record(operation.type, function.opset).traits.fp32_rules
+            for name, function in self._functions.items()
+            for operation in can_be_half(function)
         }
-        if not self._types:
+        if not self._rules:
             raise UsageError(
                 "precision is chosen for Core ML packages",
                 received="a plan without any",
                 fix="Give a stage the target coreml.",
             )
-        self._flops = {(name, node.name): flops(node) for name, graph in self._graphs.items() for node in graph.nodes}
+        self._flops = {(name, node.name): node.flops for name, graph in self._graphs.items() for node in graph.nodes}
         self._groups = [
             (frozenset((group.segment, one) for one in group.touched_by), group.noise)
             for group in measure(trial, progress)
@@ -219,7 +213,7 @@ class Search:
             kept = cut(costs, self._groups, float(price)) | found[-1]
             if kept != found[-1]:
                 found.append(kept)
-        everything = frozenset(self._types)
+        everything = frozenset(self._rules)
         return tuple(found) if found[-1] == everything else (*found, everything)
 
     def predicted(self, kept: Kept) -> float:
@@ -229,9 +223,9 @@ class Search:
     def point(self, name: str, kept: Kept) -> Point:
         """Measure a choice, unless it was already."""
         if kept not in self._measured:
-            self._progress(f"measuring {len(kept)} of {len(self._types)} operations in fp32")
+            self._progress(f"measuring {len(kept)} of {len(self._rules)} operations in fp32")
             half: dict[str, set[str]] = {segment: set() for segment in self._functions}
-            for segment, operation in self._types.keys() - kept:
+            for segment, operation in self._rules.keys() - kept:
                 half[segment].add(operation)
             snr = self.trial.snr_db(
                 {segment: in_half(function, half[segment]) for segment, function in self._functions.items()}
@@ -241,7 +235,7 @@ class Search:
             self._measured[kept] = Point(
                 name=name,
                 fp32_operations=len(kept),
-                operations=len(self._types),
+                operations=len(self._rules),
                 fp16_flops=1.0 - wide / total if total else 1.0,
                 device_changes=sum(self._changes(segment, kept) for segment in self._functions),
                 snr_db=snr,
@@ -261,9 +255,10 @@ class Search:
     def rules(self) -> tuple[Point, ...]:
         """What is commonly kept by hand."""
         found = []
-        for name, types in RULES.items():
-            found.append(self.point(name, frozenset(one for one, kind in self._types.items() if kind in types)))
-        rest = frozenset(one for one in self._types if not self._flops[one])
+        for rule in Fp32Rule:
+            kept = frozenset(operation for operation, rules in self._rules.items() if rule in rules)
+            found.append(self.point(rule.value, kept))
+        rest = frozenset(one for one in self._rules if not self._flops[one])
         return (*found, self.point("all but convolutions and products", rest))
 
     def cheapest(self, snr_db: float) -> Kept:
@@ -306,7 +301,7 @@ class Search:
     def _costs(self) -> dict[Operation, float]:
         """Of an operation in float32: its share of the operations and its share of the FLOPs."""
         total = sum(self._flops.values()) or 1
-        return {one: 1 / len(self._types) + self._flops[one] / total for one in self._types}
+        return {one: 1 / len(self._rules) + self._flops[one] / total for one in self._rules}
 
     def _changes(self, segment: str, kept: Kept) -> int:
         graph = self._graphs[segment]

@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from ..boundary import Array
 from ..bundle.manifest import SegmentRecord
+from ..mil import ops
 from ..mil.interpreter import Interpreter
 from ..mil.mixing import can_be_half, in_half, is_single, roundtrip_fp16
 from ..mil.model import Model
@@ -23,11 +24,6 @@ from ..mil.slicing import part
 from ..mil.types import TensorType, ValueType
 from .trial import Trial
 
-# They move values and compute nothing: what is rounded stays so.
-_MOVES = frozenset(
-    {"concat", "depth_to_space", "expand_dims", "gather", "identity", "pad", "pixel_shuffle", "reshape", "reverse"}
-    | {"slice_by_index", "slice_by_size", "split", "squeeze", "stack", "tile", "transpose"}
-)
 _SMALL = 1 / 64  # of the largest value: statistics of norms, taken together with those they are computed from
 _PART = 48  # operations between the positions from which runs go on
 _PROBE = 1e-4  # of the values: noise that stands in for one that is not finite
@@ -87,7 +83,7 @@ def _candidates(function: Function) -> Iterator[tuple[frozenset[str], frozenset[
         for name in values:
             touched.setdefault(name, set()).add(operation.name)
         small = [name for name in values if _elements(kinds[name]) <= _SMALL * largest]
-        joined = values if operation.type in _MOVES else small
+        joined = values if ops.record(operation.type, function.opset).traits.moves else small
         together += pairwise(joined)
         inexact = {
             name for name in _touched(operation) if name in constants and name in kinds and _is_inexact(constants[name])

@@ -10,17 +10,9 @@ import numpy as np
 from splitter.diagnosis import examine
 from splitter.mil.program import load_spec, model_file
 
-from ..mil.harness import mb, package
+from ..mil.harness import f16, f32, mb, package
 
 __all__ = ["Case", "f16", "f32", "findings", "labelled", "mb", "package"]
-
-
-def f16(*shape, value=1.0):
-    return np.full(shape, value, np.float16)
-
-
-def f32(*shape, value=1.0):
-    return np.full(shape, value, np.float32)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from splitter import mil
-from splitter.diagnosis.graph import graph_of
 from splitter.diagnosis.placement import _changes, placed
+from splitter.mil.graph import graph_of
 
 from .harness import f32, mb, package
 

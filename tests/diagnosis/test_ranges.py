@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from splitter import mil
-from splitter.diagnosis.graph import graph_of
 from splitter.diagnosis.ranges import measured
+from splitter.mil.graph import graph_of
 
 from .harness import Case, f16, f32, findings, mb, package
 

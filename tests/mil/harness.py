@@ -21,6 +21,14 @@ _MIL = {np.dtype(k): v for k, v in {
 }.items()}  # fmt: skip
 
 
+def f16(*shape, value=1.0):
+    return np.full(shape, value, np.float16)
+
+
+def f32(*shape, value=1.0):
+    return np.full(shape, value, np.float32)
+
+
 def package(build, inputs, directory, target="iOS17"):
     """Save the program ``build(*inputs)`` as a package; ``inputs`` are example arrays by name."""
     specs = [mb.TensorSpec(shape=array.shape, dtype=_MIL[array.dtype]) for array in inputs.values()]

@@ -18,13 +18,12 @@ from rich.console import Console
 from splitter import boundary, cli, mil, profiling
 from splitter.bundle.directory import Bundle
 from splitter.cli import tables
-from splitter.diagnosis.flops import flops
-from splitter.diagnosis.graph import graph_of
 from splitter.errors import EngineError, OperationError, UsageError
 from splitter.graph import categories as families
 from splitter.graph import program as programs
 from splitter.mil import ops
 from splitter.mil.coreml_tools import ct
+from splitter.mil.graph import graph_of
 from splitter.profiling import core_ml, limits, measurement, memory, timeline, work
 from splitter.profiling.records import Latency, Limits, Memory
 from splitter.runtime.engines import engine
@@ -185,7 +184,7 @@ def test_operations_are_those_the_doctor_counts_in_the_packages(demo_bundle):
     for name in ("encoder", "decoder"):
         segment = demo_bundle.segment(name)
         package = mil.load(demo_bundle.path / segment.artifact.path)
-        expected = sum(flops(node) for node in graph_of(package.function).nodes)
+        expected = sum(node.flops for node in graph_of(package.function).nodes)
         assert work.of(demo_bundle.program(segment.program)).flops == expected > 0
 
 
@@ -282,11 +281,11 @@ def test_families_of_operators(demo_bundle):
 
 def test_families_of_packages():
     kinds = ("conv", "gelu", "matmul", "scaled_dot_product_attention", "reduce_mean", "add", "reshape")
-    assert [ops.family(kind, "CoreML8") for kind in kinds] == [
+    assert [ops.record(kind, "CoreML8").family for kind in kinds] == [
         "convolution", "activation", "linear", "attention", "reduction", "elementwise", "shape",
     ]  # fmt: skip
     with pytest.raises(OperationError, match="no_such"):
-        ops.family("no_such", "CoreML8")
+        ops.record("no_such", "CoreML8")
 
 
 @pytest.mark.parametrize("name", ["torch", "mil"])
@@ -300,7 +299,7 @@ def test_every_operation_is_seen_once(demo_bundle, name):
         expected = [families.of_node(node) for node in demo_bundle.program(segment.program).operators]
     else:
         package = mil.load(demo_bundle.path / segment.artifact.path)
-        expected = [ops.family(one.type, "CoreML8") for one in package.operations if one.type != "const"]
+        expected = [ops.record(one.type, "CoreML8").family for one in package.operations if one.type != "const"]
     assert seen == expected
 
 

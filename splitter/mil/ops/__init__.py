@@ -9,29 +9,31 @@ or a tuple of results. How a parameter is annotated says how it arrives:
 - ``list[Tensor]``: every tensor of a variadic parameter;
 - `Context`: what the interpreter knows beside the arguments.
 
-Functions compute in the types they are given. Rounding to the declared type, half-precision accumulation and
-listening are the interpreter's.
+Whatever else the house knows of an operation (how it is tiled, rounded, counted, placed, searched for) it declares
+there too, as `Traits`. Functions compute in the types they are given. Rounding to the declared type, half-precision
+accumulation and listening are the interpreter's.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from itertools import count
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ...errors import OperationError
-from ..program import Operation
 from ..types import TensorType
+from .parameters import Parameter, parameters_of
+from .traits import Traits
+
+if TYPE_CHECKING:
+    from ..program import Operation
 
 Function: TypeAlias = Callable[..., Any]
 FAMILIES = (
@@ -58,23 +60,29 @@ _MAX_RESULT_BYTES = 1 << 34  # 16 GiB: beyond it a size is a mistake or an attac
 
 
 @dataclass(frozen=True)
-class Implementation:
+class OperationRecord:
     """A registered operation.
 
     Attributes:
         name: The operation's type, e.g. ``"conv"``.
-        opset: The oldest opset it is right for.
+        opset: The oldest opset the function is right for.
         function: Computes it.
-        converters: How each parameter arrives, by name.
-        accumulate_fp32: Sums or multiplies many terms: its half-precision arguments are widened to float32, and the
-            result is rounded once.
+        parameters: What it takes, by name.
+        takes_context: Whether the function asks for its `Context`.
+        traits: What it is; the same in all opsets.
     """
 
     name: str
     opset: str
     function: Function
-    converters: Mapping[str, Callable[[Any], Any]]
-    accumulate_fp32: bool
+    parameters: Mapping[str, Parameter]
+    takes_context: bool
+    traits: Traits
+
+    @property
+    def family(self) -> str:
+        """What kind of work it is: the file it is registered in; attention is a family of its own."""
+        return "attention" if self.name == _ATTENTION else self.function.__module__.rpartition(".")[2]
 
 
 @dataclass
@@ -106,127 +114,62 @@ class Context:
         return kind
 
 
-_REGISTRY: dict[str, list[Implementation]] = {}
+REGISTRY: dict[str, list[OperationRecord]] = {}
 
 
-def operation(*names: str, opset: str = OPSETS[0], accumulate_fp32: bool = False) -> Callable[[Function], Function]:
+def operation(name: str, traits: Traits = Traits(), *, opset: str = OPSETS[0]) -> Callable[[Function], Function]:
     """Register a function as the meaning of an operation, from an opset on.
 
+    Traits are declared with the first of an operation's functions, and hold for all.
+
     Raises:
-        ValueError: The operation is registered already for that opset.
+        ValueError: The operation is registered already for that opset, or its traits are declared.
     """
 
     def register(function: Function) -> Function:
-        converters = _converters(function)
-        for name in names:
-            known = _REGISTRY.setdefault(name, [])
-            if any(one.opset == opset for one in known):
-                raise ValueError(f"operation {name!r} is registered already for {opset}")
-            known.append(Implementation(name, opset, function, converters, accumulate_fp32))
-            known.sort(key=lambda one: OPSETS.index(one.opset))
+        known = REGISTRY.setdefault(name, [])
+        if any(record.opset == opset for record in known):
+            raise ValueError(f"operation {name!r} is registered already for {opset}")
+        if known and traits != Traits():
+            raise ValueError(f"traits of operation {name!r} are declared already, for {known[0].opset}")
+        parameters = parameters_of(function)
+        takes_context = parameters.pop("context", None) is not None
+        declared = known[0].traits if known else traits
+        known.append(OperationRecord(name, opset, function, parameters, takes_context, declared))
+        known.sort(key=lambda record: OPSETS.index(record.opset))
         return function
 
     return register
 
 
 @cache
-def _loaded() -> Mapping[str, list[Implementation]]:
+def _loaded() -> Mapping[str, list[OperationRecord]]:
     for family in FAMILIES:
         import_module(f"{__name__}.{family}")
-    return _REGISTRY
+    return REGISTRY
 
 
 def registered() -> dict[str, tuple[str, ...]]:
     """Every operation there is, with the opsets its meaning changed in."""
-    return {name: tuple(one.opset for one in known) for name, known in sorted(_loaded().items())}
+    return {name: tuple(record.opset for record in known) for name, known in sorted(_loaded().items())}
 
 
-def find(name: str, opset: str) -> Implementation | None:
-    """The implementation an opset means; None if there is none."""
+def find(name: str, opset: str) -> OperationRecord | None:
+    """What an opset means by an operation; None if there is none."""
     level = OPSETS.index(opset) if opset in OPSETS else len(OPSETS) - 1
-    fitting = [one for one in _loaded().get(name, []) if OPSETS.index(one.opset) <= level]
+    fitting = [record for record in _loaded().get(name, []) if OPSETS.index(record.opset) <= level]
     return fitting[-1] if fitting else None
 
 
-def family(name: str, opset: str) -> str:
-    """What kind of work an operation is: the file among `FAMILIES` it lies in; attention is a family of its own."""
-    implementation = find(name, opset)
-    if implementation is None:
-        raise OperationError("operations are ones splitter can execute", received=f"type {name!r}")
-    return "attention" if name == _ATTENTION else implementation.function.__module__.rpartition(".")[2]
+def record(name: str, opset: str) -> OperationRecord:
+    """The same.
 
-
-# ------------------------------------------------------------------------------------ arguments
-
-
-def _converters(function: Function) -> dict[str, Callable[[Any], Any]]:
-    hints = typing.get_type_hints(function)
-    return {name: _converter(hints[name]) for name in inspect.signature(function).parameters}
-
-
-def _converter(hint: Any) -> Callable[[Any], Any]:
-    options = [one for one in typing.get_args(hint) if one is not types.NoneType] if _is_union(hint) else [hint]
-    hint = options[0]
-    if typing.get_origin(hint) is list:
-        (element,) = typing.get_args(hint)
-        return partial(_as_list, _SCALARS[element]) if element in _SCALARS else _same
-    return _as_tensor if hint is Tensor else _SCALARS.get(hint, _same)
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _as_tensor(value: Any) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"a tensor is needed; got {type(value).__name__}")
-    return value
-
-
-def _as_int(value: Any) -> int:
-    number = _number(value)
-    if isinstance(number, float):
-        raise TypeError(f"an integer is needed; got {number}")
-    return int(number)
-
-
-def _as_float(value: Any) -> float:
-    return float(_number(value))
-
-
-def _as_bool(value: Any) -> bool:
-    number = _number(value)
-    if not isinstance(number, bool):
-        raise TypeError(f"true or false is needed; got {number}")
-    return number
-
-
-def _number(value: Any) -> bool | int | float:
-    number = value.item() if isinstance(value, Tensor) else value
-    if not isinstance(number, bool | int | float):
-        raise TypeError(f"a number is needed; got {type(number).__name__}")
-    return number
-
-
-def _as_str(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"a string is needed; got {type(value).__name__}")
-    return value
-
-
-_SCALARS: Mapping[type, Callable[[Any], Any]] = {int: _as_int, float: _as_float, bool: _as_bool, str: _as_str}
-
-
-def _as_list(element: Callable[[Any], Any], value: Any) -> list[Any]:
-    if isinstance(value, Tensor):
-        value = value.reshape(-1).tolist()
-    if not isinstance(value, list):
-        raise TypeError(f"a list is needed; got {type(value).__name__}")
-    return [element(one) for one in value]
+    Raises:
+        OperationError: There is none.
+    """
+    if (found := find(name, opset)) is None:
+        raise OperationError(f"splitter cannot execute operations of type {name!r}", fix="See docs/mil-ops.md.")
+    return found
 
 
 # --------------------------------------------------------------------------------------- guards

@@ -8,51 +8,53 @@ from torch.nn import functional
 
 from ...errors import OperationError
 from . import operation
+from .linear import linear_multiplications
+from .traits import M1, Engine, Fp32Rule, Mask, Rows, Traits
 
 
-@operation("relu")
+@operation("relu", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def relu(x: Tensor) -> Tensor:
     return torch.relu(x)
 
 
-@operation("relu6")
+@operation("relu6", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def relu6(x: Tensor) -> Tensor:
     """min(max(x, 0), 6)."""
     return torch.clamp(x, 0, 6)
 
 
-@operation("leaky_relu")
+@operation("leaky_relu", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def leaky_relu(x: Tensor, alpha: float) -> Tensor:
     """x, and alpha · x below 0."""
     return functional.leaky_relu(x, alpha)
 
 
-@operation("clamped_relu", accumulate_fp32=True)
+@operation("clamped_relu", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, clamps=True, engine=M1))
 def clamped_relu(x: Tensor, alpha: float, beta: float) -> Tensor:
     """min(x, beta), and min(alpha · x, beta) below 0."""
     return functional.leaky_relu(x, alpha).clamp_(max=beta)
 
 
-@operation("thresholded_relu")
+@operation("thresholded_relu", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def thresholded_relu(x: Tensor, alpha: float) -> Tensor:
     """x, and 0 below alpha. At alpha it is x."""
     return torch.masked_fill(x, x < alpha, 0)
 
 
-@operation("prelu", accumulate_fp32=True)
+@operation("prelu", Traits(accumulate_fp32=True, engine=M1))
 def prelu(x: Tensor, alpha: Tensor) -> Tensor:
     """x, and alpha · x below 0, with an alpha for each channel (axis 1)."""
     _per_channel(x, alpha)
     return functional.prelu(x, alpha.to(x.dtype))
 
 
-@operation("elu")
+@operation("elu", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def elu(x: Tensor, alpha: float) -> Tensor:
     """x, and alpha · (e^x − 1) below 0."""
     return functional.elu(x, alpha)
 
 
-@operation("gelu", accumulate_fp32=True)
+@operation("gelu", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, engine=M1))
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     """x · Φ(x), or one of its approximations.
 
@@ -70,54 +72,65 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     raise OperationError("gelu's mode is EXACT, TANH_APPROXIMATION or SIGMOID_APPROXIMATION", received=mode)
 
 
-@operation("silu")
+@operation("silu", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x)."""
     return functional.silu(x)
 
 
-@operation("sigmoid")
+@operation("sigmoid", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def sigmoid(x: Tensor) -> Tensor:
     return torch.sigmoid(x)
 
 
-@operation("sigmoid_hard", accumulate_fp32=True)
+@operation("sigmoid_hard", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, engine=M1))
 def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
     """min(max(alpha · x + beta, 0), 1)."""
     return torch.mul(x, alpha).add_(beta).clamp_(0, 1)
 
 
-@operation("linear_activation", accumulate_fp32=True)
+@operation(
+    "linear_activation",
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.ELEMENTWISE,
+        multiplications=linear_multiplications,
+        engine=Engine(1, max_rank=4),
+    ),
+)
 def linear_activation(x: Tensor, alpha: float, beta: float) -> Tensor:
     """alpha · x + beta."""
     return torch.mul(x, alpha).add_(beta)
 
 
-@operation("scaled_tanh", accumulate_fp32=True)
+@operation("scaled_tanh", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, engine=M1))
 def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
     """alpha · tanh(beta · x)."""
     return torch.mul(x, beta).tanh_().mul_(alpha)
 
 
-@operation("softsign", accumulate_fp32=True)
+@operation("softsign", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, engine=M1))
 def softsign(x: Tensor) -> Tensor:
     """x / (1 + |x|)."""
     return functional.softsign(x)
 
 
-@operation("softplus")
+@operation("softplus", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x)."""
     return functional.softplus(x)
 
 
-@operation("softplus_parametric", accumulate_fp32=True)
+@operation("softplus_parametric", Traits(accumulate_fp32=True, engine=M1))
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """alpha · log(1 + e^(beta · x)), with an alpha and a beta for each channel (axis 1)."""
     return functional.softplus(_per_channel(x, beta) * x).mul_(_per_channel(x, alpha))
 
 
-@operation("softmax", accumulate_fp32=True)
+@operation(
+    "softmax",
+    Traits(accumulate_fp32=True, rows=Rows.OTHER_AXES, mask=Mask.ENDS, fp32_rules=(Fp32Rule.SOFTMAX,), engine=M1),
+)
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     return torch.softmax(x, axis)
 

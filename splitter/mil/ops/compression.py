@@ -15,6 +15,7 @@ from ...errors import OperationError
 from ..blob import decoded
 from ..types import BY_NAME
 from . import axes_of, check_result_size, operation
+from .traits import M1, Traits
 
 _INDEX_BITS = (1, 2, 3, 4, 6, 8)
 
@@ -28,7 +29,7 @@ def constexpr_affine_dequantize(quantized_data: Tensor, zero_point: Tensor, scal
     return _dequantized(quantized_data, scale, zero_point, axis)
 
 
-@operation("dequantize", opset="CoreML7")
+@operation("dequantize", Traits(engine=M1), opset="CoreML7")
 def dequantize(
     input: Tensor,  # noqa: A002 - Core ML's name
     scale: Tensor,
@@ -46,7 +47,7 @@ def _dequantized(data: Tensor, scale: Tensor, zero_point: Tensor | None, axis: i
     return single * _along(scale, data, axis).to(torch.float32)
 
 
-@operation("quantize", opset="CoreML7", accumulate_fp32=True)
+@operation("quantize", Traits(accumulate_fp32=True, engine=M1), opset="CoreML7")
 def quantize(
     input: Tensor,  # noqa: A002 - Core ML's name
     scale: Tensor,

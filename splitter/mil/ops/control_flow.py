@@ -8,15 +8,16 @@ from torch import Tensor
 
 from ...errors import OperationError
 from . import Context, operation
+from .traits import Traits
 
 
-@operation("cond")
+@operation("cond", Traits(blocks=2))
 def cond(pred: bool, context: Context) -> tuple[Any, ...]:
     """The first block's results where the predicate is true, the second's otherwise."""
     return tuple(context.run_block(0 if pred else 1))
 
 
-@operation("while_loop")
+@operation("while_loop", Traits(blocks=2))
 def while_loop(loop_vars: list[Tensor], context: Context) -> tuple[Any, ...]:
     """While the first block gives true, the loop's variables become the second block's results.
 

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
 from . import check_result_size, operation
+from .traits import M1, Rows, Traits
+
+if TYPE_CHECKING:
+    from ..graph import Node
 
 _CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 _CONV_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
-@operation("conv", accumulate_fp32=True)
+def _multiplications(node: Node) -> int:
+    """Outputs × kernel × input channels of a group; the weight is ``[out, in / groups, *kernel]``."""
+    return node.outputs[0].elements * math.prod(node.extents("weight")[1:])
+
+
+def _transposed_multiplications(node: Node) -> int:
+    """Inputs × kernel × output channels of a group; the weight is ``[in, out / groups, *kernel]``."""
+    return math.prod(node.extents("x")) * math.prod(node.extents("weight")[1:])
+
+
+@operation("conv", Traits(accumulate_fp32=True, rows=Rows.CONVOLUTION, multiplications=_multiplications, engine=M1))
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -44,7 +60,7 @@ def conv(
     return _CONV[rank](functional.pad(x, for_torch(pads)), weight, bias, strides, 0, dilations, groups)
 
 
-@operation("conv_quantized", accumulate_fp32=True)
+@operation("conv_quantized", Traits(accumulate_fp32=True, multiplications=_multiplications, engine=M1))
 def conv_quantized(
     x: Tensor,
     weight: Tensor,
@@ -79,7 +95,16 @@ def _per_output(values: Tensor, weight: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-@operation("conv_transpose", accumulate_fp32=True)
+@operation(
+    "conv_transpose",
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.TRANSPOSED_CONVOLUTION,
+        result_shape="output_shape",
+        multiplications=_transposed_multiplications,
+        engine=M1,
+    ),
+)
 def conv_transpose(
     x: Tensor,
     weight: Tensor,

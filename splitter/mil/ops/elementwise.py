@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ...errors import OperationError
 from ..types import BY_NAME
 from . import Context, check_result_size, operation
+from .traits import M1, M3, Fp32Rule, Mask, Rows, Traits, always
+
+if TYPE_CHECKING:
+    from ..graph import Node
 
 _CAST_TYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "fp16", "fp32")
 
@@ -25,36 +31,49 @@ def _broadcast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-@operation("add")
+@operation("add", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, mask=Mask.APPLIES | Mask.PASSES, engine=M1))
 def add(x: Tensor, y: Tensor) -> Tensor:
     return torch.add(*_broadcast(x, y))
 
 
-@operation("sub")
+@operation("sub", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, mask=Mask.APPLIES, engine=M1))
 def sub(x: Tensor, y: Tensor) -> Tensor:
     return torch.sub(*_broadcast(x, y))
 
 
-@operation("mul")
+def _of_itself(node: Node) -> bool:
+    return node.value("x") is node.value("y")
+
+
+@operation("mul", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, is_square=_of_itself, mask=Mask.APPLIES, engine=M1))
 def mul(x: Tensor, y: Tensor) -> Tensor:
     return torch.mul(*_broadcast(x, y))
 
 
-@operation("real_div")
+@operation(
+    "real_div",
+    Traits(
+        rows=Rows.ELEMENTWISE,
+        broadcasts=True,
+        steep_at_zero=True,
+        fp32_rules=(Fp32Rule.NORMS, Fp32Rule.DIVISIONS),
+        engine=M1,
+    ),
+)
 def real_div(x: Tensor, y: Tensor) -> Tensor:
     """Integers are divided towards zero, as Core ML does with two integer operands."""
     x, y = _broadcast(x, y)
     return torch.div(x, y) if x.is_floating_point() else _divided(x, y, "trunc")
 
 
-@operation("floor_div")
+@operation("floor_div", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, engine=M1))
 def floor_div(x: Tensor, y: Tensor) -> Tensor:
     """The quotient towards minus infinity."""
     x, y = _broadcast(x, y)
     return torch.div(x, y, rounding_mode="floor") if x.is_floating_point() else _divided(x, y, "floor")
 
 
-@operation("mod")
+@operation("mod", Traits(rows=Rows.ELEMENTWISE))
 def mod(x: Tensor, y: Tensor) -> Tensor:
     """What `floor_div` leaves, so it has the divisor's sign."""
     x, y = _broadcast(x, y)
@@ -73,7 +92,21 @@ def _nonzero(y: Tensor) -> Tensor:
     return y
 
 
-@operation("pow")
+def _to_the_second(node: Node) -> bool:
+    return node.numbers("y") == [2.0]
+
+
+@operation(
+    "pow",
+    Traits(
+        rows=Rows.ELEMENTWISE,
+        broadcasts=True,
+        is_square=_to_the_second,
+        steep_at_zero=True,
+        fp32_rules=(Fp32Rule.SQUARE, Fp32Rule.NORMS),
+        engine=M1,
+    ),
+)
 def pow_(x: Tensor, y: Tensor) -> Tensor:
     """Of integers, a power below one goes towards zero: 2^-1 is 0, and (-1)^-3 is -1."""
     x, y = _broadcast(x, y)
@@ -82,42 +115,42 @@ def pow_(x: Tensor, y: Tensor) -> Tensor:
     return torch.pow(x, y)
 
 
-@operation("maximum")
+@operation("maximum", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, engine=M1))
 def maximum(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(*_broadcast(x, y))
 
 
-@operation("minimum")
+@operation("minimum", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, engine=M1))
 def minimum(x: Tensor, y: Tensor) -> Tensor:
     return torch.minimum(*_broadcast(x, y))
 
 
-@operation("equal")
+@operation("equal", Traits(engine=M1))
 def equal(x: Tensor, y: Tensor) -> Tensor:
     return torch.eq(*_broadcast(x, y))
 
 
-@operation("not_equal")
+@operation("not_equal", Traits(engine=M1))
 def not_equal(x: Tensor, y: Tensor) -> Tensor:
     return torch.ne(*_broadcast(x, y))
 
 
-@operation("greater")
+@operation("greater", Traits(broadcasts=True, engine=M1))
 def greater(x: Tensor, y: Tensor) -> Tensor:
     return torch.gt(*_broadcast(x, y))
 
 
-@operation("greater_equal")
+@operation("greater_equal", Traits(engine=M1))
 def greater_equal(x: Tensor, y: Tensor) -> Tensor:
     return torch.ge(*_broadcast(x, y))
 
 
-@operation("less")
+@operation("less", Traits(broadcasts=True, engine=M1))
 def less(x: Tensor, y: Tensor) -> Tensor:
     return torch.lt(*_broadcast(x, y))
 
 
-@operation("less_equal")
+@operation("less_equal", Traits(engine=M1))
 def less_equal(x: Tensor, y: Tensor) -> Tensor:
     return torch.le(*_broadcast(x, y))
 
@@ -140,109 +173,111 @@ def logical_xor(x: Tensor, y: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------- one number
 
 
-@operation("logical_not")
+@operation("logical_not", Traits(engine=M1))
 def logical_not(x: Tensor) -> Tensor:
     return torch.logical_not(x)
 
 
-@operation("abs")
+@operation("abs", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def abs_(x: Tensor) -> Tensor:
     return torch.abs(x)
 
 
-@operation("sign")
+@operation("sign", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def sign(x: Tensor) -> Tensor:
     """NaN stays NaN."""
     return torch.where(torch.ne(x, x), x, torch.sign(x))
 
 
-@operation("square")
+@operation(
+    "square", Traits(rows=Rows.ELEMENTWISE, is_square=always, fp32_rules=(Fp32Rule.SQUARE, Fp32Rule.NORMS), engine=M1)
+)
 def square(x: Tensor) -> Tensor:
     return torch.mul(x, x)
 
 
-@operation("sqrt")
+@operation("sqrt", Traits(rows=Rows.ELEMENTWISE, steep_at_zero=True, fp32_rules=(Fp32Rule.NORMS,), engine=M1))
 def sqrt(x: Tensor) -> Tensor:
     return torch.sqrt(x)
 
 
-@operation("exp")
+@operation("exp", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def exp(x: Tensor) -> Tensor:
     return torch.exp(x)
 
 
-@operation("exp2")
+@operation("exp2", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def exp2(x: Tensor) -> Tensor:
     """2^x. Of integers, a negative power is 0 and one beyond 31 wraps around."""
     return torch.exp2(x) if x.is_floating_point() else torch.pow(2, x)
 
 
-@operation("erf")
+@operation("erf", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def erf(x: Tensor) -> Tensor:
     return torch.erf(x)
 
 
-@operation("sin")
+@operation("sin", Traits(rows=Rows.ELEMENTWISE, engine=M3))
 def sin(x: Tensor) -> Tensor:
     return torch.sin(x)
 
 
-@operation("cos")
+@operation("cos", Traits(rows=Rows.ELEMENTWISE, engine=M3))
 def cos(x: Tensor) -> Tensor:
     return torch.cos(x)
 
 
-@operation("tan")
+@operation("tan", Traits(rows=Rows.ELEMENTWISE))
 def tan(x: Tensor) -> Tensor:
     return torch.tan(x)
 
 
-@operation("asin")
+@operation("asin", Traits(rows=Rows.ELEMENTWISE))
 def asin(x: Tensor) -> Tensor:
     return torch.asin(x)
 
 
-@operation("acos")
+@operation("acos", Traits(rows=Rows.ELEMENTWISE))
 def acos(x: Tensor) -> Tensor:
     return torch.acos(x)
 
 
-@operation("atan")
+@operation("atan", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def atan(x: Tensor) -> Tensor:
     return torch.atan(x)
 
 
-@operation("sinh")
+@operation("sinh", Traits(rows=Rows.ELEMENTWISE))
 def sinh(x: Tensor) -> Tensor:
     return torch.sinh(x)
 
 
-@operation("cosh")
+@operation("cosh", Traits(rows=Rows.ELEMENTWISE))
 def cosh(x: Tensor) -> Tensor:
     return torch.cosh(x)
 
 
-@operation("tanh")
+@operation("tanh", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def tanh(x: Tensor) -> Tensor:
     return torch.tanh(x)
 
 
-@operation("atanh")
+@operation("atanh", Traits(rows=Rows.ELEMENTWISE))
 def atanh(x: Tensor) -> Tensor:
     return torch.atanh(x)
 
 
-@operation("floor")
+@operation("floor", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def floor(x: Tensor) -> Tensor:
     return torch.floor(x)
 
 
-@operation("ceil")
+@operation("ceil", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def ceil(x: Tensor) -> Tensor:
     return torch.ceil(x)
 
 
-@operation("round")
+@operation("round", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def round_(x: Tensor) -> Tensor:
     """Halves go to the even neighbour."""
     return torch.round(x)
@@ -251,19 +286,33 @@ def round_(x: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------- with a parameter
 
 
-@operation("inverse", accumulate_fp32=True)
+@operation(
+    "inverse",
+    Traits(
+        accumulate_fp32=True, rows=Rows.ELEMENTWISE, steep_at_zero=True, fp32_rules=(Fp32Rule.DIVISIONS,), engine=M1
+    ),
+)
 def inverse(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
     """1 / (x + epsilon), epsilon 1e-4 by default."""
     return torch.reciprocal(x + _epsilon(epsilon, 1e-4, context))
 
 
-@operation("log", accumulate_fp32=True)
+@operation("log", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, steep_at_zero=True, engine=M1))
 def log(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
     """log of x + epsilon, epsilon 1e-45 by default, which is 0 in half precision."""
     return torch.log(x + _epsilon(epsilon, 1e-45, context))
 
 
-@operation("rsqrt", accumulate_fp32=True)
+@operation(
+    "rsqrt",
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.ELEMENTWISE,
+        steep_at_zero=True,
+        fp32_rules=(Fp32Rule.NORMS, Fp32Rule.DIVISIONS),
+        engine=M1,
+    ),
+)
 def rsqrt(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
     """1 / √(x + epsilon), epsilon 1e-12 by default, which is 0 in half precision."""
     return torch.rsqrt(x + _epsilon(epsilon, 1e-12, context))
@@ -274,13 +323,13 @@ def _epsilon(given: float | None, default: float, context: Context) -> float:
     return torch.tensor(default, dtype=context.result.dtype.held).item() if given is None else given
 
 
-@operation("threshold")
+@operation("threshold", Traits(rows=Rows.ELEMENTWISE, engine=M1))
 def threshold(x: Tensor, alpha: Tensor) -> Tensor:
     """max(x, alpha)."""
     return torch.clamp(x, min=alpha.item())
 
 
-@operation("clip")
+@operation("clip", Traits(rows=Rows.ELEMENTWISE, clamps=True, engine=M1))
 def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
     """min(max(x, alpha), beta)."""
     return torch.clamp(x, alpha, beta)
@@ -294,7 +343,7 @@ def clip_ordered(x: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.clamp(x, alpha, beta)
 
 
-@operation("cast")
+@operation("cast", Traits(rows=Rows.ELEMENTWISE, mask=Mask.APPLIES | Mask.PASSES, engine=M1))
 def cast(x: Tensor, dtype: str) -> Tensor:
     """Floats go towards zero to integers, at most to the nearest end of their range, and NaN to 0; integers wrap
     around; anything but zero is true.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import OperationError
 from . import Context, check_result_size, operation
+from .traits import M1, M2, Traits
 
 # ---------------------------------------------------------------------------------- grids and pixels
 
@@ -123,7 +124,7 @@ def _scaled(x: Tensor, height: float, width: float, context: Context) -> tuple[i
     return (computed[0] if rows is None else rows, computed[1] if columns is None else columns)
 
 
-@operation("upsample_nearest_neighbor")
+@operation("upsample_nearest_neighbor", Traits(engine=M1))
 def upsample_nearest_neighbor(
     x: Tensor, context: Context, scale_factor_height: float = 1.0, scale_factor_width: float = 1.0
 ) -> Tensor:
@@ -133,7 +134,7 @@ def upsample_nearest_neighbor(
     return x
 
 
-@operation("resize_nearest_neighbor")
+@operation("resize_nearest_neighbor", Traits(engine=M1))
 def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_width: int) -> Tensor:
     """Row i of the result is row ⌊(i+½)·H1/H2⌋; columns likewise."""
     _at_least(x, 3)
@@ -141,7 +142,7 @@ def resize_nearest_neighbor(x: Tensor, target_size_height: int, target_size_widt
     return _nearest(rows, x.dim() - 1, target_size_width, "DEFAULT")
 
 
-@operation("upsample_bilinear", accumulate_fp32=True)
+@operation("upsample_bilinear", Traits(accumulate_fp32=True, engine=M1))
 def upsample_bilinear(
     x: Tensor,
     context: Context,
@@ -158,7 +159,7 @@ def upsample_bilinear(
     return _bilinear(x, *_scaled(x, scale_factor_height, scale_factor_width, context), mode)
 
 
-@operation("resize_bilinear", accumulate_fp32=True)
+@operation("resize_bilinear", Traits(accumulate_fp32=True, engine=M1))
 def resize_bilinear(
     x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
 ) -> Tensor:
@@ -166,7 +167,7 @@ def resize_bilinear(
     return _bilinear(x, target_size_height, target_size_width, sampling_mode)
 
 
-@operation("resize", opset="CoreML7", accumulate_fp32=True)
+@operation("resize", Traits(accumulate_fp32=True, engine=M1), opset="CoreML7")
 def resize(
     x: Tensor,
     shape: list[int],
@@ -193,7 +194,7 @@ def resize(
 # ---------------------------------------------------------------------------------------- cropping
 
 
-@operation("crop")
+@operation("crop", Traits(engine=M1))
 def crop(x: Tensor, crop_height: list[int], crop_width: list[int]) -> Tensor:
     """Cuts off pixels: from top and bottom, from left and right."""
     _at_least(x, 3)
@@ -250,7 +251,7 @@ def _crops(
     return values.where(inside[:, None], fill)
 
 
-@operation("crop_resize", accumulate_fp32=True)
+@operation("crop_resize", Traits(accumulate_fp32=True, engine=M2))
 def crop_resize(
     x: Tensor,
     roi: Tensor,
@@ -287,7 +288,7 @@ def crop_resize(
     return crops.reshape(count, each, *crops.shape[1:])
 
 
-@operation("crop_resize", opset="CoreML7", accumulate_fp32=True)
+@operation("crop_resize", opset="CoreML7")
 def crop_resize_boxes(
     x: Tensor,
     boxes: Tensor,
@@ -369,7 +370,7 @@ def _resampled(
     return _sampled(x, torch.arange(batch)[:, None, None], *places, nearest=sampling_mode == "nearest", fill=fill)
 
 
-@operation("resample", accumulate_fp32=True)
+@operation("resample", Traits(accumulate_fp32=True, engine=M2))
 def resample(
     x: Tensor,
     coordinates: Tensor,
@@ -386,7 +387,7 @@ def resample(
     return _resampled(x, columns, rows, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)
 
 
-@operation("affine", accumulate_fp32=True)
+@operation("affine", Traits(accumulate_fp32=True, engine=M2))
 def affine(
     x: Tensor,
     transform_matrix: Tensor,

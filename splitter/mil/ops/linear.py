@@ -4,16 +4,55 @@ from __future__ import annotations
 
 import math
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
+from .. import accumulation
 from . import check_result_size, operation
+from .traits import M1, Engine, Mask, Rows, Traits
+
+if TYPE_CHECKING:
+    from ..graph import Node
 
 
-@operation("linear", accumulate_fp32=True)
+def linear_multiplications(node: Node) -> int:
+    return node.outputs[0].elements * math.prod(node.extents("x")[-1:])
+
+
+def _product_multiplications(node: Node) -> int:
+    x = node.extents("x")
+    across = -2 if any(node.numbers("transpose_x")) else -1
+    return node.outputs[0].elements * (x[across] if len(x) >= -across else x[0] if x else 1)
+
+
+def _einsum_multiplications(node: Node) -> int:
+    """Product of all letters' extents."""
+    terms = node.text("equation").replace(" ", "").split("->")[0].split(",")
+    letters: dict[str, int] = {}
+    for term, value in zip(terms, node.inputs["values"], strict=True):
+        letters.update(zip(term, value.extents, strict=False))
+    return math.prod(letters.values())
+
+
+def _attention_multiplications(node: Node) -> int:
+    """Queries × keys × (width of the queries + width of the values), for each head."""
+    query, key, value = map(node.extents, ("query", "key", "value"))
+    return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+@operation(
+    "linear",
+    Traits(
+        accumulate_fp32=True,
+        half_sums=accumulation.linear,
+        multiplications=linear_multiplications,
+        engine=Engine(1, max_rank=4),
+    ),
+)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x · weightᵀ + bias."""
     check_result_size([*x.shape[:-1], *weight.shape[:-1]], x.dtype)
@@ -22,7 +61,16 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(*_alike(x, weight, bias))
 
 
-@operation("matmul", accumulate_fp32=True)
+@operation(
+    "matmul",
+    Traits(
+        accumulate_fp32=True,
+        half_sums=accumulation.matmul,
+        rows=Rows.PRODUCT,
+        multiplications=_product_multiplications,
+        engine=Engine(1, max_rank=4),
+    ),
+)
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
     """The product of the last two axes, the others broadcast; a vector is a row on the left, a column on the right.
 
@@ -38,7 +86,7 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
     return torch.matmul(x, y)
 
 
-@operation("einsum", accumulate_fp32=True)
+@operation("einsum", Traits(accumulate_fp32=True, multiplications=_einsum_multiplications, engine=M1))
 def einsum(values: list[Tensor], equation: str) -> Tensor:
     """``nchw,nwhu->nchu`` or ``chw,whu->chu``, in any letters: axes −1 and −3 multiplied, others broadcast."""
     if len(values) != 2:
@@ -55,7 +103,11 @@ def einsum(values: list[Tensor], equation: str) -> Tensor:
     return matmul(x.transpose(-2, -3), y.transpose(-2, -3)).transpose(-2, -3)
 
 
-@operation("scaled_dot_product_attention", opset="CoreML8", accumulate_fp32=True)
+@operation(
+    "scaled_dot_product_attention",
+    Traits(accumulate_fp32=True, multiplications=_attention_multiplications, mask=Mask.ENDS, engine=M1),
+    opset="CoreML8",
+)
 def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
     """softmax(query · keyᵀ / √E + mask) · value, over the last axis.
 

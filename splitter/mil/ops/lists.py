@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import OperationError
 from ..types import BY_NAME
 from . import Context, check_result_size, operation
+from .traits import M1, Traits
 
 _MAX_LENGTH = 1 << 24  # beyond it an index is a mistake or an attack
 
@@ -113,12 +114,12 @@ def list_scatter(ls: Elements, indices: list[int], value: Tensor) -> Elements:
 # --------------------------------------------------------------------------------------- states
 
 
-@operation("read_state", opset="CoreML8")
+@operation("read_state", Traits(engine=M1), opset="CoreML8")
 def read_state(input: str, context: Context) -> Tensor:  # noqa: A002 - Core ML's name
     return context.states[input]
 
 
-@operation("write_state", opset="CoreML8")
+@operation("write_state", Traits(engine=M1), opset="CoreML8")
 def write_state(input: str, data: Tensor, context: Context) -> tuple[()]:  # noqa: A002 - Core ML's name
     """Replace a state.
 

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
 from . import axes_of, operation
+from .traits import M1, Fp32Rule, Rows, Traits, stated_axes
+
+if TYPE_CHECKING:
+    from ..graph import Node
 
 _MAX_STEPS = 1 << 40  # beyond it a window is a mistake or an attack
 
 
-@operation("batch_norm", accumulate_fp32=True)
+def _spatial_axes(node: Node) -> Sequence[int]:
+    return range(2, len(node.extents("x")))
+
+
+@operation("batch_norm", Traits(accumulate_fp32=True, fp32_rules=(Fp32Rule.NORMS,), engine=M1))
 def batch_norm(
     x: Tensor,
     mean: Tensor,
@@ -26,7 +37,7 @@ def batch_norm(
     return functional.batch_norm(x, mean, variance, _like(gamma, x), _like(beta, x), training=False, eps=epsilon)
 
 
-@operation("instance_norm", accumulate_fp32=True)
+@operation("instance_norm", Traits(accumulate_fp32=True, reduced_axes=_spatial_axes, engine=M1))
 def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
     """gamma · (x − mean) / √(variance + epsilon) + beta, statistics over the spatial axes of each channel.
 
@@ -38,7 +49,16 @@ def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = 
     return torch.group_norm(x, x.shape[1], _like(gamma, x), _like(beta, x), epsilon)
 
 
-@operation("layer_norm", accumulate_fp32=True)
+@operation(
+    "layer_norm",
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.BATCH_OF_OTHER_AXES,
+        reduced_axes=stated_axes,
+        fp32_rules=(Fp32Rule.NORMS,),
+        engine=M1,
+    ),
+)
 def layer_norm(
     x: Tensor,
     axes: list[int] | None = None,
@@ -62,7 +82,7 @@ def layer_norm(
     return functional.layer_norm(x.permute(order), shape, gamma, beta, epsilon).permute(back)
 
 
-@operation("l2_norm", accumulate_fp32=True)
+@operation("l2_norm", Traits(accumulate_fp32=True, engine=M1))
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
     """x / √(sum of squares + epsilon), the sum over the last three axes."""
     if x.ndim < 3:
@@ -70,7 +90,7 @@ def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
     return x * torch.rsqrt((x * x).sum(dim=(-3, -2, -1), keepdim=True) + epsilon)
 
 
-@operation("local_response_norm", accumulate_fp32=True)
+@operation("local_response_norm", Traits(accumulate_fp32=True, engine=M1))
 def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
     """x / (k + alpha / size · sum of squares)^beta, the sum over a window of channels (axis 1) around each.
 

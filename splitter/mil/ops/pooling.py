@@ -13,13 +13,14 @@ from torch.nn import functional
 from ...errors import OperationError
 from . import check_result_size, operation
 from .convolution import each_positive, for_torch, paddings, spatial_rank
+from .traits import M1, Traits
 
 _MAX = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _AVERAGE = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 _MAX_STEPS = 1 << 40  # beyond it a window is a mistake or an attack
 
 
-@operation("max_pool")
+@operation("max_pool", Traits(engine=M1))
 def max_pool(
     x: Tensor,
     kernel_sizes: list[int],
@@ -34,7 +35,7 @@ def max_pool(
     return _MAX[len(kernel_sizes)](windows.padded(x, -math.inf), kernel_sizes, windows.strides)
 
 
-@operation("avg_pool", accumulate_fp32=True)
+@operation("avg_pool", Traits(accumulate_fp32=True, engine=M1))
 def avg_pool(
     x: Tensor,
     kernel_sizes: list[int],
@@ -54,7 +55,7 @@ def avg_pool(
     return mean
 
 
-@operation("l2_pool", accumulate_fp32=True)
+@operation("l2_pool", Traits(accumulate_fp32=True, engine=M1))
 def l2_pool(
     x: Tensor,
     kernel_sizes: list[int],

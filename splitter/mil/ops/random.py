@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...errors import OperationError
 from . import Context, check_result_size, operation
+from .traits import M3, Traits
 
 
 def _source(context: Context, seed: int) -> torch.Generator:
@@ -29,7 +30,7 @@ def _uniform(shape: list[int], source: torch.Generator) -> Tensor:
     return torch.rand(shape, generator=source)
 
 
-@operation("random_uniform")
+@operation("random_uniform", Traits(engine=M3))
 def random_uniform(
     shape: list[int], context: Context, low: Tensor | None = None, high: Tensor | None = None, seed: int = -1
 ) -> Tensor:

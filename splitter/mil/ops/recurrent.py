@@ -16,6 +16,7 @@ from torch.nn.functional import linear
 
 from ...errors import OperationError
 from . import operation
+from .traits import Traits
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -63,7 +64,7 @@ def _checked(
             raise OperationError(f"a bias has {gates * hidden} elements", received=tuple(bias.shape))
 
 
-@operation("rnn", accumulate_fp32=True)
+@operation("rnn", Traits(accumulate_fp32=True))
 def rnn(
     x: Tensor,
     initial_h: Tensor,
@@ -84,7 +85,7 @@ def rnn(
     return torch.stack(outputs if output_sequence else outputs[-1:]), h
 
 
-@operation("gru", accumulate_fp32=True)
+@operation("gru", Traits(accumulate_fp32=True))
 def gru(
     x: Tensor,
     initial_h: Tensor,
@@ -120,7 +121,7 @@ def gru(
     return torch.stack(outputs if output_sequence else outputs[-1:]), h
 
 
-@operation("lstm", accumulate_fp32=True)
+@operation("lstm", Traits(accumulate_fp32=True))
 def lstm(
     x: Tensor,
     initial_h: Tensor,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...errors import OperationError
 from . import axes_of, check_result_size, operation
+from .traits import M1, Traits
 
 # ----------------------------------------------------------------------------------------- indices
 
@@ -85,7 +86,7 @@ def _gather_axis(x: Tensor, indices: Tensor, axis: int, batch_dims: int) -> int:
     return axis
 
 
-@operation("gather")
+@operation("gather", Traits(moves=True, engine=M1))
 def gather(x: Tensor, indices: Tensor, axis: int = 0, batch_dims: int = 0) -> Tensor:
     """``indices`` take the place of ``axis``, without their own first ``batch_dims`` axes."""
     axis = _gather_axis(x, indices, axis, batch_dims)
@@ -110,7 +111,7 @@ def _same_beside(shape: Sequence[int], indices: Tensor, axis: int) -> int:
     return axis
 
 
-@operation("gather_along_axis")
+@operation("gather_along_axis", Traits(engine=M1))
 def gather_along_axis(x: Tensor, indices: Tensor, axis: int = 0) -> Tensor:
     axis = _same_beside(x.shape, indices, axis)
     return x.gather(axis, _old(indices, x.shape[axis]))
@@ -140,7 +141,7 @@ def _gather_extents(x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
     return _extents(x.shape[batch_dims:], indices.shape[-1])
 
 
-@operation("gather_nd")
+@operation("gather_nd", Traits(engine=M1))
 def gather_nd(x: Tensor, indices: Tensor, batch_dims: int = 0) -> Tensor:
     extents = _gather_extents(x, indices, batch_dims)
     return _gathered_nd(x, _old(indices, extents), extents, batch_dims)
@@ -241,37 +242,37 @@ def _scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str, valid
     return _scattered(rows, places, changes, mode).reshape(data.shape)
 
 
-@operation("scatter", accumulate_fp32=True)
+@operation("scatter", Traits(accumulate_fp32=True))
 def scatter(data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add") -> Tensor:
     """The default of ``mode`` is what Core ML Tools writes; its prose says ``update``."""
     return _scatter(data, indices, updates, axis, mode, None)
 
 
-@operation("scatter", opset="CoreML7", accumulate_fp32=True)
+@operation("scatter", opset="CoreML7")
 def scatter_unchecked(
     data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
     return _scatter(data, indices, updates, axis, mode, validate_indices)
 
 
-@operation("scatter_along_axis", accumulate_fp32=True)
+@operation("scatter_along_axis", Traits(accumulate_fp32=True))
 def scatter_along_axis(data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add") -> Tensor:
     return _scatter_along_axis(data, indices, updates, axis, mode, None)
 
 
-@operation("scatter_along_axis", opset="CoreML7", accumulate_fp32=True)
+@operation("scatter_along_axis", opset="CoreML7")
 def scatter_along_axis_unchecked(
     data: Tensor, indices: Tensor, updates: Tensor, axis: int = 0, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:
     return _scatter_along_axis(data, indices, updates, axis, mode, validate_indices)
 
 
-@operation("scatter_nd", accumulate_fp32=True)
+@operation("scatter_nd", Traits(accumulate_fp32=True))
 def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add") -> Tensor:
     return _scatter_nd(data, indices, updates, mode, None)
 
 
-@operation("scatter_nd", opset="CoreML7", accumulate_fp32=True)
+@operation("scatter_nd", opset="CoreML7")
 def scatter_nd_unchecked(
     data: Tensor, indices: Tensor, updates: Tensor, mode: str = "add", validate_indices: bool = False
 ) -> Tensor:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ...errors import OperationError
 from . import axes_of, check_result_size, operation
+from .traits import M1, Mask, Rows, Traits
 
 
-@operation("expand_dims")
+@operation("expand_dims", Traits(rows=Rows.BATCH_OF_OTHER_AXES, moves=True, mask=Mask.PASSES, engine=M1))
 def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
     """Axes count in the result's rank."""
     for axis in sorted(axes_of(axes, x.dim() + len(axes))):
@@ -20,13 +21,13 @@ def expand_dims(x: Tensor, axes: list[int]) -> Tensor:
     return x
 
 
-@operation("squeeze")
+@operation("squeeze", Traits(rows=Rows.BATCH_OF_OTHER_AXES, moves=True, engine=M1))
 def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
     """Axes longer than one stay, as in torch."""
     return x.squeeze() if axes is None else x.squeeze(tuple(axes_of(axes, x.dim())))
 
 
-@operation("reshape")
+@operation("reshape", Traits(rows=Rows.BATCH, result_shape="shape", moves=True, mask=Mask.PASSES, engine=M1))
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
     """A 0 takes the extent at its place in ``x``; before iOS17 only where the rank stays."""
     if 0 in shape and len(shape) != x.dim():
@@ -47,7 +48,7 @@ def _reshaped(x: Tensor, shape: Sequence[int]) -> Tensor:
     return x.reshape(tuple(shape))
 
 
-@operation("reshape_like", opset="CoreML6")
+@operation("reshape_like", Traits(engine=M1), opset="CoreML6")
 def reshape_like(
     x: Tensor, ref_tensors: list[Tensor], begins: list[Tensor], ends: list[Tensor], end_masks: list[Tensor]
 ) -> Tensor:
@@ -58,12 +59,12 @@ def reshape_like(
     return x.reshape(shape)
 
 
-@operation("transpose")
+@operation("transpose", Traits(rows=Rows.PERMUTATION, moves=True, mask=Mask.PASSES, engine=M1))
 def transpose(x: Tensor, perm: list[int]) -> Tensor:
     return x.permute(perm)
 
 
-@operation("reverse")
+@operation("reverse", Traits(moves=True, engine=M1))
 def reverse(x: Tensor, axes: list[int] | None = None) -> Tensor:
     return x.flip(axes_of(axes, x.dim()))
 
@@ -126,7 +127,7 @@ def _slices(
     return tuple(slices), flipped, dropped
 
 
-@operation("slice_by_index")
+@operation("slice_by_index", Traits(moves=True, slices=True, engine=M1))
 def slice_by_index(
     x: Tensor,
     begin: list[int],
@@ -146,7 +147,7 @@ def slice_by_index(
     return taken.squeeze(tuple(dropped))
 
 
-@operation("slice_update", opset="CoreML8")
+@operation("slice_update", Traits(engine=M1), opset="CoreML8")
 def slice_update(
     x: Tensor,
     update: Tensor,
@@ -168,7 +169,7 @@ def slice_update(
     return result
 
 
-@operation("slice_by_size")
+@operation("slice_by_size", Traits(moves=True, slices=True, engine=M1))
 def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
     """A size of -1 takes all that follow ``begin``; a negative ``begin`` counts from the end."""
     if not len(begin) == len(size) == x.dim():
@@ -202,7 +203,7 @@ def _block(size: int, *extents: int) -> None:
         raise OperationError(f"a block divides extents {extents}", received=size)
 
 
-@operation("depth_to_space")
+@operation("depth_to_space", Traits(moves=True, engine=M1))
 def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     """Channel ``(i·block + j)·C + c`` goes to row ``i`` and column ``j`` of the block, channel ``c``."""
     n, c, h, w = x.shape
@@ -212,7 +213,7 @@ def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     return x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
 
 
-@operation("space_to_depth")
+@operation("space_to_depth", Traits(engine=M1))
 def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     """The inverse of `depth_to_space`."""
     n, c, h, w = x.shape
@@ -221,13 +222,13 @@ def space_to_depth(x: Tensor, block_size: int) -> Tensor:
     return x.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
 
 
-@operation("pixel_shuffle")
+@operation("pixel_shuffle", Traits(moves=True, engine=M1))
 def pixel_shuffle(x: Tensor, upscale_factor: int) -> Tensor:
     """Channel ``c·factor² + i·factor + j`` goes to row ``i`` and column ``j`` of the block, channel ``c``."""
     return torch.pixel_shuffle(x, upscale_factor)
 
 
-@operation("pixel_unshuffle", opset="CoreML6")
+@operation("pixel_unshuffle", Traits(engine=M1), opset="CoreML6")
 def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
     """The inverse of `pixel_shuffle`."""
     _block(downscale_factor, *x.shape[-2:])
@@ -242,7 +243,7 @@ def _pairs(blocks: list[int], amounts: list[int]) -> tuple[int, ...]:
     return (*blocks, *amounts)
 
 
-@operation("space_to_batch")
+@operation("space_to_batch", Traits(engine=M1))
 def space_to_batch(x: Tensor, block_shape: list[int], paddings: list[int]) -> Tensor:
     """Pads with zeros; element ``(i, j)`` of every block then goes to batch ``(i·block_w + j)·n + batch``.
 
@@ -258,7 +259,7 @@ def space_to_batch(x: Tensor, block_shape: list[int], paddings: list[int]) -> Te
     return x.reshape(n, c, h // bh, bh, w // bw, bw).permute(3, 5, 0, 1, 2, 4).reshape(n * bh * bw, c, h // bh, w // bw)
 
 
-@operation("batch_to_space")
+@operation("batch_to_space", Traits(engine=M1))
 def batch_to_space(x: Tensor, block_shape: list[int], crops: list[int]) -> Tensor:
     """The inverse of `space_to_batch`; crops are cut off where it would have padded."""
     bh, bw, top, bottom, left, right = _pairs(block_shape, crops)

@@ -10,18 +10,19 @@ from torch import Tensor
 
 from ...errors import OperationError
 from . import axes_of, check_result_size, operation
+from .traits import M1, M2, Mask, Rows, Traits
 
 # -------------------------------------------------------------------------------------------- made
 
 
-@operation("fill")
+@operation("fill", Traits(engine=M1))
 def fill(shape: list[int], value: Tensor | None = None) -> Tensor:
     value = torch.tensor(0.0) if value is None else value
     check_result_size(shape, value.dtype)
     return torch.full(shape, value.item(), dtype=value.dtype)
 
 
-@operation("fill_like", opset="CoreML6")
+@operation("fill_like", Traits(engine=M1), opset="CoreML6")
 def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
     return fill(list(ref_tensor.shape), value)
 
@@ -70,7 +71,7 @@ def shape(x: Tensor) -> Tensor:
     return torch.tensor(x.shape, dtype=torch.int32)
 
 
-@operation("identity")
+@operation("identity", Traits(rows=Rows.ELEMENTWISE, moves=True, engine=M1))
 def identity(x: Any) -> Any:
     return x
 
@@ -86,13 +87,13 @@ def band_part(x: Tensor, lower: int = -1, upper: int = -1) -> Tensor:
     return torch.tril(x, upper) if upper >= 0 else x
 
 
-@operation("flatten2d")
+@operation("flatten2d", Traits(engine=M1))
 def flatten2d(x: Tensor, axis: int = 1) -> Tensor:
     """The axes before ``axis`` become one, the others the second."""
     return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
-@operation("select")
+@operation("select", Traits(broadcasts=True, mask=Mask.APPLIES | Mask.PASSES, engine=M1))
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """``a`` where ``cond`` holds, else ``b``."""
     result = torch.broadcast_shapes(cond.shape, a.shape, b.shape)
@@ -100,7 +101,7 @@ def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(cond, a, b)
 
 
-@operation("pad")
+@operation("pad", Traits(moves=True, engine=M1))
 def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     """Pairs of before and after, the last pair for the last axis.
 
@@ -127,7 +128,7 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
     return x
 
 
-@operation("tile")
+@operation("tile", Traits(moves=True, engine=M1))
 def tile(x: Tensor, reps: list[int]) -> Tensor:
     if len(reps) != x.dim() or min(reps, default=1) < 1:
         raise OperationError(f"each of {x.dim()} axes is repeated at least once", received=reps)
@@ -138,7 +139,7 @@ def tile(x: Tensor, reps: list[int]) -> Tensor:
 # ------------------------------------------------------------------------------------------ joined
 
 
-@operation("concat")
+@operation("concat", Traits(rows=Rows.OTHER_AXES, moves=True, engine=M1))
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
     """Scalars make a vector. Interleaved, the first slices of all values come first, then the second ones, …"""
     if all(one.dim() == 0 for one in values):
@@ -149,12 +150,12 @@ def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
 
 
-@operation("stack")
+@operation("stack", Traits(moves=True, engine=M1))
 def stack(values: list[Tensor], axis: int) -> Tensor:
     return torch.stack(values, axis)
 
 
-@operation("split")
+@operation("split", Traits(rows=Rows.OTHER_AXES, moves=True, engine=M1))
 def split(
     x: Tensor, axis: int, num_splits: int | None = None, split_sizes: list[int] | None = None
 ) -> tuple[Tensor, ...]:
@@ -173,7 +174,7 @@ def split(
 # ------------------------------------------------------------------------------- sorted and searched
 
 
-@operation("cumsum", accumulate_fp32=True)
+@operation("cumsum", Traits(accumulate_fp32=True, engine=M1))
 def cumsum(x: Tensor, axis: int = 0, exclusive: bool = False, reverse: bool = False) -> Tensor:
     """Exclusive sums leave out the element itself; reverse ones run from the end."""
     (axis,) = axes_of([axis], x.dim())
@@ -190,13 +191,13 @@ def non_zero(x: Tensor) -> Tensor:
     return torch.nonzero(x)
 
 
-@operation("argsort")
+@operation("argsort", Traits(engine=M2))
 def argsort(x: Tensor, axis: int = -1, ascending: bool = False) -> Tensor:
     """Equal elements keep their order."""
     return torch.argsort(x, dim=axis, descending=not ascending, stable=True)
 
 
-@operation("topk")
+@operation("topk", Traits(engine=M2))
 def topk(
     x: Tensor,
     k: int = 1,
@@ -285,7 +286,7 @@ def _suppression(
     return chosen_boxes, chosen_scores, indices, counts
 
 
-@operation("non_maximum_suppression", accumulate_fp32=True)
+@operation("non_maximum_suppression", Traits(accumulate_fp32=True))
 def non_maximum_suppression(
     boxes: Tensor,
     scores: Tensor,
@@ -298,7 +299,7 @@ def non_maximum_suppression(
     return _suppression(boxes, scores, iou_threshold, score_threshold, max_boxes, per_class_suppression)
 
 
-@operation("non_maximum_suppression", opset="CoreML7", accumulate_fp32=True)
+@operation("non_maximum_suppression", opset="CoreML7")
 def non_maximum_suppression_last(
     boxes: Tensor, scores: Tensor, iou_threshold: float, max_boxes: int, per_class_suppression: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:

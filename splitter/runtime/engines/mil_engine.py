@@ -54,4 +54,4 @@ class _Steps:
     def after(self, operation: Operation, outputs: Mapping[str, Any]) -> None:
         from ...mil import ops
 
-        self.done(ops.family(operation.type, self.opset))
+        self.done(ops.record(operation.type, self.opset).family)

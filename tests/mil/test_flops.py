@@ -7,8 +7,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from splitter import mil
-from splitter.diagnosis.flops import flops
-from splitter.diagnosis.graph import graph_of
+from splitter.mil.graph import graph_of
 
 from .harness import f16, f32, mb, package
 
@@ -20,7 +19,7 @@ def counted(function, *shapes):
 
 
 def total(build, inputs, directory, target="iOS17"):
-    return sum(flops(node) for node in graph_of(mil.load(package(build, inputs, directory, target)).function).nodes)
+    return sum(node.flops for node in graph_of(mil.load(package(build, inputs, directory, target)).function).nodes)
 
 
 CASES = {

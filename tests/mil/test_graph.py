@@ -3,7 +3,7 @@
 import numpy as np
 
 from splitter import mil
-from splitter.diagnosis.graph import graph_of
+from splitter.mil.graph import graph_of
 
 from .harness import f16, f32, mb, package
 

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..mil.program import Argument, Block, Function, NamedType, Operation, Ref
-from ..mil.types import DTYPES, Shape, StateType, TensorType, ValueType
+from . import ops
+from .ops.traits import Traits
+from .program import Argument, Block, Function, NamedType, Operation, Ref
+from .types import DTYPES, Shape, StateType, TensorType, ValueType
 
 _BY_HELD = {dtype.held: dtype for dtype in reversed(DTYPES.values()) if dtype.name != "string"}
 
@@ -69,10 +71,12 @@ class Node:
         operation: As the package has it.
         inputs: Arguments by parameter.
         outputs: Its results.
+        record: What is known of operations of its type.
         inner: What its bodies give back, and what they read from outside.
     """
 
     operation: Operation
+    record: ops.OperationRecord
     inputs: Mapping[str, tuple[Value, ...]]
     outputs: tuple[Value, ...] = ()
     inner: tuple[Value, ...] = ()
@@ -84,6 +88,18 @@ class Node:
     @property
     def name(self) -> str:
         return self.operation.name
+
+    @property
+    def traits(self) -> Traits:
+        return self.record.traits
+
+    @property
+    def flops(self) -> int:
+        """Of what engines are built for, convolutions and matrix products; the rest is bound by memory and counts 0.
+
+        A multiplication and an addition count as two, axes known only when it runs as 1.
+        """
+        return 2 * self.traits.multiplications(self) if self.traits.multiplications else 0
 
     @property
     def arguments(self) -> Iterator[Value]:
@@ -101,6 +117,11 @@ class Node:
         """An argument; None if it is left out."""
         given = self.inputs.get(parameter, ())
         return given[0] if given else None
+
+    def extents(self, parameter: str) -> tuple[int, ...]:
+        """Of an argument; empty if it is left out."""
+        value = self.value(parameter)
+        return value.extents if value is not None else ()
 
     def numbers(self, parameter: str) -> list[float]:
         """A constant argument as a flat list; empty if it is left out or computed."""
@@ -156,14 +177,14 @@ def graph_of(function: Function) -> Graph:
     """Resolve every name of a function."""
     scope = {one.name: _declared(one) for one in function.inputs}
     graph = Graph(tuple(scope.values()))
-    graph.outputs = _walk(function.block, graph, scope)
+    graph.outputs = _walk(function.block, function.opset, graph, scope)
     for node in (*graph.weights, *graph.nodes):
         for value in node.arguments:
             graph.readers.setdefault(value, []).append(node)
     return graph
 
 
-def _walk(block: Block, graph: Graph, scope: dict[str, Value]) -> tuple[Value, ...]:
+def _walk(block: Block, opset: str, graph: Graph, scope: dict[str, Value]) -> tuple[Value, ...]:
     scope = dict(scope)
     for one in block.inputs:
         scope[one.name] = _declared(one)
@@ -176,8 +197,8 @@ def _walk(block: Block, graph: Graph, scope: dict[str, Value]) -> tuple[Value, .
             continue
         given = dict(operation.inputs) | {key: (value,) for key, value in operation.attributes.items()}
         inputs = {key: tuple(_argument(one, scope) for one in many) for key, many in given.items()}
-        inner = tuple(value for body in operation.blocks for value in _walk(body, graph, scope))
-        node = Node(operation, inputs, inner=inner)
+        inner = tuple(value for body in operation.blocks for value in _walk(body, opset, graph, scope))
+        node = Node(operation, ops.record(operation.type, opset), inputs, inner=inner)
         weight = operation.type.startswith("constexpr")
         node.outputs = tuple(_declared(one) for one in operation.outputs)
         for value in node.outputs:
