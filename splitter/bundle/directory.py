@@ -20,12 +20,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from .. import output
+from .. import output, reading
 from ..boundary import Array, TensorSpec
 from ..errors import BundleError, SplitterError, UsageError
 from ..graph import program as programs
 from ..graph.program import Program, Weights
 from ..plan.schema import readable
+from . import signing
 from .files import BUILD_AGAIN, Files
 from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, BagManifest, FileRecord, Manifest, SegmentRecord
 
@@ -52,17 +53,22 @@ class Bundle:
         Raises:
             BundleError: There is none, its manifest does not fit the schema, or a file differs.
         """
-        content = _read_manifest(Path(path))
+        content, _ = _read_manifest(Path(path))
         if content.get("format") == BAG_FORMAT:
             raise BundleError(
                 f"{path} must be a single bundle",
                 received="a bag of several",
                 fix="Open it with splitter.bundle.directory.load_any, or give one of its members.",
             )
+        return cls._of(Path(path), content, check_hashes=check_hashes)
+
+    @classmethod
+    def _of(cls, path: Path, content: Mapping[str, object], *, check_hashes: bool) -> Bundle:
+        """The bundle of a manifest that was read."""
         try:
-            bundle = cls(Path(path), Manifest.model_validate(content))
+            bundle = cls(path, Manifest.model_validate(content))
         except ValidationError as error:
-            raise _damaged(Path(path) / FILENAME, readable(error)) from error
+            raise _damaged(path / FILENAME, readable(error)) from error
         bundle.files.check_listing(bundle._referenced())
         if check_hashes:
             for name in bundle.manifest.files:
@@ -151,16 +157,23 @@ class Bag:
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def load_any(path: Path | str, *, check_hashes: bool = False) -> Bag:
+def load_any(path: Path | str, *, check_hashes: bool = False, trusted_key: Path | None = None) -> Bag:
     """Open a bundle or a bag of bundles, as a bag.
 
+    Args:
+        path: Its directory.
+        check_hashes: As for `Bundle.load`.
+        trusted_key: Public key that must have signed the manifest, see `splitter.bundle.signing`.
+
     Raises:
-        BundleError: As `Bundle.load`, or the members do not belong together.
+        BundleError: As `Bundle.load`, or the members do not belong together, or it is not signed by the key.
     """
     directory = Path(path)
-    content = _read_manifest(directory)
+    content, raw = _read_manifest(directory)
+    if trusted_key is not None:
+        signing.check(directory, raw, trusted_key)
     if content.get("format") != BAG_FORMAT:
-        return Bag.of(Bundle.load(directory, check_hashes=check_hashes))
+        return Bag.of(Bundle._of(directory, content, check_hashes=check_hashes))
     try:
         manifest = BagManifest.model_validate(content)
     except ValidationError as error:
@@ -283,8 +296,8 @@ def _exchange(first: Path, second: Path) -> bool:
 # ---------------------------------------------------------------------------------------- reading
 
 
-def _read_manifest(directory: Path) -> dict[str, object]:
-    """A manifest of this version that has its digest."""
+def _read_manifest(directory: Path) -> tuple[dict[str, object], bytes]:
+    """A manifest of this version that has its digest, and its bytes."""
     path = directory / FILENAME
     content, raw = _parsed_manifest(directory)
     if content.get("format") in _OLDER:
@@ -307,7 +320,7 @@ def _read_manifest(directory: Path) -> dict[str, object]:
             received=repr(b"".join(lines[1:2])[:100].decode(errors="replace").strip()),
             fix=BUILD_AGAIN,
         )
-    return content
+    return content, raw
 
 
 def _digest_line(rest: bytes) -> bytes:
@@ -318,7 +331,7 @@ def _parsed_manifest(directory: Path) -> tuple[dict[str, object], bytes]:
     """What a manifest says, and its bytes."""
     path = directory / FILENAME
     try:
-        raw = path.read_bytes()
+        raw = reading.content(path)
         content = json.loads(raw)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(

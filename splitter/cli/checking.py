@@ -9,15 +9,25 @@ import click
 from rich.console import Group
 
 from ..errors import UsageError
-from .shell import COMPUTE_UNITS, command, json_option, memory_option, print_json, print_result, steps
+from .shell import (
+    COMPUTE_UNITS,
+    command,
+    json_option,
+    memory_option,
+    print_json,
+    print_result,
+    steps,
+    trusted_key_option,
+)
 
 
 @command.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--compute-units", type=COMPUTE_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
+@trusted_key_option
 @memory_option
 @json_option
-def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
+def verify(bundle: Path, compute_units: str, trusted_key: Path | None, as_json: bool) -> None:
     """Judge a bundle from its saved files; exit 0 if all that ran passed."""
     from ..bundle.directory import load_any
     from ..runtime import heap
@@ -26,7 +36,7 @@ def verify(bundle: Path, compute_units: str, as_json: bool) -> None:
 
     heap.keep_freed()  # before threads start
     with steps() as progress:
-        reports = run(load_any(bundle), compute_units=compute_units, progress=progress)
+        reports = run(load_any(bundle, trusted_key=trusted_key), compute_units=compute_units, progress=progress)
     print_result(
         as_json,
         lambda: reports[0].to_json() if len(reports) == 1 else {"members": [report.to_json() for report in reports]},
@@ -103,6 +113,23 @@ def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_j
     else:
         for name, value in values.items():
             click.echo(f"{name} {list(value.shape)} {value.dtype}")
+
+
+@command.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--key", type=click.Path(path_type=Path), required=True, help="Secret key, as `minisign -G` makes it.")
+@json_option
+def sign(bundle: Path, key: Path, as_json: bool) -> None:
+    """Sign BUNDLE after all its files were checked, for `--trusted-key` and for minisign itself."""
+    from ..bundle import signing
+    from ..bundle.directory import load_any
+
+    load_any(bundle, check_hashes=True)
+    written = signing.sign(bundle, key, lambda: str(click.prompt("Password of the key", hide_input=True, err=True)))
+    if as_json:
+        print_json({"signature": str(written)})
+    else:
+        click.echo(str(written))
 
 
 @command.command(name="verify-port")

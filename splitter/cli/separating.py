@@ -10,12 +10,23 @@ from typing import Any, TextIO
 import click
 
 from ..errors import BundleError, UsageError
-from .shell import FINITE, command, engine_pairs, json_option, memory_option, print_json, stderr, steps
+from .shell import (
+    FINITE,
+    command,
+    engine_pairs,
+    json_option,
+    memory_option,
+    print_json,
+    stderr,
+    steps,
+    trusted_key_option,
+)
 
 
 @command.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-b", "--bundle", type=click.Path(path_type=Path), help="Bundle to run; overrides -n.")
+@trusted_key_option
 @click.option("-n", "--name", help="Model to run; its bundle is built once in the user's cache.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("separated"), show_default=True)
 @click.option("--two-stems", metavar="STEM", help="Only this stem and the rest.")
@@ -51,6 +62,7 @@ from .shell import FINITE, command, engine_pairs, json_option, memory_option, pr
 def separate(
     files: tuple[Path, ...],
     bundle: Path | None,
+    trusted_key: Path | None,
     name: str | None,
     out: Path,
     two_stems: str | None,
@@ -83,7 +95,7 @@ def separate(
 
     heap.keep_freed()  # before threads start
     encoding = _encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode)
-    bag = _find_bundle(bundle, name)
+    bag = _find_bundle(bundle, name, trusted_key)
     options = Options(
         shifts=shifts,
         overlap=overlap,
@@ -195,7 +207,7 @@ def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: boo
     return Encoding("flac" if flac else "wav", subtype, clip_mode)  # type: ignore[arg-type]
 
 
-def _find_bundle(bundle: Path | None, name: str | None) -> Any:
+def _find_bundle(bundle: Path | None, name: str | None, trusted_key: Path | None) -> Any:
     """The given bundle, or the one of a name in the user's cache, built there if it is not."""
     from importlib.metadata import version
 
@@ -203,7 +215,9 @@ def _find_bundle(bundle: Path | None, name: str | None) -> Any:
     from ..bundle.directory import load_any
 
     if bundle is not None:
-        return load_any(bundle)
+        return load_any(bundle, trusted_key=trusted_key)
+    if trusted_key is not None:
+        raise UsageError("--trusted-key is for a bundle of somebody else", expected="-b DIR", received="no -b")
     if name is None:
         raise UsageError("separate needs a bundle", received="neither -b nor -n", fix="Give -b DIR, or -n htdemucs.")
     cached = cache.directory("bundles") / f"{name.replace('/', '_')}-{version('splitter')}"

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import click
@@ -68,6 +69,14 @@ def memory_option(function: Callable[P, None]) -> Callable[P, None]:
         callback=_set_max_memory,
         help="Most memory that files may ask for, e.g. 8GB: weights, inputs, results; for each job.  "
         f"[default: ${limits.VARIABLE}, or half of this machine's, at most 16GiB]",
+    )(function)
+
+
+def trusted_key_option(function: Callable[P, None]) -> Callable[P, None]:
+    return click.option(
+        "--trusted-key",
+        type=click.Path(path_type=Path),
+        help="Public key of minisign: refuse a bundle that `splitter sign` did not sign with its secret key.",
     )(function)
 
 

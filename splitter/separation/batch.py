@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from ..bundle.directory import Bag, Bundle, file_record
 from ..bundle.manifest import FileRecord
-from ..errors import AudioError, InternalError, SplitterError, UsageError, WorkerError
+from ..errors import AudioError, BundleError, InternalError, SplitterError, UsageError, WorkerError
 from . import receipts
 from .separator import Options, Progress, Separator
 from .workers import Worker, share
@@ -354,6 +354,7 @@ class _Model:
     path: Path
     name: str
     members: tuple[Path, ...]
+    fingerprint: str
     weights: tuple[tuple[float, ...], ...]
     options: Options
     engines: tuple[tuple[str, str], ...]
@@ -364,12 +365,14 @@ class _Model:
         bag = separator.bag
         members = tuple(member.path for member in bag.members)
         engines, otherwise = tuple(separator.engines.items()), tuple(separator.otherwise.items())
-        return cls(bag.path, bag.name, members, bag.weights, separator.options, engines, otherwise)
+        return cls(bag.path, bag.name, members, bag.fingerprint, bag.weights, separator.options, engines, otherwise)
 
 
 @cache
 def _loaded(model: _Model) -> Separator:
     bag = Bag(model.path, model.name, tuple(Bundle.load(member) for member in model.members), model.weights)
+    if bag.fingerprint != model.fingerprint:
+        raise BundleError(f"{model.path} was changed while it was used", fix="Start again.")
     return Separator(bag, model.options, dict(model.engines), dict(model.otherwise))
 
 
