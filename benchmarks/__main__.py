@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import batch, building, cuts, load, memory, packages, peers, profile, segments, separate, transformer
+from . import batch, building, cuts, integrity, load, memory, packages, peers, profile, segments, separate, transformer
 
 _BENCHMARKS = {
     "building": building.main,
@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "peers": peers.main,
     "batch": batch.main,
     "load": load.main,
+    "integrity": integrity.main,
     "memory": memory.main,
     "packages": packages.main,
     "transformer": transformer.main,
