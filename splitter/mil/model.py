@@ -260,7 +260,7 @@ def load(
         numerics: How results are rounded; by default each one to the type the program declares for it.
         seed: Of random operations.
         max_iterations: How often the loops of one prediction may run, together, before they are taken for endless.
-        read: Gives the content of a file of the package; each is asked for once.
+        read: Gives the content of a file of the package.
 
     Raises:
         PackageError: It cannot be read, or is not what its own types say.

@@ -21,7 +21,7 @@ from ..boundary import Array
 from ..bundle.directory import Bundle
 from ..bundle.goldens import machine
 from ..bundle.manifest import SegmentRecord
-from ..errors import BundleError
+from ..errors import BundleError, CacheError
 from ..parity import compare
 from ..runtime import engines
 from ..runtime.orchestrator import Orchestrator, default_engine
@@ -182,7 +182,7 @@ def _trials(bundle: Bundle, segment: SegmentRecord, names: list[str], golden: Ma
                 else:
                     seconds = _cost(partial(running[name].run, given))
                     news = {"seconds": min(seconds, found[name].seconds or seconds)}
-            except BundleError:  # a file is not what was built: no fault of the engine, and nothing to remember
+            except (BundleError, CacheError):  # no fault of the engine, and nothing to remember
                 raise
             except Exception as error:  # an engine's library raises every kind; the reason is kept
                 news = {"seconds": None, "failure": f"{type(error).__name__}: {error}"}

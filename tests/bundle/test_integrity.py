@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import splitter
 from splitter import cli
 from splitter.bundle import files
 from splitter.bundle.directory import Bundle, load_any
 from splitter.bundle.files import Files
-from splitter.errors import BundleError, SplitterError
+from splitter.errors import BundleError, CacheError, SplitterError
 from splitter.plan.schema import Plan
+from splitter.runtime.engines import jax_engine
 from splitter.runtime.orchestrator import Orchestrator
+from splitter.separation import selection
 
 from ..sealing import edit, flip, reseal
 from ..toys import HYBRID_PLAN, duo
@@ -73,7 +77,7 @@ def watching(bundle: Path) -> Iterator[set[str]]:
 
 VERBS = {
     "inspect": "inspect {bundle}",
-    "verify": "verify {bundle}",
+    "verify": "verify {bundle} --json",
     "separate": "separate {song} -b {bundle} -o {out} --shifts 0 --force --engine analysis=numpy",
     "separate with packages": "separate {song} -b {bundle} -o {out} --shifts 0 --force --engine analysis=numpy "
     "--engine encoder=mil --engine transformer=mil --engine decoder=mil --engine synthesis=torch",
@@ -112,6 +116,7 @@ def copied(bundle: Path, directory: Path) -> Path:
 
 def flips_are_refused(line: str, bundle: Path, run) -> set[str]:
     """Run once to see what is read, then once for each of these files with a bit flipped; return what is read."""
+    run(line, bundle)  # fills the caches
     with watching(bundle) as read:
         code, printed = run(line, bundle)
     assert code == 0, printed
@@ -219,7 +224,7 @@ def test_what_is_used_is_what_was_hashed(toy, tmp_path):
         weights = bundle.path / "graph" / "weights.safetensors"
         flip(weights)
         got = bundle.program("graph/model.json").weights
-    assert all(np.array_equal(got[name].detach(), one.detach()) for name, one in expected.items())
+    assert all(torch.equal(got[name], one) for name, one in expected.items())
     with pytest.raises(BundleError, match=r"weights\.safetensors was changed"):
         Bundle.load(bundle.path).program("graph/model.json")
 
@@ -238,13 +243,14 @@ def test_shuffled_weights_separate_nothing(toy, tmp_path, run):
     assert not list((tmp_path / "out").rglob("*.wav"))
 
 
-def test_a_changed_file_is_no_trial_of_an_engine(toy, tmp_path, run):
+def test_a_changed_file_is_no_trial_of_an_engine(toy, tmp_path, monkeypatch):
     """The choice of engines is kept by the digest of the manifest: what a changed file did must not be."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     bundle = copied(toy, tmp_path)
-    flip(bundle / "encoder.mlpackage" / "Manifest.json")
     flip(bundle / "graph" / "weights.safetensors")
     with pytest.raises(BundleError, match="was changed"):
-        splitter.separation.selection.fastest(load_any(bundle).members)
+        selection.fastest(load_any(bundle).members)
+    assert not list((tmp_path / "cache").rglob("*.json"))
 
 
 @pytest.mark.parametrize("field", ["path", "reference", "uncompressed", "program"])
@@ -320,7 +326,7 @@ def test_the_digest_of_a_file_is_of_bytes_that_were_read(toy, tmp_path):
 def test_a_bundle_of_an_earlier_version_says_how_to_build_it_again(toy, tmp_path):
     bundle = copied(toy, tmp_path)
     edit(bundle, lambda content: content.update(format="splitter.bundle/1"))
-    with pytest.raises(BundleError, match=rf"splitter build Duo -o {bundle} --force"):
+    with pytest.raises(BundleError, match=rf"splitter build duo -o {bundle} --force"):
         Bundle.load(bundle)
     splitter.build(duo(), bundle, plan=PLAN, reference=False, force=True)
     Bundle.load(bundle)
@@ -353,6 +359,26 @@ def test_a_poisoned_bundle_fills_no_cache(demo_path, tmp_path, monkeypatch):
     assert all(np.allclose(results[name], golden[name], atol=1e-3) for name in segment.outputs)
 
 
+def test_a_cache_of_others_is_not_used(toy, tmp_path, run, monkeypatch):
+    """A planted bundle, once, and compiled programs that were run as they lay there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    home = tmp_path / "cache" / "splitter"
+    shutil.copytree(toy, home / "bundles" / "demo-0.1.0")
+    home.chmod(0o777)
+    code, printed = run("separate {song} -n demo -o {out}", toy)
+    assert code == 1
+    assert "can be written by others" in printed
+    with pytest.raises(CacheError, match="Nothing in it was used"):
+        selection.fastest(load_any(toy).members)
+    kept = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        with pytest.raises(CacheError, match="can be written by others"):
+            jax_engine._keep_compiled()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
+
+
 def test_bags_of_one_fingerprint_have_the_same_manifests(toy, tmp_path):
     bundle = copied(toy, tmp_path)
     assert load_any(bundle).fingerprint == load_any(toy).fingerprint
@@ -382,4 +408,5 @@ def test_files_are_read_once_a_load(toy, monkeypatch):
     monkeypatch.setattr(files.reading, "opened", lambda path: counted.append(str(path)) or real(path))
     bundle = Bundle.load(toy)
     Orchestrator(bundle, dict.fromkeys(("encoder", "transformer", "decoder"), "mil"))
-    assert len(counted) == len(set(counted))
+    once = [name for name in counted if not name.endswith("Manifest.json")]
+    assert len(once) == len(set(once))

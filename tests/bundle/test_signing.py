@@ -47,7 +47,7 @@ def test_a_signed_bundle_is_opened_by_its_key_alone(bundle, tmp_path, run):
     _, other = pair(tmp_path, "other")
     assert run("verify", bundle, "--trusted-key", public)[0] == 1, "not signed yet"
     assert run("sign", bundle, "--key", secret) == (0, "")
-    assert load_any(bundle, trusted_key=public).name == "Duo"
+    assert load_any(bundle, trusted_key=public).name == "duo"
     code, said = run("separate", "song.wav", "-b", bundle, "--trusted-key", other)
     assert code == 1
     assert "is not signed by the trusted key" in said
@@ -92,7 +92,7 @@ def test_keys_with_a_password(bundle, tmp_path):
     with pytest.raises(UsageError, match="cannot sign: .* found wrong password"):
         signing.sign(bundle, secret, lambda: "wrong")
     signing.sign(bundle, secret, lambda: "correct horse")
-    assert load_any(bundle, trusted_key=public).name == "Duo"
+    assert load_any(bundle, trusted_key=public).name == "duo"
 
 
 def test_what_is_no_key(bundle, tmp_path):

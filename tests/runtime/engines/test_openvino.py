@@ -10,6 +10,7 @@ from splitter.runtime.engines import openvino_engine
 from splitter.runtime.engines.openvino_engine import OpenVINOBFloat16Engine, OpenVINOEngine
 
 from ...conftest import snr_db
+from ...sealing import flip
 
 
 def test_it_runs_what_lies_between_the_host_stages(demo_bundle, monkeypatch):
@@ -52,6 +53,20 @@ def test_segments_come_near_the_golden_and_are_converted_once(demo_bundle, home,
     monkeypatch.setattr(openvino_engine, "converted", lambda program: pytest.fail("converted again"))
     again = OpenVINOEngine(demo_bundle, segment, compute_units="ALL").run(given)
     assert all(np.array_equal(again[tensor], first[tensor]) for tensor in segment.outputs)
+
+
+def test_a_flipped_byte_in_the_cache_is_converted_again(demo_bundle, home):
+    pytest.importorskip("openvino", reason="OpenVINO is not installed (the extra `openvino`)")
+    segment, golden = demo_bundle.segment("encoder"), demo_bundle.goldens()
+    OpenVINOEngine(demo_bundle, segment, compute_units="ALL")
+    (kept,) = home.rglob("*.bin")
+    before = kept.read_bytes()
+    flip(kept, len(before) // 2)
+    results = OpenVINOEngine(demo_bundle, segment, compute_units="ALL").run(
+        {name: golden[name] for name in segment.inputs}
+    )
+    assert kept.read_bytes() == before
+    assert min(snr_db(golden[name], results[name]) for name in segment.outputs) >= 110
 
 
 def test_what_cannot_be_converted_is_one_error(demo_bundle, home, monkeypatch):
