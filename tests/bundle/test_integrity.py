@@ -20,6 +20,8 @@ from splitter.bundle.directory import Bundle, load_any
 from splitter.bundle.files import Files
 from splitter.errors import BundleError, CacheError, SplitterError
 from splitter.plan.schema import Plan
+from splitter.profiling import limits, memory
+from splitter.profiling.records import Limits
 from splitter.runtime.engines import jax_engine
 from splitter.runtime.orchestrator import Orchestrator
 from splitter.separation import selection
@@ -95,8 +97,10 @@ TRANSFORMER_VERBS = {
 
 @pytest.fixture
 def run(monkeypatch, capsys, song, tmp_path):
-    """The command line in this process: exit code and all that was printed."""
+    """The command line in this process, where a profile measures in no other: exit code and all that was printed."""
     (tmp_path / "out").mkdir()
+    monkeypatch.setattr(limits, "measured", lambda: Limits(flops_per_second=1e9, bytes_per_second=1e9))
+    monkeypatch.setattr(memory, "measured", lambda bundle, *rest: memory._measure(str(bundle.path), *rest))
 
     def call(line: str, bundle: Path) -> tuple[int, str]:
         words = line.format(bundle=bundle, song=song, out=tmp_path / "out").split()
