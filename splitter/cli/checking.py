@@ -77,7 +77,9 @@ def predict(
     output.check(out, *SUFFIXES)
     numerics = mil.Numerics(mil.RoundingMode(values), mil.AccumulatorType(accumulators))
     model = mil.load(package, function_name=function, numerics=numerics, seed=seed)
-    results = model.predict(read(inputs), model.make_state() if model.spec.states else None)
+    results = model.predict(
+        read(inputs, expected=model.input_shapes), model.make_state() if model.spec.states else None
+    )
     write(out, results)
     shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in results.items()}
     if as_json:
@@ -144,11 +146,10 @@ def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
     `splitter goldens` names them and made from BUNDLE's golden transformer input. Further DUMPS are repeated runs.
     """
     from ..bundle.directory import Bundle
-    from ..verification.port import read_dump
     from ..verification.port import verify_port as run
     from . import tables
 
-    report = run([read_dump(path) for path in dumps], Bundle.load(bundle))
+    report = run(dumps, Bundle.load(bundle))
     print_result(as_json, report.to_json, lambda: tables.port_table(report))
     if not report.passed:
         raise click.exceptions.Exit(1)
@@ -168,12 +169,12 @@ def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
 def doctor(path: Path, chip: str, inputs: Path | None, static: bool, fail_on: str, as_json: bool) -> None:
     """Examine PATH, a bundle or any .mlpackage: Neural Engine, half precision, what was asked for, compile time."""
     from ..arrays import read
-    from ..diagnosis import Severity, examine
+    from ..diagnosis import Severity, examine, input_shapes
     from . import tables
 
     if static and inputs is not None:
         raise UsageError("a package is run on inputs, or not at all", received="--inputs and --static")
-    given = read(inputs) if inputs is not None else None
+    given = read(inputs, expected=input_shapes(path)) if inputs is not None else None
     with steps() as progress:
         report = examine(path, chip=chip, inputs=given, run=not static, progress=progress)
     print_result(as_json, report.to_json, lambda: tables.doctor_tables(report))

@@ -148,12 +148,27 @@ def examine(
     return DoctorReport(str(path), chip, tuple(found))
 
 
+def input_shapes(path: Path) -> dict[str, tuple[int | None, ...]]:
+    """Shape of each input that `examine` takes for a bundle, a bag of bundles or a package; None for an open extent.
+
+    Raises:
+        BundleError, PackageError, OperationError: As `examine`.
+    """
+    if _is_package(path):
+        return mil.load(path).input_shapes
+    return {name: spec.shape for bundle in load_any(path).members for name, spec in bundle.tensors.items()}
+
+
+def _is_package(path: Path) -> bool:
+    # On file systems that ignore case a package's Manifest.json looks like a bundle's: the suffix is asked first.
+    return path.suffix == ".mlpackage" or not (path / "manifest.json").exists()
+
+
 def _packages(
     path: Path, inputs: Mapping[str, Array] | None, *, run: bool
 ) -> Iterator[tuple[Path, Read, Mapping[str, Array] | None, tuple[Asked, ...]]]:
     """Packages, each with what reads its files, the inputs it is to run on, if it is, and what is asked of it."""
-    # On file systems that ignore case a package's Manifest.json looks like a bundle's: the suffix is asked first.
-    if path.suffix == ".mlpackage" or not (path / "manifest.json").exists():
+    if _is_package(path):
         yield path, Path.read_bytes, inputs if run else None, ()
         return
     for bundle in load_any(path).members:

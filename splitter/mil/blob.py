@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import PackageError
+from ..errors import OperationError, PackageError
 from ..reading import Read
+from .memory import Ledger
 from .types import DType
 
 _SENTINEL = 0xDEADBEEF
@@ -35,9 +36,19 @@ class BlobFile:
     has, so that a small file cannot fill the memory.
     """
 
-    def __init__(self, path: Path, read: Read = Path.read_bytes) -> None:
-        """Read a file; ``read`` gives its content."""
+    def __init__(self, path: Path, read: Read = Path.read_bytes, ledger: Ledger | None = None) -> None:
+        """Read a file.
+
+        Args:
+            path: Of it.
+            read: Gives its content.
+            ledger: Counts its values, with those of other files.
+
+        Raises:
+            PackageError: It is not readable, or of another version.
+        """
         self._path = path
+        self._ledger = ledger if ledger is not None else Ledger()
         self._values: dict[tuple[int, str, int], Tensor] = {}
         try:
             self._content = memoryview(read(path))
@@ -59,12 +70,13 @@ class BlobFile:
             where: Name of the value, for messages.
 
         Raises:
-            PackageError: The record lies outside the file, or holds another type or size.
+            PackageError: The record lies outside the file, holds another type or size, or needs too much memory.
         """
         count = math.prod(shape)
         key = (offset, dtype.name, count)
         if key not in self._values:
             self._values[key] = self._read(offset, dtype, count, where)
+            self._ledger.hold(self._values[key])
         return self._values[key].reshape(shape)
 
     def _read(self, offset: int, dtype: DType, count: int, where: str) -> Tensor:
@@ -80,6 +92,11 @@ class BlobFile:
         self._unread -= size
         if self._unread < 0:
             raise self._broken(where, "records that overlap")
+        try:
+            self._ledger.check(count * dtype.held.itemsize)
+        except OperationError as error:
+            problem = f"{self._path.name} holds more than there is memory for, with {where!r}"
+            raise PackageError(problem, expected=error.expected, received=error.received, fix=error.fix) from error
         return decoded(bytearray(self._content[start : start + size]), dtype, (count,))
 
     def _unreadable(self, what: str) -> PackageError:

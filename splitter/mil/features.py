@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import OperationError, UsageError
+from .memory import Ledger, counted
 from .ops import check_result_size
 from .program import Function
 from .types import BY_NAME, StateType, TensorType
@@ -118,7 +119,8 @@ def taken(features: tuple[Feature, ...], function: Function, data: Mapping[str, 
     known = {one.name: one for one in features}
     if unknown := sorted(data.keys() - declared.keys()):
         raise UsageError(f"inputs of {package} are {', '.join(declared)}", received=", ".join(unknown))
-    values = {}
+    values: dict[str, Any] = {}
+    ledger = Ledger()
     for name, kind in declared.items():
         feature = known.get(name)
         if not isinstance(kind, TensorType):
@@ -126,7 +128,8 @@ def taken(features: tuple[Feature, ...], function: Function, data: Mapping[str, 
         if name not in data:
             if feature is None or not feature.optional:
                 raise UsageError(f"input {name!r} of {package} is given", received="nothing for it")
-            values[name] = _default(feature, kind)
+            with counted(ledger):
+                values[name] = _default(feature, kind)
         elif feature is not None and feature.image:
             values[name] = _from_image(data[name], feature, kind)
         else:
@@ -136,6 +139,7 @@ def taken(features: tuple[Feature, ...], function: Function, data: Mapping[str, 
                     f"{low}…{high if high >= 0 else ''}" for low, high in feature.bounds
                 )
                 raise UsageError(f"input {name!r} of {package} is {allowed}", received=tuple(values[name].shape))
+        ledger.hold(values[name])
     return values
 
 

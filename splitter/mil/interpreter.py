@@ -6,25 +6,25 @@ each value is freed after its last use.
 
 from __future__ import annotations
 
+import math
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import OperationError, SplitterError
-from . import ops
+from . import memory, ops
+from .memory import Ledger, Slots, Value
 from .numerics import Numerics
 from .ops import Context, OperationRecord
 from .program import Block, Function, Operation, Ref
 from .tiling import Argument, Region, regions
 from .types import ListType, StateType, TensorType, ValueType
-
-Value: TypeAlias = Any  # a tensor, a string, a list, a dictionary, or a state's name
 
 
 class Listener(Protocol):
@@ -44,6 +44,7 @@ class _Step:
         dynamic: The others.
         outputs: Slots of the results.
         blocks: Compiled bodies.
+        size: Bytes of its results, as far as their declared types say.
         frees: Slots that nothing reads any more.
     """
 
@@ -53,6 +54,7 @@ class _Step:
     dynamic: tuple[Argument, ...]
     outputs: tuple[int, ...]
     blocks: tuple[_Compiled, ...]
+    size: int
     frees: tuple[int, ...] = ()
 
     @property
@@ -84,6 +86,7 @@ class _Run:
     generator: torch.Generator
     listener: Listener | None
     iterations: Iterator[int]
+    ledger: Ledger
 
 
 class Interpreter:
@@ -99,7 +102,7 @@ class Interpreter:
             max_iterations: How often the loops of one execution may run, together.
 
         Raises:
-            OperationError: An operation is unknown, or lacks an argument it needs.
+            OperationError: An operation is unknown, lacks an argument it needs, or the constants need too much memory.
         """
         self.function = function
         self._package = package
@@ -107,6 +110,7 @@ class Interpreter:
         self._max_iterations = max_iterations
         self._slots = 0
         self._constants: dict[int, Value] = {}
+        self._ledger = Ledger()  # of the constants
         self._types: dict[int, TensorType] = {}
         scope = {one.name: self._new_slot(one.type) for one in function.inputs}
         self._inputs = dict(scope)
@@ -135,15 +139,15 @@ class Interpreter:
             generator: For random operations.
             listener: Sees every operation.
         """
-        slots: list[Value] = [None] * self._slots
-        for slot, constant in self._constants.items():
-            slots[slot] = constant
+        ledger = Ledger(self._ledger)
+        slots = Slots((self._constants.get(slot) for slot in range(self._slots)), ledger)
         for name, slot in self._inputs.items():
             slots[slot] = name if name in self._states else inputs[name]
-        with torch.no_grad():
-            results = self._run(self._body, slots, _Run(states, generator, listener, count()))
-        taken = {_storage(one) for one in (*self._constants.values(), *inputs.values(), *states.values())}
-        return dict(zip(self._output_names, _own(results, taken), strict=True))
+        ledger.hold(list(states.values()))
+        with torch.no_grad(), memory.counted(ledger):
+            results = self._run(self._body, slots, _Run(states, generator, listener, count(), ledger))
+            taken = {_storage(one) for one in (*self._constants.values(), *inputs.values(), *states.values())}
+            return dict(zip(self._output_names, _own(results, taken, ledger), strict=True))
 
     # -------------------------------------------------------------------------------- compiling
 
@@ -169,8 +173,7 @@ class Interpreter:
 
     def _bind(self, operation: Operation, scope: MutableMapping[str, int]) -> _Step | None:
         if operation.type == "const":
-            slot = scope[operation.name] = self._new_slot()
-            self._constants[slot] = self._numerics.constant(operation.attributes["val"])
+            scope[operation.name] = self._new_constant(operation.attributes["val"], operation)
             return None
         record = ops.find(operation.type, self.function.opset)
         if record is None:
@@ -180,11 +183,13 @@ class Interpreter:
         known = dict(operation.inputs) | {key: (value,) for key, value in operation.attributes.items()}
         for name, parameter in record.parameters.items():
             if name in known:
-                slots = tuple(self._slot_of(argument, scope) for argument in known.pop(name))
+                slots = tuple(self._slot_of(operation, argument, scope) for argument in known.pop(name))
                 if len(slots) != 1 and not parameter.variadic:
                     raise self._error(operation, f"parameter {name!r} has one argument", len(slots))
                 if all(slot in self._constants for slot in slots):
                     constants[name] = self._converted(operation, Argument(parameter, slots), self._constants)
+                    if isinstance(constants[name], list):  # of Python's numbers: larger than the tensor it was
+                        self._hold_constant(constants[name], operation)
                 else:
                     dynamic.append(Argument(parameter, slots))
         if unknown := sorted(known):
@@ -194,18 +199,32 @@ class Interpreter:
         for output in operation.outputs:
             scope[output.name] = self._new_slot(output.type)
             outputs.append(scope[output.name])
-        return _Step(operation, record, constants, tuple(dynamic), tuple(outputs), blocks)
+        size = sum(map(self._size, outputs))
+        return _Step(operation, record, constants, tuple(dynamic), tuple(outputs), blocks, size)
 
-    def _slot_of(self, argument: Any, scope: Mapping[str, int]) -> int:
-        if isinstance(argument, Ref):
-            return scope[argument.name]
+    def _slot_of(self, operation: Operation, argument: Any, scope: Mapping[str, int]) -> int:
+        return scope[argument.name] if isinstance(argument, Ref) else self._new_constant(argument, operation)
+
+    def _new_constant(self, value: Any, operation: Operation) -> int:
         slot = self._new_slot()
-        self._constants[slot] = self._numerics.constant(argument)
+        self._constants[slot] = self._numerics.constant(value)
+        self._hold_constant(self._constants[slot], operation)
         return slot
+
+    def _hold_constant(self, value: Value, operation: Operation) -> None:
+        self._ledger.hold(value)
+        self._check_memory(self._ledger, operation)
+
+    def _size(self, slot: int) -> int:
+        """Bytes of a value by its declared type; 0 where an extent is left open."""
+        kind = self._types.get(slot)
+        if kind is None or None in kind.shape:
+            return 0
+        return math.prod(extent or 0 for extent in kind.shape) * self._numerics.held(kind.dtype).itemsize
 
     # ---------------------------------------------------------------------------------- running
 
-    def _run(self, block: _Compiled, slots: list[Value], run: _Run) -> list[Value]:
+    def _run(self, block: _Compiled, slots: Slots, run: _Run) -> list[Value]:
         listener = run.listener
         index = 0
         while index < len(block.steps):
@@ -219,6 +238,7 @@ class Interpreter:
             arguments = self._arguments(step, slots)
             if listener is not None:
                 listener.before(step.operation, dict(arguments))
+            self._check_memory(run.ledger, step.operation, step.size)
             if step.record.takes_context:
                 arguments["context"] = self._context(step, slots, run)
             else:  # only now do the arguments alone hold what dies here, and it may die while it is computed with
@@ -226,6 +246,7 @@ class Interpreter:
                     slots[slot] = None
             results = self._computed(step, arguments)
             _place(slots, step.outputs, results)
+            self._check_memory(run.ledger, step.operation)
             if listener is not None:
                 names = (output.name for output in step.operation.outputs)
                 listener.after(step.operation, dict(zip(names, results, strict=True)))
@@ -234,7 +255,7 @@ class Interpreter:
                 slots[slot] = None
         return [slots[slot] for slot in block.outputs]
 
-    def _context(self, step: _Step, slots: list[Value], run: _Run) -> Context:
+    def _context(self, step: _Step, slots: Slots, run: _Run) -> Context:
         def run_block(index: int, *given: Value) -> list[Value]:
             block = step.blocks[index]
             for slot, value in zip(block.inputs, given, strict=True):
@@ -244,7 +265,7 @@ class Interpreter:
 
         return Context(step.operation, run.generator, run_block, run.states, run.iterations, self._max_iterations)
 
-    def _run_region(self, steps: Sequence[_Step], region: Region, slots: list[Value], run: _Run) -> None:
+    def _run_region(self, steps: Sequence[_Step], region: Region, slots: Slots, run: _Run) -> None:
         """Run a region tile by tile, and put its results together."""
         inner = steps[region.first : region.stop]
         if region.attention and all(slots[slot].dtype == torch.float32 for slot in region.attention):
@@ -253,6 +274,7 @@ class Interpreter:
             ):  # what it does not take is the operations' own to refuse, by name
                 self._run_attention(inner, region, slots)
                 return
+        self._check_memory(run.ledger, inner[-1].operation, sum(map(self._size, region.results)))
         made = {slot for step in inner for slot in step.outputs}
         whole = {slot: slots[slot] for slot in region.sliced - made}
         results: dict[int, Tensor] = {}
@@ -284,7 +306,7 @@ class Interpreter:
         for slot in dead - made:
             slots[slot] = None
 
-    def _run_attention(self, steps: Sequence[_Step], region: Region, slots: list[Value]) -> None:
+    def _run_attention(self, steps: Sequence[_Step], region: Region, slots: Slots) -> None:
         """Attend in one call: in float32 nothing is rounded between its operations."""
         queries, keys, values = (slots[slot] for slot in region.attention)
         result = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, scale=1.0)
@@ -312,7 +334,7 @@ class Interpreter:
                 self._declared(one, output.type, tile) for one, output in zip(results, operation.outputs, strict=True)
             ]
         except SplitterError as error:
-            raise self._error(operation, error.problem, error.received) from error
+            raise self._named(operation, error) from error
         except Exception as error:  # torch and Python raise every kind for hostile arguments
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self._error(operation, "operations are given what they can compute", text) from error
@@ -341,6 +363,16 @@ class Interpreter:
             problem = f"parameter {parameter.name!r} has its documented type"
             raise self._error(operation, problem, str(error)) from error
 
+    def _check_memory(self, ledger: Ledger, operation: Operation, more: int = 0) -> None:
+        try:
+            ledger.check(more)
+        except OperationError as error:
+            raise self._named(operation, error) from error
+
+    def _named(self, operation: Operation, error: SplitterError) -> OperationError:
+        problem = f"{operation.type} {operation.name!r} of {self._package}: {error.problem}"
+        return OperationError(problem, expected=error.expected, received=error.received, fix=error.fix)
+
     def _error(self, operation: Operation, problem: str, received: object) -> OperationError:
         return OperationError(f"{operation.type} {operation.name!r} of {self._package}: {problem}", received=received)
 
@@ -349,12 +381,16 @@ def _storage(value: Value) -> int | None:
     return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else None
 
 
-def _own(results: list[Value], taken: set[int | None]) -> Iterator[Value]:
+def _own(results: list[Value], taken: set[int | None], ledger: Ledger) -> Iterator[Value]:
     """Results in memory of their own: a caller may write into what he is given."""
     for one in results:
         place = _storage(one)
-        yield one.clone() if place is not None and place in taken else one
+        if place is not None and place in taken:
+            ledger.check(one.nbytes)
+            one = one.clone()  # noqa: PLW2901 - it is the same value
+            ledger.hold(one)
         taken.add(place)
+        yield one
 
 
 def _extended(shape: Sequence[int | None], axis: int, extent: int) -> tuple[int | None, ...]:
@@ -362,7 +398,7 @@ def _extended(shape: Sequence[int | None], axis: int, extent: int) -> tuple[int 
     return (*shape[:axis], extent, *shape[axis + 1 :])
 
 
-def _place(slots: list[Value], places: Sequence[int], values: Sequence[Value]) -> None:
+def _place(slots: Slots, places: Sequence[int], values: Sequence[Value]) -> None:
     """Put values into their slots; a function of its own, so that no loop variable keeps the last one alive."""
     for place, value in zip(places, values, strict=True):
         slots[place] = value

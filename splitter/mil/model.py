@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -20,11 +21,12 @@ from ..reading import Read
 from . import features
 from .features import Feature
 from .interpreter import Interpreter, Listener
+from .memory import Ledger, counted
 from .numerics import Numerics
 from .ops import check_result_size
 from .program import Block, Function, Operation, functions_of, load_spec
 from .tiling import Region
-from .types import StateType, TensorType
+from .types import Shape, StateType, TensorType
 
 Array: TypeAlias = NDArray[Any]
 
@@ -144,6 +146,11 @@ class Model:
         )
 
     @property
+    def input_shapes(self) -> dict[str, Shape]:
+        """Shape of each input but states by name; None where an extent is left open."""
+        return {one.name: one.type.shape for one in self.function.inputs if isinstance(one.type, TensorType)}
+
+    @property
     def operations(self) -> tuple[Operation, ...]:
         """Operations of the function's body, in order."""
         return self.function.block.operations
@@ -156,10 +163,12 @@ class Model:
     def make_state(self) -> State:
         """States of a conversation, all zero; hand them to `predict`, which changes them."""
         state = State()
-        for name, kind in self.spec.states.items():
-            shape = tuple(1 if extent is None else extent for extent in kind.shape)
-            check_result_size(shape, kind.dtype.held)
-            state[name] = np.zeros(shape, kind.dtype.numpy)
+        with counted(Ledger()) as ledger:
+            for name, kind in self.spec.states.items():
+                shape = tuple(1 if extent is None else extent for extent in kind.shape)
+                check_result_size(shape, kind.dtype.held)
+                ledger.total += math.prod(shape) * kind.dtype.held.itemsize
+                state[name] = np.zeros(shape, kind.dtype.numpy)
         return state
 
     def variant(self, function: Function) -> Model:

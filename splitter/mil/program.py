@@ -5,7 +5,6 @@ The protobuf is Core ML Tools'; nothing of it leaves this module.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -15,13 +14,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from pydantic_core import from_json
 from torch import Tensor
 
+from .. import limits
 from ..errors import PackageError, SplitterError
 from ..reading import Read
 from . import ops
 from .blob import BlobFile, decoded
 from .coreml_tools import ct
+from .memory import Ledger
 from .types import DTYPES, DictionaryType, DType, ListType, Shape, StateType, TensorType, ValueType
 
 MODEL_PATH = "@model_path/"
@@ -31,6 +33,7 @@ _MAX_RANK = 16
 _MAX_VALUE_BYTES = 1 << 36
 _MAX_MANIFEST_BYTES = 1 << 20
 _MAX_MODEL_BYTES = (1 << 31) - 1  # protobuf's own limit
+_PARSED = 32  # bytes in memory for each of a program of small operations; weights lie in other files
 _OPSET = re.compile(r"CoreML([5-9]|[1-9]\d)")
 _FIX = "The package is damaged: copy or save it again."
 
@@ -138,6 +141,7 @@ class _Reader:
         self._package, self._read = package, read
         self._root = model_file(package, read).parent
         self._blobs: dict[Path, BlobFile] = {}
+        self._ledger = Ledger()
 
     def function(self, name: str, function: Any) -> Function:
         if not _OPSET.fullmatch(function.opset):
@@ -316,7 +320,7 @@ class _Reader:
             raise self._broken(f"weight file of {where!r}", f"the name {name!r}")
         path = _contained(self._root, name.removeprefix(MODEL_PATH), self._package, "weight file")
         if path not in self._blobs:
-            self._blobs[path] = BlobFile(path, self._read)
+            self._blobs[path] = BlobFile(path, self._read, self._ledger)
         return self._blobs[path]
 
     def _broken(self, what: str, received: str) -> PackageError:
@@ -362,11 +366,11 @@ def model_file(package: Path, read: Read = Path.read_bytes) -> Path:
     try:
         if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
             raise ValueError("more than a megabyte")
-        content = json.loads(read(manifest))
+        content = from_json(read(manifest))
         name = content["itemInfoEntries"][content["rootModelIdentifier"]]["path"]
         if not isinstance(name, str):
             raise TypeError(f"a path of type {type(name).__name__}")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise PackageError(
             f"the manifest of {package.name} names its model", received=f"{type(error).__name__}: {error}", fix=_FIX
         ) from error
@@ -385,8 +389,10 @@ def load_spec(path: Path, read: Read = Path.read_bytes) -> Any:
     try:
         if file.stat().st_size > _MAX_MODEL_BYTES:
             raise ValueError("more than 2 GiB")
+        raw = read(file)
+        limits.check(_PARSED * len(raw), f"the program of {path.name}", PackageError)
         spec = ct.proto.Model_pb2.Model()
-        spec.ParseFromString(read(file))
+        spec.ParseFromString(raw)
     except SplitterError:
         raise
     except Exception as error:  # protobuf raises whatever it raises

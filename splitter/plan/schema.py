@@ -17,11 +17,12 @@ from typing import Annotated, Literal, TypeAlias, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .. import output
+from .. import output, reading
 from ..errors import PlanError
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 _NAME_TEMPLATE = r"^[a-z{][a-z0-9_{}]*$"
+_MAX_BYTES = 1 << 18  # of a plan file
 CompressionForm: TypeAlias = Literal["int8", "pal8", "pal6", "pal4"]
 WeightForm: TypeAlias = Literal["none", CompressionForm]
 COMPRESSIONS: tuple[CompressionForm, ...] = get_args(CompressionForm)
@@ -311,11 +312,13 @@ class Plan(_Strict):
 def load(path: Path) -> Plan:
     """Read a plan file. Raises `PlanError` with the offending keys."""
     try:
-        return Plan.model_validate(tomllib.loads(path.read_text()))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise PlanError("a plan must be a readable TOML file", received=f"{path}: {error}") from error
+        values = tomllib.loads(reading.content(path, _MAX_BYTES).decode())
+        reading.check_depth(values)
+        return Plan.model_validate(values)
     except ValidationError as error:
-        raise PlanError(f"{path} must be a valid plan", received=readable(error)) from error
+        raise PlanError(f"{path} is no valid plan", received=readable(error)) from error
+    except (OSError, ValueError, RecursionError) as error:  # Python's own limit of digits is a ValueError
+        raise PlanError(f"{path} is no readable TOML file", received=error) from error
 
 
 def presets() -> dict[str, Plan]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from .. import reading
 from ..bundle.manifest import Machine, Record
 from ..errors import UsageError
 from ..plan.schema import readable
@@ -226,7 +227,7 @@ def read(path: Path) -> Profile:
         UsageError: It is not that.
     """
     try:
-        return Profile.model_validate_json(path.read_bytes())
+        return Profile.model_validate_json(reading.content(path))
     except ValidationError as error:
         received = readable(error)
     except OSError as error:

@@ -19,6 +19,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from .. import reading
 from ..errors import AudioError, UsageError
 
 Block: TypeAlias = NDArray[np.float32]  # (channels, samples), full scale ±1
@@ -26,6 +27,10 @@ ClipMode: TypeAlias = Literal["rescale", "clamp", "tanh", "none"]
 MP3_BITRATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s, of MPEG-1 layer III
 
 _BLOCK = 1 << 16  # frames decoded at a time
+_RATES = range(1_000, 768_000 + 1)  # Hz: from telephones' to converters'; far apart ones make a resampler of gigabytes
+_MOST_CHANNELS = 64
+_MOST_PER_BYTE = 1 << 16  # samples: FLAC stores a whole frame of silence in a dozen bytes
+_UNKNOWN = 1 << 62  # frames, or more, of a file that does not say
 _WAV_LIMIT = (1 << 32) - (1 << 16)  # bytes a RIFF header can count; longer files are RF64
 
 
@@ -44,9 +49,10 @@ class Track:
         """Decode from the start, ``(channels, n)`` at a time with varying n.
 
         Raises:
-            AudioError: The file is missing, not audio, truncated where its codec can tell, or holds NaN or
-                infinite samples.
+            AudioError: The file is missing, not audio, truncated where its codec can tell, holds NaN or infinite
+                samples, or has a sample rate, channels or a length that no audio file has.
         """
+        _check_rate(self.samplerate, "the model")
         try:
             with _opened(self.path) as file:
                 decoded = 0
@@ -82,6 +88,28 @@ class Track:
         return np.ascontiguousarray(frames[:, : self.channels])
 
 
+def _check_rate(samplerate: int, whose: str) -> None:
+    if samplerate not in _RATES:
+        raise AudioError(
+            f"{whose} has an impossible sample rate",
+            expected=f"{_RATES.start:,} to {_RATES.stop - 1:,} Hz",
+            received=f"{samplerate:,} Hz",
+        )
+
+
+def _check_header(path: Path, file: soundfile.SoundFile, size: int) -> None:
+    """Refuse what its header asks for and no file of so many bytes has."""
+    _check_rate(file.samplerate, str(path))
+    if file.channels > _MOST_CHANNELS:
+        raise AudioError(f"{path} has too many channels", expected=f"at most {_MOST_CHANNELS}", received=file.channels)
+    if size * _MOST_PER_BYTE < file.frames * file.channels and file.frames < _UNKNOWN:
+        raise AudioError(
+            f"{path} cannot be as long as its header says",
+            expected=f"at most {size * _MOST_PER_BYTE:,} samples in {size:,} bytes",
+            received=f"{file.frames:,} samples in {file.channels} channels",
+        )
+
+
 def _missing_frames(file: soundfile.SoundFile, decoded: int) -> int:
     """How many frames short of its own header a decoded file is; 0 where the format does not say."""
     if file.format in ("WAV", "AIFF", "WAVEX"):
@@ -101,25 +129,26 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     An MP3 that does not say how long it is comes through a pipe: of a file libsndfile estimates the length by the first
     frames, and reads no further than that.
     """
-    name = os.fsencode(path)  # soundfile's own way refuses names that are not in the system's encoding
     with ExitStack() as stack:
-        file = stack.enter_context(soundfile.SoundFile(name))
+        raw = stack.enter_context(reading.opened(path))
+        file = stack.enter_context(soundfile.SoundFile(raw.fileno(), closefd=False))
+        _check_header(path, file, os.fstat(raw.fileno()).st_size)
         start = _untagged(path) if file.format == "MP3" else None
         if start is None:
             yield file
             return
         pool = stack.enter_context(ThreadPoolExecutor(1, "feed"))
-        reading, writing = os.pipe()
+        source, writing = os.pipe()
         feeding = pool.submit(_feed, path, start, writing)
-        stack.callback(os.close, reading)
-        yield stack.enter_context(soundfile.SoundFile(reading, closefd=False))
+        stack.callback(os.close, source)
+        yield stack.enter_context(soundfile.SoundFile(source, closefd=False))
         feeding.result()
 
 
 def _untagged(path: Path) -> int | None:
     """Where the frames of an MP3 begin, after its ID3v2 tags; None if the first of them tells how many there are."""
     start = 0
-    with path.open("rb") as file:
+    with reading.opened(path) as file:
         while len(head := file.read(10)) == 10 and head.startswith(b"ID3"):
             footer = 10 if head[5] & 0x10 else 0
             start += 10 + sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[:5:-1])) + footer
@@ -130,7 +159,7 @@ def _untagged(path: Path) -> int | None:
 
 
 def _feed(path: Path, start: int, pipe: int) -> None:
-    with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as sink, path.open("rb") as file:  # who reads may stop
+    with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as sink, reading.opened(path) as file:  # who reads may stop
         file.seek(start)
         shutil.copyfileobj(file, sink)
 

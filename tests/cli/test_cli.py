@@ -283,7 +283,7 @@ def test_predict_runs_a_package(splitter, tmp_path, demo_bundle, suffix):
     ("change", "message"),
     [
         ({"package": "nothing.mlpackage"}, "must be a Core ML package"),
-        ({"inputs": "nothing.npz"}, "must hold arrays by name"),
+        ({"inputs": "nothing.npz"}, "cannot be read as arrays by name"),
         ({"inputs": "other.npz"}, "'spectrogram' of encoder.mlpackage is given"),
         ({"out": "out.txt"}, r"\.npz or \.safetensors"),
         ({"out": "no/such/folder.npz"}, "must be writable"),
@@ -330,7 +330,7 @@ def test_a_dump_is_judged_and_the_last_line_says_where_it_diverges(splitter, tmp
 def test_a_dump_that_cannot_be_read_is_one_message(splitter, tmp_path, demo_path):
     code, _, err = splitter("verify-port", tmp_path / "nothing.npz", "-b", demo_path)
     assert code == 1
-    assert "must hold arrays by name" in " ".join(err.split())
+    assert "cannot be read as arrays by name" in " ".join(err.split())
     code, _, err = splitter("goldens", demo_path, "-o", tmp_path / "out.npz", "--taps", "layers.9.*")
     assert code == 1
     assert "fit some; got layers.9.*" in " ".join(err.split())

@@ -164,9 +164,9 @@ def test_everything_but_weights_may_be_left_out():
         ({"pad_type": "custom", "pad": [1]}, "pairs of before and after"),
         ({"pad_type": "custom", "pad": [-1, 0]}, "pairs of before and after"),
         ({"pad_type": "reflect"}, "pad_type is"),
-        ({"pad_type": "custom", "pad": [2**40, 2**40]}, "fits into memory"),
-        ({"pad_type": "custom", "pad": [2**40, 2**39], "strides": [2**31]}, "fits into memory"),
-        ({"dilations": [100]}, "fits into memory"),  # a window longer than the input
+        ({"pad_type": "custom", "pad": [2**40, 2**40]}, "too much memory|negative extent"),
+        ({"pad_type": "custom", "pad": [2**40, 2**39], "strides": [2**31]}, "too much memory|negative extent"),
+        ({"dilations": [100]}, "too much memory|negative extent"),  # a window longer than the input
     ],
 )
 def test_conv_refuses(options, message):
@@ -296,7 +296,7 @@ def test_what_is_kept_may_begin_beyond_the_end():
     options = {"strides": [3], "pad_type": "custom", "output_shape": [1, 3, 1]}
     got = function("conv_transpose")(x, weight, torch.tensor([1.0, 2, 3]), pad=[2, 0], **options)
     assert got.flatten().tolist() == [1, 2, 3]
-    with pytest.raises(OperationError, match="fits into memory"):
+    with pytest.raises(OperationError, match="too much memory|negative extent"):
         function("conv_transpose")(x, weight, pad=[2**40, 0], **options | {"strides": [2**41]})
 
 
@@ -335,8 +335,8 @@ def test_conv_transpose_is_the_gradient_of_conv(extent, size, stride, dilation, 
         ({"dilations": [-2]}, "dilations are 1 positive"),
         ({"pad_type": "same_lower"}, "pad_type is valid, same or custom"),
         ({"pad_type": "custom", "pad": [1, 1, 1, 1]}, "pairs of before and after"),
-        ({"pad_type": "custom", "pad": [99, 0]}, "fits into memory"),
-        ({"strides": [2**40]}, "fits into memory"),
+        ({"pad_type": "custom", "pad": [99, 0]}, "too much memory|negative extent"),
+        ({"strides": [2**40]}, "too much memory|negative extent"),
         ({"output_shape": [1, 3, 9], "strides": [2]}, "output_shape lies between"),
         ({"output_shape": [1, 3, 12], "strides": [2]}, "output_shape lies between"),
         ({"output_shape": [1, 3, 9], "strides": [2], "pad_type": "same"}, "output_shape lies between"),

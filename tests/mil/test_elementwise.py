@@ -163,7 +163,7 @@ def test_an_integer_zero_has_no_negative_power():
 def test_operands_must_broadcast_into_something_affordable():
     with pytest.raises(OperationError, match="operands broadcast"):
         function("add")(torch.zeros(2, 3), torch.zeros(2))
-    with pytest.raises(OperationError, match="fits into memory"):
+    with pytest.raises(OperationError, match="too much memory"):
         function("add")(torch.zeros(1 << 18, 1), torch.zeros(1, 1 << 18))
 
 

@@ -554,5 +554,5 @@ def test_state_and_allocation_are_bounded(tmp_path):
         state = edited.function.inputs.add(name="s").type.stateType.wrappedType.tensorType
         state.dataType, state.rank = 11, 1
         state.dimensions.add().constant.size = 1 << 33
-    with pytest.raises(SplitterError, match="fits into memory"):
+    with pytest.raises(SplitterError, match="too much memory"):
         load(path).make_state()

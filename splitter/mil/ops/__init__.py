@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
+from ..memory import check_free
 from ..types import TensorType
 from .parameters import Parameter, parameters_of
 from .traits import Traits
@@ -56,7 +57,6 @@ FAMILIES = (
 )
 OPSETS = ("CoreML5", "CoreML6", "CoreML7", "CoreML8")  # iOS15 … iOS18
 _ATTENTION = "scaled_dot_product_attention"
-_MAX_RESULT_BYTES = 1 << 34  # 16 GiB: beyond it a size is a mistake or an attack, not a tensor
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,14 @@ def record(name: str, opset: str) -> OperationRecord:
 
 
 def check_result_size(shape: Sequence[int], dtype: torch.dtype) -> None:
-    """Refuse a result too large to be meant, before it is allocated.
+    """Refuse a result for which the execution has no memory left, before it is allocated.
 
     Raises:
-        OperationError: It would take more than 16 GiB.
+        OperationError: There is too little, or an extent is negative.
     """
-    size = math.prod(shape) * dtype.itemsize
-    if size > _MAX_RESULT_BYTES or any(extent < 0 for extent in shape):
-        raise OperationError("a result fits into memory", received=f"extents {tuple(shape)}")
+    if any(extent < 0 for extent in shape):
+        raise OperationError("a result has a negative extent", received=f"extents {tuple(shape)}")
+    check_free(math.prod(shape) * dtype.itemsize)
 
 
 def axes_of(axes: Sequence[int] | None, rank: int) -> list[int]:

@@ -131,5 +131,6 @@ def write_state(input: str, data: Tensor, context: Context) -> tuple[()]:  # noq
             f"state {input!r} keeps its type, {state.dtype} of {tuple(state.shape)}",
             received=f"{data.dtype} of {tuple(data.shape)}",
         )
-    context.states[input] = data
+    part = data.untyped_storage().nbytes() > data.nbytes  # which would keep the whole alive
+    context.states[input] = data.clone() if part else data
     return ()

@@ -12,6 +12,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from ..memory import PER_ELEMENT, check_free
+
 Converter: TypeAlias = Callable[[Any], Any]
 
 
@@ -108,6 +110,7 @@ _SCALARS: Mapping[type, Callable[[Any], Any]] = {int: _as_int, float: _as_float,
 
 def _as_list(element: Callable[[Any], Any], value: Any) -> list[Any]:
     if isinstance(value, Tensor):
+        check_free(PER_ELEMENT * value.numel())
         value = value.reshape(-1).tolist()
     if not isinstance(value, list):
         raise TypeError(f"a list is needed; got {type(value).__name__}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ...errors import OperationError
-from . import operation
+from . import check_result_size, operation
 from .traits import Traits
 
 Activation: TypeAlias = Callable[[Tensor], Tensor]
@@ -59,6 +59,7 @@ def _checked(
     got = [tuple(one.shape) for one in (weight_ih, weight_hh, state)]
     if got != wanted:
         raise OperationError(f"weights and initial state have shapes {wanted}", received=got)
+    check_result_size((len(x), x.shape[1], gates * hidden), x.dtype)
     for bias in biases:
         if bias is not None and bias.shape != (gates * hidden,):
             raise OperationError(f"a bias has {gates * hidden} elements", received=tuple(bias.shape))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from ... import arrays
@@ -9,9 +11,17 @@ from ...boundary import Array
 from ...errors import UsageError
 from ..taps import FORMAT
 
+_WIDEST = 8  # bytes of a value
+_HEADER = 1 << 14  # bytes of a file beside its values, at most
 
-def read_dump(path: Path) -> dict[str, Array]:
+
+def read_dump(path: Path, taps: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """Read a dump; see `arrays.read` for the formats.
+
+    Args:
+        path: Of it.
+        taps: Shape of every tap. A dump may hold twice their values in float64: misnamed and wrongly shaped tensors
+            are for the report to name.
 
     Raises:
         UsageError: It is not readable, empty, or of a format version this splitter does not know.
@@ -23,7 +33,8 @@ def read_dump(path: Path) -> dict[str, Array]:
             received=version,
             fix="Use the splitter that wrote it, or leave the format out of the metadata.",
         )
-    dump = arrays.read(path)
+    most = sum(_WIDEST * math.prod(shape) + _HEADER for shape in taps.values())
+    dump = arrays.read(path, most=2 * most)
     if not dump:
         raise UsageError("a dump must hold tensors by tap name", received=f"nothing in {path}")
     return dump

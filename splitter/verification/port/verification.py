@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ...errors import UsageError
 from ...parity import Parity, compare
 from ..checks import Check, Status, judged
 from ..taps import TappedTransformer
+from .dump import read_dump
 from .report import PortReport, TapCheck
 from .suspects import Step, drifted, suspects
 
@@ -32,7 +34,7 @@ _DRIFT = "the formula is right, its statistics drift: summed naively; take means
 _GOLDEN = ("input", "input_t")
 
 
-def verify_port(dumps: Sequence[Mapping[str, Array]], bundle: Bundle) -> PortReport:
+def verify_port(dumps: Sequence[Mapping[str, Array] | Path], bundle: Bundle) -> PortReport:
     """Judge a port by what it dumped.
 
     A tap is judged *local*, from the values that the dump holds of what the step reads, if it holds them; else
@@ -40,22 +42,22 @@ def verify_port(dumps: Sequence[Mapping[str, Array]], bundle: Bundle) -> PortRep
 
     Args:
         dumps: Tensors by tap name, any subset, float32 or float16, made from the bundle's golden transformer input.
-            Further dumps are repeated runs, which must agree bit for bit.
+            Further dumps are repeated runs, which must agree bit for bit. Files of them are read by `read_dump`.
         bundle: What to hold it against. Expected values come from its captured graph, limits from its plan.
 
     Raises:
         BundleError: The bundle has no transformer that the kernels implement.
-        UsageError: No name in the dump is a tap's.
+        UsageError: No name in the dump is a tap's, or a file cannot be read.
     """
     return _Verification(dumps, bundle).report()
 
 
 class _Verification:
-    def __init__(self, dumps: Sequence[Mapping[str, Array]], bundle: Bundle) -> None:
-        self.dump, self.repeats = dumps[0], dumps[1:]
+    def __init__(self, dumps: Sequence[Mapping[str, Array] | Path], bundle: Bundle) -> None:
         self.model = TappedTransformer(bundle)
         self.tolerances = bundle.manifest.plan.tolerances
         self.shapes = {name: self.model.shape(name) for name in self.model.taps}
+        self.dump, *self.repeats = (read_dump(one, self.shapes) if isinstance(one, Path) else one for one in dumps)
         self.present = [name for name in self.model.taps if name in self.dump]
         if not self.present:
             raise UsageError(
