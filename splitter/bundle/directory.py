@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
@@ -332,12 +333,13 @@ def _parsed_manifest(directory: Path) -> tuple[dict[str, object], bytes]:
     path = directory / FILENAME
     try:
         raw = reading.content(path)
-        content = json.loads(raw)
+        content = from_json(raw)
+        reading.check_depth(content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
             f"{directory} must be a bundle", received=f"no {FILENAME} there", fix="Build one with `splitter build`."
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     if not isinstance(content, dict):
         raise _damaged(path, f"a JSON {type(content).__name__} instead of an object")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from .. import reading
 from ..bundle.directory import file_record
 from ..bundle.manifest import FileRecord, Record
 from .separator import Separator
@@ -77,7 +78,7 @@ def complete(separator: Separator, path: Path, home: Path, outputs: Mapping[str,
     """Whether all stems of a track are there, as this bundle with these options makes them of this very sound."""
     names = _names(home, outputs)
     try:
-        receipt = Receipt.model_validate_json(_place(home, names).read_bytes())
+        receipt = Receipt.model_validate_json(reading.content(_place(home, names)))
         return (
             receipt.bundle == separator.bag.fingerprint
             and receipt.options == asdict(separator.options)

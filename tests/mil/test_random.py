@@ -167,7 +167,7 @@ def test_without_a_seed_of_its_own(own):
 @pytest.mark.parametrize("name", ["random_uniform", "random_normal", "random_bernoulli"])
 @pytest.mark.parametrize("shape", [[1 << 20, 1 << 20], [2, -1]])
 def test_shapes_beyond_reason(name, shape):
-    with pytest.raises(OperationError, match="too much memory"):
+    with pytest.raises(OperationError, match="too much memory|negative extent"):
         draw(name, shape)
 
 

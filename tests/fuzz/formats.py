@@ -1,0 +1,262 @@
+"""Every format that comes from strangers: how a sound file is changed with its structure in mind, and what reads it."""
+
+import io
+import json
+import os
+import pickletools
+import re
+import tomllib
+import warnings
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+import torch
+from rich.console import Console
+from splitter_weights import checkpoints
+
+from splitter import arrays
+from splitter.bundle import directory
+from splitter.cli import tables
+from splitter.graph import program as programs
+from splitter.plan import schema
+from splitter.separation.audio import Track, statistics
+
+from . import packages
+from .mutations import NUMBERS, changed, damaged, written
+
+FORMATS = {}
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    Attributes:
+        mutated: Changes the file or directory at a path.
+        read: Reads it as the commands do.
+    """
+
+    mutated: Callable
+    read: Callable
+
+
+def by_bytes(path, generator):
+    path.write_bytes(damaged(path.read_bytes(), generator))
+
+
+def mutation(change, share=0.75):
+    """Of so many cases the structure is changed, of the others the bytes."""
+
+    def mutated(path, generator):
+        file = change.file(path) if hasattr(change, "file") else path
+        (change if generator.random() < share else by_bytes)(file, generator)
+
+    return mutated
+
+
+def json_changed(path, generator):
+    path.write_text(written(changed(json.loads(path.read_text()), generator), generator))
+
+
+# ------------------------------------------------------------------------------------------ bundles
+
+
+def manifest_mutated(path, generator):
+    """With its digest right again, most of the time: what is behind it is to be reached."""
+    manifest = path / "manifest.json"
+    (json_changed if generator.random() < 0.8 else by_bytes)(manifest, generator)
+    lines = manifest.read_bytes().split(b"\n", 2)
+    if generator.random() < 0.9 and len(lines) < 3:  # on one line
+        lines = json.dumps(json.loads(lines[0]), indent=1).encode().split(b"\n", 2) if _is_json(lines[0]) else lines
+    if len(lines) == 3:
+        lines[1] = directory._digest_line(b"\n".join((lines[0], lines[2])))
+    manifest.write_bytes(b"\n".join(lines))
+
+
+def _is_json(text):
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def manifest_read(path):
+    for member in directory.load_any(path).members:
+        with Path(os.devnull).open("w") as nowhere:
+            Console(file=nowhere).print(tables.bundle_tables(member))
+        member.goldens()
+        for segment in member.segments:
+            member.program(segment.program)
+
+
+def graph_mutated(path, generator):
+    file = generator.choice(sorted((path / "graph").glob("*.json")))
+    (json_changed if generator.random() < 0.85 else by_bytes)(file, generator)
+
+
+def graph_read(path):
+    weights = programs.Weights(path / "graph" / "weights.safetensors")
+    for file in sorted((path / "graph").glob("*.json")):
+        program = programs.load(file, weights)
+        inputs = {}
+        for node in program.input_nodes:
+            shape = node.meta["type"].shape
+            inputs[str(node.target)] = torch.zeros([min(extent, 64) for extent in shape])
+        program.run(inputs)
+
+
+FORMATS["manifest"] = Format(manifest_mutated, manifest_read)
+FORMATS["graph"] = Format(graph_mutated, graph_read)
+
+
+def plan_mutated(path, generator):
+    try:
+        text = tomli_w.dumps(changed(tomllib.loads(path.read_text()), generator))
+    except (TypeError, ValueError, AttributeError, RecursionError):  # TOML has no such value
+        by_bytes(path, generator)
+        return
+    match generator.randrange(10):
+        case 0:
+            text = re.sub(r"\b\d+\b", "1" * 5000, text, count=1)
+        case 1:
+            text = text.replace("[", "[" * 3000, 1)
+        case 2:
+            text += "a" + ".a" * 3000 + " = 1\n"
+    path.write_text(text, errors="surrogatepass")
+
+
+FORMATS["plan"] = Format(mutation(plan_mutated), schema.load)
+
+# ------------------------------------------------------------------------------------------- arrays
+
+
+def safetensors_mutated(path, generator):
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = written(changed(json.loads(raw[8 : 8 + length]), generator), generator).encode(errors="surrogatepass")
+    length = len(header) if generator.random() < 0.9 else generator.choice(NUMBERS)
+    path.write_bytes(length.to_bytes(8, "little") + header + raw[8 + int.from_bytes(raw[:8], "little") :])
+
+
+def arrays_read(path):
+    arrays.metadata(path)
+    arrays.read(path)
+    arrays.read(path, expected={"x": (2, None), "y": (3,), "z": ()})
+
+
+def rezipped(path, generator, change):
+    """The archive at a path with members changed, left out or doubled, and its checksums right."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(member.filename, archive.read(member)) for member in archive.infolist()]
+    at = generator.randrange(len(members))
+    name, content = members[at]
+    match generator.randrange(8):
+        case 0:
+            del members[at]
+        case 1:
+            members.append((name, content))
+        case 2:
+            members[at] = generator.choice(["../x.npy", "/x", "x" * 300, "", name + "/"]), content
+        case 3:
+            members[at] = name, content + bytes(1 << 22)
+        case _:
+            members[at] = name, change(name, content, generator)
+    method = generator.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of double names
+        for name, content in members:
+            archive.writestr(name, content)
+    raw = buffer.getvalue()
+    if generator.random() < 0.2:  # numbers of its directory
+        start = raw.rfind(b"PK\x01\x02")
+        raw = raw[:start] + damaged(raw[start:], generator)
+    path.write_bytes(raw)
+
+
+ODD_HEADERS = (
+    (rb"'shape': \(.*?\)", b"'shape': (1099511627776,)"),
+    (rb"'shape': \(.*?\)", b"'shape': (-1, 2)"),
+    (rb"'shape': \(.*?\)", b"'shape': (True, 2.0)"),
+    (rb"'shape': \(.*?\)", b"'shape': (" + b"1," * 70 + b")"),
+    (rb"'shape': \(.*?\)", b"'shape': (0, 4611686018427387904)"),
+    (rb"'shape': .*?\)", b"'shape': " + b"(" * 900 + b")" * 900),
+    (rb"'descr': '.*?'", b"'descr': '|O'"),
+    (rb"'descr': '.*?'", b"'descr': '<U1000000000'"),
+    (rb"'descr': '.*?'", b"'descr': '<M8[ns]'"),
+    (rb"'descr': '.*?'", b"'descr': [('a', '<f4', (1000000,)), ('b', '|O')]"),
+    (rb"'descr': '.*?'", b"'descr': '(99999999,)f8'"),
+    (rb"False", b"True"),
+    (rb"\}", b", 'x': 1}"),
+)
+
+
+def npy_changed(name, content, generator):
+    if generator.random() < 0.3 or not content.startswith(b"\x93NUMPY"):
+        return damaged(content, generator)
+    wide = content[6] > 1
+    start = 12 if wide else 10
+    stop = start + int.from_bytes(content[8:start], "little")
+    pattern, odd = generator.choice(ODD_HEADERS)
+    header = re.sub(pattern, lambda _: odd, content[start:stop], count=1)
+    version = generator.choice([1, 1, 2, 3, 9])
+    width = 2 if version == 1 else 4
+    return b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(width, "little") + header + content[stop:]
+
+
+def npz_mutated(path, generator):
+    rezipped(path, generator, npy_changed)
+
+
+def index_mutated(path, generator):
+    json_changed(path / "index.json", generator)
+
+
+def index_read(path):
+    arrays_read(path / "index.json")
+
+
+FORMATS["safetensors"] = Format(mutation(safetensors_mutated), arrays_read)
+FORMATS["npz"] = Format(mutation(npz_mutated), arrays_read)
+FORMATS["raw"] = Format(index_mutated, index_read)
+
+# -------------------------------------------------------------------------------------- checkpoints
+
+
+def pickle_changed(name, content, generator):
+    """Numbers and names of a pickle replaced, by ones of the same width; or bytes."""
+    if not name.endswith("data.pkl") or generator.random() < 0.4:
+        return damaged(content, generator)
+    raw = bytearray(content)
+    operations = list(pickletools.genops(content))
+    widths = {"BININT1": 1, "BININT2": 2, "BININT": 4, "BINGET": 1, "BINPUT": 1}
+    numbers = [(at + 1, widths[one.name]) for one, _, at in operations if one.name in widths]
+    texts = [(at + 5, len(value.encode())) for one, value, at in operations if one.name == "BINUNICODE" and value]
+    for _ in range(generator.choice([1, 1, 3])):
+        at, width = generator.choice(numbers if generator.random() < 0.7 or not texts else texts)
+        if (at, width) in texts:
+            raw[at : at + width] = (generator.choice([b"os.system", b"../../x", b"posix", b"9"]) * width)[:width]
+        else:
+            raw[at : at + width] = (generator.choice(NUMBERS) % (1 << 8 * width)).to_bytes(width, "little")
+    return bytes(raw)
+
+
+def th_mutated(path, generator):
+    rezipped(path, generator, pickle_changed)
+
+
+FORMATS["th"] = Format(mutation(th_mutated, 0.85), checkpoints.load)
+FORMATS["checkpoint"] = Format(mutation(safetensors_mutated), checkpoints.load)
+
+# -------------------------------------------------------------------------------------------- sound
+
+
+def sound_read(path):
+    statistics(Track(path, 44_100, 2))
+
+
+FORMATS["audio"] = Format(by_bytes, sound_read)
+FORMATS["mlpackage"] = Format(packages.mutated, packages.read)

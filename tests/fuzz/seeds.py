@@ -1,0 +1,94 @@
+"""Writes the corpus: small sound files of every format. ``python -m tests.fuzz.seeds``, after a format has changed."""
+
+import json
+import shutil
+import sys
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from demucs.htdemucs import HTDemucs
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
+
+import splitter
+from splitter.plan import schema
+
+from ..toys import GRAPHS_PLAN, HYBRID_PLAN, duo
+from . import packages
+
+CORPUS = Path(__file__).with_name("corpus")
+
+
+def bundles(home):
+    with tempfile.TemporaryDirectory() as scratch:
+        splitter.build(duo(), Path(scratch) / "toy", plan=GRAPHS_PLAN)
+        shutil.copytree(Path(scratch) / "toy", home / "manifest" / "toy")
+    shutil.copytree(home / "manifest" / "toy" / "graph", home / "graph" / "toy" / "graph")
+
+
+def plans(home):
+    schema.save(HYBRID_PLAN, home / "plan" / "hybrid.toml")
+    schema.save(next(iter(schema.presets().values())), home / "plan" / "preset.toml")
+
+
+def arrays(home):
+    values = {
+        "x": np.arange(8, dtype=np.float32).reshape(2, 4),
+        "y": np.array([1, -2, 3], np.int64),
+        "z": np.array(0.5, np.float16),
+    }
+    save_file(values, home / "safetensors" / "some.safetensors", {"format": "splitter.taps/1"})
+    np.savez(home / "npz" / "stored.npz", **values)
+    np.savez_compressed(home / "npz" / "deflated.npz", **values)
+    index, raw = {}, b""
+    for name, value in values.items():
+        index[name] = {"file": "values.bin", "offset": len(raw), "shape": value.shape, "dtype": value.dtype.name}
+        raw += value.tobytes()
+    (home / "raw" / "some").mkdir()
+    (home / "raw" / "some" / "values.bin").write_bytes(raw)
+    (home / "raw" / "some" / "index.json").write_text(json.dumps(index))
+
+
+def checkpoints(home):
+    torch.manual_seed(0)
+    model = HTDemucs(
+        sources=["kept", "rest"], channels=4, depth=2, t_layers=1, t_heads=2, bottom_channels=8, nfft=512,
+        segment=Fraction(1, 2), dconv_depth=1,
+    )  # fmt: skip
+    args, kwargs = model._init_args_kwargs
+    tensors = {name: value.detach().clone().half() for name, value in model.state_dict().items()}
+    package = {"klass": HTDemucs, "args": args, "kwargs": dict(kwargs), "state": tensors, "training_args": {}}
+    torch.save(package, home / "th" / "tiny.th")
+    metadata = {
+        "klass": "demucs.htdemucs.HTDemucs",
+        "args": json.dumps(args),
+        "kwargs": json.dumps(kwargs | {"segment": {"_type": "fraction", "numerator": 1, "denominator": 2}}),
+    }
+    save_torch(tensors, home / "checkpoint" / "tiny.safetensors", metadata)
+
+
+def sounds(home):
+    sound = np.sin(np.arange(1200) / 9).astype(np.float32)[:, None] * [0.5, 0.25]
+    for name in ("pcm.wav", "pcm.aiff", "small.flac", "small.ogg", "small.mp3", "pcm.caf", "pcm.w64", "pcm.au"):
+        soundfile.write(home / "audio" / name, sound, 44_100 if name != "pcm.au" else 8_000)
+    soundfile.write(home / "audio" / "float.wav", sound[:, 0], 48_000, subtype="FLOAT")
+
+
+def main():
+    shutil.rmtree(CORPUS, ignore_errors=True)
+    for name in ("manifest", "graph", "plan", "safetensors", "npz", "raw", "th", "checkpoint", "audio", "mlpackage"):
+        (CORPUS / name).mkdir(parents=True)
+    for make in (bundles, plans, arrays, checkpoints, sounds):
+        make(CORPUS)
+    with tempfile.TemporaryDirectory() as scratch:
+        packages.build(Path(scratch))
+        for path in sorted(Path(scratch).glob("*/op.mlpackage")):
+            shutil.copytree(path, CORPUS / "mlpackage" / f"{path.parent.name}.mlpackage")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
