@@ -5,10 +5,11 @@ SEED ?= 1
 COUNT ?= 20
 BIN := .venv/bin
 BUNDLE ?= demo.bundle
+SEED ?= 0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow browser real mutants lint types check format schema mil-ops doctor-rules bench clean
+.PHONY: help demo test slow browser real mutants fuzz fuzz-corpus lint types check format schema mil-ops doctor-rules bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +42,12 @@ real: .venv/.installed ## Run the tests on the released model and recorded music
 
 mutants: .venv/.installed ## Change COUNT places of ROOM, drawn by SEED, one at a time: its tests must notice 95 % of them.
 	$(BIN)/python -m tests.mutants $(ROOM) --seed $(SEED) --count $(COUNT)
+
+fuzz: .venv/.installed ## Read 20,000 changed files of every format, within limits (SEED=N for others).
+	$(BIN)/python -m tests.fuzz --inputs 20000 --seed $(SEED)
+
+fuzz-corpus: .venv/.installed ## Write the sound files that `make fuzz` changes, after a format has changed.
+	$(BIN)/python -m tests.fuzz.seeds
 
 lint: .venv/.installed ## Check style and format.
 	$(BIN)/ruff check .
