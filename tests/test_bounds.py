@@ -29,6 +29,7 @@ from .mil.harness import mb, package
 SPACE = 1 << 30  # bytes beyond what the process maps already
 MEMORY = "256MB"  # the limit that the readers know of
 SECONDS = 20
+pytestmark = pytest.mark.slow
 HUGE = 1 << 40
 VARIANTS = {}
 
