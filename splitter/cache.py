@@ -29,7 +29,7 @@ def directory(kind: str) -> Path:
         CacheError: It, or a directory above it, belongs to somebody else or can be written by others.
     """
     home = user_cache_path("splitter")
-    home.parent.mkdir(parents=True, exist_ok=True)
+    home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in (home, home / kind):
         with suppress(FileExistsError):
             path.mkdir(mode=0o700)
