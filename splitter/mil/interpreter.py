@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import OperationError, SplitterError
 from . import memory, ops
-from .memory import Ledger, Slots, Value
+from .memory import Ledger, Value
 from .numerics import Numerics
 from .ops import Context, OperationRecord
 from .program import Block, Function, Operation, Ref
@@ -44,7 +44,7 @@ class _Step:
         dynamic: The others.
         outputs: Slots of the results.
         blocks: Compiled bodies.
-        size: Bytes of its results, as far as their declared types say.
+        size: Bytes of its results; None where their declared types do not say.
         frees: Slots that nothing reads any more.
     """
 
@@ -54,7 +54,7 @@ class _Step:
     dynamic: tuple[Argument, ...]
     outputs: tuple[int, ...]
     blocks: tuple[_Compiled, ...]
-    size: int
+    size: int | None
     frees: tuple[int, ...] = ()
 
     @property
@@ -139,11 +139,13 @@ class Interpreter:
             generator: For random operations.
             listener: Sees every operation.
         """
-        ledger = Ledger(self._ledger)
-        slots = Slots((self._constants.get(slot) for slot in range(self._slots)), ledger)
+        slots: list[Value] = [None] * self._slots
+        for slot, constant in self._constants.items():
+            slots[slot] = constant
         for name, slot in self._inputs.items():
             slots[slot] = name if name in self._states else inputs[name]
-        ledger.hold(list(states.values()))
+        ledger = Ledger(self._ledger, lambda: (*slots, *states.values()))
+        ledger.charge(sum(map(memory.allocated, (*inputs.values(), *states.values()))))
         with torch.no_grad(), memory.counted(ledger):
             results = self._run(self._body, slots, _Run(states, generator, listener, count(), ledger))
             taken = {_storage(one) for one in (*self._constants.values(), *inputs.values(), *states.values())}
@@ -199,7 +201,8 @@ class Interpreter:
         for output in operation.outputs:
             scope[output.name] = self._new_slot(output.type)
             outputs.append(scope[output.name])
-        size = sum(map(self._size, outputs))
+        sizes = [self._size(slot) for slot in outputs]
+        size = None if None in sizes else sum(size or 0 for size in sizes)
         return _Step(operation, record, constants, tuple(dynamic), tuple(outputs), blocks, size)
 
     def _slot_of(self, operation: Operation, argument: Any, scope: Mapping[str, int]) -> int:
@@ -215,16 +218,16 @@ class Interpreter:
         self._ledger.hold(value)
         self._check_memory(self._ledger, operation)
 
-    def _size(self, slot: int) -> int:
-        """Bytes of a value by its declared type; 0 where an extent is left open."""
+    def _size(self, slot: int) -> int | None:
+        """Bytes of a value by its declared type; None where it is no tensor or an extent is left open."""
         kind = self._types.get(slot)
         if kind is None or None in kind.shape:
-            return 0
+            return None
         return math.prod(extent or 0 for extent in kind.shape) * self._numerics.held(kind.dtype).itemsize
 
     # ---------------------------------------------------------------------------------- running
 
-    def _run(self, block: _Compiled, slots: Slots, run: _Run) -> list[Value]:
+    def _run(self, block: _Compiled, slots: list[Value], run: _Run) -> list[Value]:
         listener = run.listener
         index = 0
         while index < len(block.steps):
@@ -238,7 +241,8 @@ class Interpreter:
             arguments = self._arguments(step, slots)
             if listener is not None:
                 listener.before(step.operation, dict(arguments))
-            self._check_memory(run.ledger, step.operation, step.size)
+            if run.ledger.total + (step.size or 0) > run.ledger.limit:
+                self._check_memory(run.ledger, step.operation, step.size or 0)
             if step.record.takes_context:
                 arguments["context"] = self._context(step, slots, run)
             else:  # only now do the arguments alone hold what dies here, and it may die while it is computed with
@@ -246,7 +250,9 @@ class Interpreter:
                     slots[slot] = None
             results = self._computed(step, arguments)
             _place(slots, step.outputs, results)
-            self._check_memory(run.ledger, step.operation)
+            run.ledger.charge(sum(map(memory.allocated, results)) if step.size is None else step.size)
+            if step.size is None:
+                self._check_memory(run.ledger, step.operation)
             if listener is not None:
                 names = (output.name for output in step.operation.outputs)
                 listener.after(step.operation, dict(zip(names, results, strict=True)))
@@ -255,7 +261,7 @@ class Interpreter:
                 slots[slot] = None
         return [slots[slot] for slot in block.outputs]
 
-    def _context(self, step: _Step, slots: Slots, run: _Run) -> Context:
+    def _context(self, step: _Step, slots: list[Value], run: _Run) -> Context:
         def run_block(index: int, *given: Value) -> list[Value]:
             block = step.blocks[index]
             for slot, value in zip(block.inputs, given, strict=True):
@@ -265,7 +271,7 @@ class Interpreter:
 
         return Context(step.operation, run.generator, run_block, run.states, run.iterations, self._max_iterations)
 
-    def _run_region(self, steps: Sequence[_Step], region: Region, slots: Slots, run: _Run) -> None:
+    def _run_region(self, steps: Sequence[_Step], region: Region, slots: list[Value], run: _Run) -> None:
         """Run a region tile by tile, and put its results together."""
         inner = steps[region.first : region.stop]
         if region.attention and all(slots[slot].dtype == torch.float32 for slot in region.attention):
@@ -274,7 +280,9 @@ class Interpreter:
             ):  # what it does not take is the operations' own to refuse, by name
                 self._run_attention(inner, region, slots)
                 return
-        self._check_memory(run.ledger, inner[-1].operation, sum(map(self._size, region.results)))
+        size = sum(self._size(slot) or 0 for slot in region.results)
+        self._check_memory(run.ledger, inner[-1].operation, size)
+        run.ledger.charge(size)
         made = {slot for step in inner for slot in step.outputs}
         whole = {slot: slots[slot] for slot in region.sliced - made}
         results: dict[int, Tensor] = {}
@@ -306,7 +314,7 @@ class Interpreter:
         for slot in dead - made:
             slots[slot] = None
 
-    def _run_attention(self, steps: Sequence[_Step], region: Region, slots: Slots) -> None:
+    def _run_attention(self, steps: Sequence[_Step], region: Region, slots: list[Value]) -> None:
         """Attend in one call: in float32 nothing is rounded between its operations."""
         queries, keys, values = (slots[slot] for slot in region.attention)
         result = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, scale=1.0)
@@ -398,7 +406,7 @@ def _extended(shape: Sequence[int | None], axis: int, extent: int) -> tuple[int 
     return (*shape[:axis], extent, *shape[axis + 1 :])
 
 
-def _place(slots: Slots, places: Sequence[int], values: Sequence[Value]) -> None:
+def _place(slots: list[Value], places: Sequence[int], values: Sequence[Value]) -> None:
     """Put values into their slots; a function of its own, so that no loop variable keeps the last one alive."""
     for place, value in zip(places, values, strict=True):
         slots[place] = value

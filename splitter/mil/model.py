@@ -167,7 +167,7 @@ class Model:
             for name, kind in self.spec.states.items():
                 shape = tuple(1 if extent is None else extent for extent in kind.shape)
                 check_result_size(shape, kind.dtype.held)
-                ledger.total += math.prod(shape) * kind.dtype.held.itemsize
+                ledger.charge(math.prod(shape) * kind.dtype.held.itemsize)
                 state[name] = np.zeros(shape, kind.dtype.numpy)
         return state
 

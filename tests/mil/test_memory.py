@@ -5,7 +5,7 @@ import torch
 from splitter import limits
 from splitter.errors import OperationError, PackageError
 from splitter.mil import load
-from splitter.mil.memory import PER_ELEMENT, Ledger, Slots, check_free, counted
+from splitter.mil.memory import PER_ELEMENT, Ledger, allocated, check_free, counted
 from splitter.mil.ops import find
 
 from .harness import mb, package
@@ -28,11 +28,6 @@ def test_values_that_share_memory_are_counted_once(limited):
     for value in (whole, whole[::2], whole.reshape(16, 16), whole.expand(9, 256)):
         ledger.hold(value)
     assert ledger.total == 1024
-    for value in (whole, whole[::2], whole.reshape(16, 16)):
-        ledger.release(value)
-        assert ledger.total == 1024
-    ledger.release(whole.expand(9, 256))
-    assert ledger.total == 0
 
 
 def test_a_part_holds_the_whole_it_is_of(limited):
@@ -46,30 +41,25 @@ def test_lists_are_counted_with_their_elements(limited):
     one = torch.zeros(64)
     ledger.hold([one, one, None, "name"])
     assert ledger.total == 256 + 4 * PER_ELEMENT
-    ledger.release([one, one, None, "name"])
-    assert ledger.total == 0
+    assert allocated([one, one]) == 256 + 2 * PER_ELEMENT
 
 
-def test_constants_are_counted_and_never_released(limited):
+def test_what_was_allocated_and_is_held_no_more_is_not_counted_at_the_limit(limited):
     constants = limited(4096)
     weight = torch.zeros(256)
     constants.hold(weight)
-    ledger = Ledger(constants)
-    ledger.hold(weight[:2])
-    ledger.release(weight[:2])
-    assert ledger.total == 1024
-
-
-def test_a_slot_releases_what_it_held(limited):
-    ledger = limited(4096)
-    slots = Slots([None, None], ledger)
-    slots[0] = slots[1] = torch.zeros(256)
-    slots[0] = None
-    assert ledger.total == 1024
-    slots[1] = torch.zeros(8)
-    assert ledger.total == 32
-    slots[1] = None
-    assert ledger.total == 0
+    live = [torch.zeros(256), weight, None]
+    ledger = Ledger(constants, lambda: live)
+    ledger.charge(3000)
+    assert ledger.total == 4024
+    ledger.check(2048)  # counts: the weight and one value
+    assert ledger.total == 2048
+    with pytest.raises(OperationError, match="found 2.0 kB beside 2.0 kB of other values"):
+        ledger.check(2049)
+    live.append(torch.zeros(1))
+    ledger.charge(4)
+    with pytest.raises(OperationError, match="too much memory"):
+        ledger.check(2048)
 
 
 def test_the_limit_is_what_is_held_and_what_is_asked_for_together(limited):
