@@ -15,7 +15,8 @@ from torch import Tensor, fx
 
 from .boundary import TensorSpec
 from .errors import PartitionError
-from .graph.program import Program, TensorType, copy_nodes, free_of_strides
+from .graph.program import Program, copy_nodes, free_of_strides
+from .graph.shapes import TensorType
 from .plan.cuts import divide, live, operations
 from .plan.schema import Plan, Stage, TensorRule, rank
 

@@ -34,9 +34,12 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_structure
 
 from ..errors import CaptureError
-from .program import Program, TensorType
+from .program import Program
+from .shapes import TensorType
 
 _ASSERTIONS = frozenset({torch.ops.aten._assert_tensor_metadata.default})
+# What autograd needs to tell apart is one operator here.
+_CHECKED: dict[Any, Any] = {torch.ops.aten._unsafe_view.default: torch.ops.aten.view.default}
 
 
 @torch.no_grad()
@@ -96,6 +99,7 @@ def _unlift(exported: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[s
             if node.target in _ASSERTIONS:
                 continue
             copy = graph.node_copy(node, mapping.__getitem__)
+            copy.target = _CHECKED.get(copy.target, copy.target)
             copy.meta = {"type": _type(node), "module": _module_path(node)}
         elif node.op == "output":
             returned = node.args[0]

@@ -17,7 +17,7 @@ _ATEN = {
         "activation": ("elu", "gelu", "glu", "leaky_relu", "relu", "sigmoid", "silu", "softmax", "softplus"),
         "recurrent": ("lstm", "gru", "rnn_tanh", "rnn_relu"),
         "fourier": ("stft", "istft"),  # packages have no such operation
-        "shape": ("_unsafe_view", "clone", "reshape", "slice_scatter"),
+        "shape": ("clone", "reshape", "slice_scatter"),
         "scatter_gather": ("embedding", "gather", "index", "index_select", "scatter"),
     }.items()
     for name in names

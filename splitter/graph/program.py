@@ -13,7 +13,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,35 +24,20 @@ from torch import Tensor, fx, nn
 
 from ..boundary import Fold
 from ..errors import BundleError, CaptureError
-from ..reading import Read
+from ..reading import MAX_DOCUMENT_BYTES, Read
+from . import admission, operators
+from .admission import RefusedError
+from .shapes import DTYPES, TensorType
 
 FORMAT = "splitter.program/1"
 Observer: TypeAlias = Callable[[fx.Node, Tensor], None]
 
-_DTYPES = {str(d).removeprefix("torch."): d for d in (
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128,
-    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-)}  # fmt: skip
 # As safetensors names them.
 _STORED = dict(zip(
-    ("F64", "F32", "F16", "BF16", "C64", "C128", "I64", "I32", "I16", "I8", "U8", "BOOL"), _DTYPES.values(), strict=True
+    ("F64", "F32", "F16", "BF16", "C64", "C128", "I64", "I32", "I16", "I8", "U8", "BOOL"), DTYPES.values(), strict=True
 ))  # fmt: skip
 _MEMORY_FORMATS = {"contiguous_format": torch.contiguous_format, "preserve_format": torch.preserve_format}
 _LAYOUTS = {"strided": torch.strided}
-# Operators of the aten namespace that reach outside their arguments.
-_FORBIDDEN_OPERATORS = frozenset({"from_file", "to_mkldnn"})
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """Shape and dtype of one value, e.g. ``TensorType((1, 2, 343980), "float32")``."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> TensorType:
-        return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
 
 @dataclass
@@ -157,22 +142,40 @@ class Program:
             inputs: One tensor per input name.
             observe: Called with every operator node and its value, right after it is computed. Without
                 it values are freed by generated code; with it, by an interpreter, one node at a time.
+
+        Raises:
+            BundleError: An operator refuses its operands, e.g. an index that its table lacks.
         """
         args = [inputs[name] for name in self.inputs]
-        values = self.module()(*args) if observe is None else _Observed(self.module(), observe).run(*args)
+        if observe is None:
+            with suppress(*_KERNEL_ERRORS):
+                return dict(zip(self.outputs, self.module()(*args), strict=True))
+        values = _Stepwise(self, observe).run(*args)  # also to find the node that failed
         return dict(zip(self.outputs, values, strict=True))
 
 
-class _Observed(fx.Interpreter):
-    """Interpreter that shows each operator's value to an observer."""
+_KERNEL_ERRORS = (RuntimeError, IndexError, ValueError, TypeError, ArithmeticError)
 
-    def __init__(self, module: fx.GraphModule, observe: Observer) -> None:
-        super().__init__(module)
-        self._observe = observe
+
+class _Stepwise(fx.Interpreter):
+    """Interpreter that shows each operator's value to an observer and says which node failed."""
+
+    def __init__(self, program: Program, observe: Observer | None) -> None:
+        super().__init__(program.module())
+        self.extra_traceback = False
+        self._program, self._observe = program, observe
 
     def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.op == "call_function" and isinstance(value, Tensor):
+        try:
+            value = super().run_node(n)
+        except _KERNEL_ERRORS as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise BundleError(
+                f"program {self._program.name!r}: node {n.name!r} ({n.target}) cannot be computed",
+                received=reason[0][:200],
+                fix="Build the bundle again; use none from a source that you do not trust.",
+            ) from error
+        if n.op == "call_function" and isinstance(value, Tensor) and self._observe is not None:
             self._observe(n, value)
         return value
 
@@ -206,7 +209,18 @@ def to_json(program: Program) -> dict[str, Any]:
 
 
 def save(program: Program, path: Path) -> None:
-    """Write a program's graph, one node a line; its weights go to the bundle's shared file."""
+    """Write a program's graph, one node a line; its weights go to the bundle's shared file.
+
+    Raises:
+        CaptureError: It would not be read back: it uses an operator that no saved program may, or too much memory.
+    """
+    try:
+        admission.check(program.graph)
+    except RefusedError as error:
+        module = next((node.meta["module"] for node in program.graph.nodes if node.name == error.node), "")
+        where = f"the graph of {program.name}" + (f", in the module {module}" if module else "")
+        fix = "Patch what the module calls in splitter/graph/capture.py, or review the operator for operators.py."
+        raise error.as_error(CaptureError, where, fix) from error
     content = to_json(program)
     nodes = ",\n".join(json.dumps(node) for node in content.pop("nodes"))
     head = json.dumps(content)[1:-1]
@@ -222,62 +236,112 @@ def load(path: Path, weights: Weights, read: Read = Path.read_bytes) -> Program:
         read: Gives the file's content.
 
     Raises:
-        BundleError: The file is not a program, names an operator that is not a plain ATen operator,
+        BundleError: The file is not a program, asks for what a program may not (`splitter.graph.admission`),
             or does not fit the weights.
     """
+    fix = "Build the bundle again; use none from a source that you do not trust."
     try:
-        content = json.loads(read(path))
-        names = [entry["target"] for entry in content["nodes"] if entry["op"] == "weight"]
+        content = json.loads(_bounded(read(path)))
+        names = [str(entry["target"]) for entry in content["nodes"] if entry["op"] == "weight"]
         return from_json(content, weights.of(names))
-    except (
-        OSError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RuntimeError,
-        RecursionError,
-    ) as error:
-        raise BundleError(
-            f"{path.name} must be a saved program ({FORMAT})", received=repr(error), fix="Build the bundle again."
-        ) from error
+    except RefusedError as error:
+        raise error.as_error(BundleError, path.name, fix) from error
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{path.name} is no saved program ({FORMAT})", received=repr(error)[:200], fix=fix) from error
+
+
+def _bounded(text: bytes) -> bytes:
+    if len(text) > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"{len(text)} bytes, more than {MAX_DOCUMENT_BYTES}")
+    return text
 
 
 def from_json(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Program:
-    """Rebuild a program from `to_json`'s description. Raises ValueError and its kin on anything else."""
+    """Rebuild a program from `to_json`'s description.
+
+    Raises:
+        RefusedError: A node of it may not run.
+        ValueError: It is something else; also KeyError, TypeError, AttributeError.
+    """
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']!r}")
+    if len(content["nodes"]) > admission.MAX_NODES:
+        raise ValueError(f"{len(content['nodes'])} nodes, more than {admission.MAX_NODES}")
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     used: dict[str, Tensor] = {}
     for entry in content["nodes"]:
         name = _identifier(entry["name"])
         if name in nodes:
-            raise ValueError(f"two nodes are named {name!r}")
-        if entry["op"] == "input":
-            node = graph.placeholder(_identifier(entry["target"]))
-        elif entry["op"] == "weight":
-            weight = weights[_path(entry["target"])]
-            used[entry["target"]] = nn.Parameter(weight) if entry.get("requires_grad") else weight
-            node = graph.get_attr(entry["target"])
-        else:
-            target = _resolve(entry["op"])
-            kwargs = {_identifier(key): _decode(value, nodes) for key, value in entry.get("kwargs", {}).items()}
-            args = tuple(_decode(arg, nodes) for arg in entry["args"])
-            node = graph.create_node("call_function", target, args, kwargs, name=name)
-        if "shape" in entry:
-            node.meta["type"] = TensorType(tuple(map(int, entry["shape"])), entry["dtype"])
-        else:
-            node.meta["type"] = None
-        node.meta["module"] = entry.get("module", "")
-        nodes[name] = node
-    for key, tensor in used.items():
-        expected = next(n.meta["type"] for n in graph.nodes if n.op == "get_attr" and n.target == key)
-        if TensorType.of(tensor) != expected:
-            raise ValueError(f"weight {key!r} is {TensorType.of(tensor)}, the graph expects {expected}")
-    graph.output(tuple(nodes[node] for node in content["outputs"].values()))
-    return Program(str(content["name"]), graph, used, tuple(map(_identifier, content["outputs"])))
+            raise RefusedError(name, "is there twice")
+        try:
+            nodes[name] = _node(entry, graph, nodes, used, weights)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RefusedError(name, "is malformed", received=repr(error)) from error
+    admission.check(graph)
+    for name in content["outputs"].values():
+        if name not in nodes:
+            raise RefusedError(str(name), "is an output and not there")
+        if nodes[name].meta["type"] is None:
+            raise RefusedError(name, "is an output and no tensor")
+    graph.output(tuple(nodes[name] for name in content["outputs"].values()))
+    return Program(_label(content["name"]), graph, used, tuple(map(_identifier, content["outputs"])))
+
+
+def _node(
+    entry: Mapping[str, Any],
+    graph: fx.Graph,
+    nodes: Mapping[str, fx.Node],
+    used: dict[str, Tensor],
+    weights: Mapping[str, Tensor],
+) -> fx.Node:
+    """Append what an entry describes. Raises RefusedError, ValueError and its kin."""
+    name, kind = entry["name"], _declared(entry)
+    if unknown := entry.keys() - _KEYS:
+        raise ValueError(f"unknown keys {sorted(unknown)}")
+    if entry["op"] == "input":
+        target = _identifier(entry["target"])
+        if target in _TAKEN or any(node.target == target for node in graph.find_nodes(op="placeholder")):
+            raise ValueError(f"an input cannot be called {target!r}")
+        node = graph.create_node("placeholder", target, name=name)
+    elif entry["op"] == "weight":
+        target = _path(entry["target"])
+        if target not in weights:
+            raise RefusedError(name, "is a weight that the bundle lacks", received=target)
+        used[target] = _weight(weights[target], entry.get("requires_grad", False))
+        if TensorType.of(used[target]) != kind:
+            raise RefusedError(
+                name,
+                "is a weight of another type than it declares",
+                expected=TensorType.of(used[target]),
+                received=kind,
+            )
+        node = graph.create_node("get_attr", target, name=name)
+    else:
+        arguments = tuple(_decode(argument, nodes) for argument in entry["args"])
+        named = {_identifier(key): _decode(value, nodes) for key, value in entry.get("kwargs", {}).items()}
+        node = graph.create_node("call_function", _resolve(entry["op"], name), arguments, named, name=name)
+    node.meta = {"type": kind, "module": _label(entry.get("module", ""))}
+    return node
+
+
+_KEYS = frozenset({"name", "op", "target", "args", "kwargs", "shape", "dtype", "module", "requires_grad"})
+# What the code that torch.fx generates calls something else.
+_TAKEN = frozenset({"self", *fx.graph._custom_builtins})
+
+
+def _declared(entry: Mapping[str, Any]) -> TensorType | None:
+    if "shape" not in entry:
+        return None
+    if not isinstance(entry["shape"], list) or not isinstance(entry["dtype"], str):
+        raise TypeError("a shape is a list, a dtype a name")
+    return TensorType(tuple(entry["shape"]), entry["dtype"])
+
+
+def _weight(tensor: Tensor, requires_grad: object) -> Tensor:
+    if not isinstance(requires_grad, bool) or (requires_grad and not tensor.is_floating_point()):
+        raise ValueError(f"requires_grad is {requires_grad!r} for {tensor.dtype}")
+    return nn.Parameter(tensor) if requires_grad else tensor
 
 
 class Weights:
@@ -359,26 +423,35 @@ def _operator_name(node: fx.Node) -> str:
     return str(node.target)
 
 
-def _resolve(name: str) -> Callable[..., Any]:
+def _resolve(name: object, node: str) -> Callable[..., Any]:
     if name == "getitem":
         return operator.getitem
-    namespace, packet, overload = name.split(".")
-    if namespace != "aten" or packet in _FORBIDDEN_OPERATORS or not (packet + overload).isidentifier():
-        raise ValueError(f"operator {name!r} is not one a program may use")
-    resolved = getattr(getattr(torch.ops.aten, packet), overload)
-    if not isinstance(resolved, torch._ops.OpOverload) or resolved._schema.is_mutable:
-        raise ValueError(f"operator {name!r} is not a functional operator")
-    return resolved
+    try:
+        return operators.resolve(str(name))
+    except KeyError:
+        raise RefusedError(node, f"uses the operator {str(name)[:80]!r}, which a saved program may not use") from None
 
 
 def _identifier(name: object) -> str:
     """Only identifiers reach the code that torch.fx generates."""
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"{name!r} is not a name")
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or len(name) > _LONGEST:
+        raise ValueError(f"{str(name)[:80]!r} is not a name")
     return name
 
 
-def _path(name: str) -> str:
+_LONGEST = 1000  # of names and paths
+
+
+def _label(text: object) -> str:
+    """A text that is only shown."""
+    if not isinstance(text, str) or not text.isprintable() or len(text) > _LONGEST:
+        raise ValueError(f"{str(text)[:80]!r} is not a name")
+    return text
+
+
+def _path(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is not a path")
     for part in name.split("."):
         if not part.isdigit():
             _identifier(part)
@@ -408,7 +481,7 @@ def _encode(value: Any, node: fx.Node) -> Any:
 
 _DECODERS: dict[str, Callable[[str], Any]] = {
     "float": float,
-    "dtype": _DTYPES.__getitem__,
+    "dtype": DTYPES.__getitem__,
     "layout": _LAYOUTS.__getitem__,
     "memory_format": _MEMORY_FORMATS.__getitem__,
     "device": lambda _: torch.device("cpu"),
@@ -421,6 +494,8 @@ def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
+    if kind == "node" and content not in nodes:
+        raise ValueError(f"it takes the value of {content!r}, which is not computed before it")
     return nodes[content] if kind == "node" else _DECODERS[kind](content)
 
 

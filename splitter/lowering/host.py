@@ -22,9 +22,7 @@ from ..runtime.host import HostSpec, Step
 
 _aten = torch.ops.aten
 _Lowered: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]  # operation, arguments, parameters
-_RESHAPES = frozenset(
-    {_aten.view.default, _aten._unsafe_view.default, _aten.reshape.default, _aten.unsqueeze.default, _aten.squeeze.dim}
-)
+_RESHAPES = frozenset({_aten.view.default, _aten.reshape.default, _aten.unsqueeze.default, _aten.squeeze.dim})
 _ARITHMETIC = {
     _aten.add.Tensor: "add",
     _aten.sub.Tensor: "subtract",

@@ -28,7 +28,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..graph.program import Program, TensorType
+from ..graph.program import Program
+from ..graph.shapes import TensorType
 from .folding import Folding, length_of
 from .folding_rules import RULES
 from .rewriting import Pass, Rewriting

@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from ..boundary import Fold
-from ..graph.program import Program, TensorType
+from ..graph.program import Program
+from ..graph.shapes import TensorType
 from .rewriting import Rewriting, Skip, inserter
 
 _aten = torch.ops.aten

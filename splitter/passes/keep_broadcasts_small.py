@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..graph.program import Program, TensorType
+from ..graph.program import Program
+from ..graph.shapes import TensorType
 from .rewriting import Operator, Pass, Rewriting, Skip
 
 _aten = torch.ops.aten

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import fx
 
-from ..graph.program import Program, TensorType
+from ..graph.program import Program
+from ..graph.shapes import TensorType
 
 Call: TypeAlias = Callable[..., fx.Node]
 Operator: TypeAlias = Any  # an fx.Node whose arguments have the types that its target takes

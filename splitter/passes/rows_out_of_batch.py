@@ -30,7 +30,7 @@ from .folding_rules import ELEMENTWISE
 from .rewriting import Call, Pass, Rewriting, Skip, as_images, inserter
 
 _aten = torch.ops.aten
-_RESHAPES = frozenset({_aten.view.default, _aten.reshape.default, _aten._unsafe_view.default})
+_RESHAPES = frozenset({_aten.view.default, _aten.reshape.default})
 _REDUCTIONS = frozenset({_aten.mean.dim, _aten.amax.default})
 _ELEMENTWISE = ELEMENTWISE - {_aten.glu.default}
 _ROWS_FIRST = [0, 2, 1, 3]

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from torch import fx
 
 from ..errors import UsageError
-from ..graph.program import Program, TensorType
+from ..graph.program import Program
+from ..graph.shapes import TensorType
 
 Cost: TypeAlias = Callable[[fx.Node], int]
 _MAX_CUTS = 12_000

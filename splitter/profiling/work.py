@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from ..graph.program import Program, TensorType
+from ..graph.program import Program
+from ..graph.shapes import TensorType
 
 _FOURIER = (torch.ops.aten.stft.default, torch.ops.aten.istft.default)
 

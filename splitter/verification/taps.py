@@ -17,7 +17,8 @@ from ..boundary import Array
 from ..bundle.directory import Bundle
 from ..bundle.manifest import SegmentRecord
 from ..errors import BundleError, UsageError
-from ..graph.program import Program, TensorType
+from ..graph.program import Program
+from ..graph.shapes import TensorType
 from .kernels import with_stored_weights
 
 _aten = torch.ops.aten

@@ -8,7 +8,7 @@ from torch import nn
 from splitter import lowering, mil, passes
 from splitter.boundary import TensorSpec
 from splitter.graph.capture import capture
-from splitter.graph.program import TensorType
+from splitter.graph.shapes import TensorType
 from splitter.partition import Segment
 from splitter.plan import schema as plans
 from splitter.plan.schema import Plan, Stage
