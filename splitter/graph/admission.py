@@ -130,19 +130,24 @@ def _bytes(kind: Inferred) -> int:
 
 def _workspace(node: fx.Node, known: Mapping[fx.Node, Inferred]) -> int:
     """Bytes that an operator may hold besides its operands and result, where they can be many more."""
-    operands = [known[operand] for operand in node.all_input_nodes]
     if node.target is torch.ops.aten.scaled_dot_product_attention.default:  # the table of weights
-        query, key = operands[0], operands[1]
-        assert isinstance(query, TensorType)
-        assert isinstance(key, TensorType)
+        query, key = _operand(node, 0, "query", known), _operand(node, 1, "key", known)
         return 2 * math.prod(query.shape[:-1]) * key.shape[-2] * query.itemsize
-    if "conv" in str(node.target) and isinstance(operands[0], TensorType):  # windows laid out as columns
-        result, weight = known[node], operands[1]
+    if str(node.target).startswith("aten.conv"):  # windows laid out as columns
+        source, weight = _operand(node, 0, "input", known), _operand(node, 1, "weight", known)
+        result = known[node]
         assert isinstance(result, TensorType)
-        assert isinstance(weight, TensorType)
-        larger = max(math.prod(result.shape[2:]), math.prod(operands[0].shape[2:]))
-        return math.prod(weight.shape[1:]) * larger * result.itemsize
+        positions = max(math.prod(result.shape[2:]), math.prod(source.shape[2:]))
+        return math.prod(weight.shape[1:]) * positions * result.itemsize
     return 0
+
+
+def _operand(node: fx.Node, position: int, name: str, known: Mapping[fx.Node, Inferred]) -> TensorType:
+    operand = node.args[position] if position < len(node.args) else node.kwargs[name]
+    assert isinstance(operand, fx.Node)
+    kind = known[operand]
+    assert isinstance(kind, TensorType)
+    return kind
 
 
 def _told(kind: Inferred | None) -> str:
@@ -325,6 +330,18 @@ def _statistics(arguments: Bound) -> str:
     return ""
 
 
+def _same_dtype(arguments: Bound) -> str:
+    """PyTorch looks at the weight's dtype only where there is something to compute."""
+    dtypes = {kind.dtype for kind in arguments.values() if isinstance(kind, TensorType)}
+    return "has an input and weights of different dtypes" if len(dtypes) > 1 else ""
+
+
+def _no_truths(arguments: Bound) -> str:
+    """PyTorch's kernels and its inference disagree about the result's dtype."""
+    truths = any(isinstance(kind, TensorType) and kind.dtype == "bool" for kind in arguments.values())
+    return "raises truths to a power" if truths else ""
+
+
 def _recurrent(gates: int, states: int) -> Callable[[Bound], str]:
     """A recurrent network whose every weight and state has the shape that its sizes give."""
 
@@ -363,6 +380,8 @@ def _recurrent(gates: int, states: int) -> Callable[[Bound], str]:
 
 
 _RULES: Mapping[str, Iterable[Callable[[Bound], str]]] = {
+    **{name: (_same_dtype,) for name in ALLOWED if name.startswith("aten.conv")},
+    **{f"aten.pow.{overload}": (_no_truths,) for overload in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
     "aten.batch_norm.default": (_statistics,),
     "aten.instance_norm.default": (_statistics,),
     "aten.lstm.input": (_recurrent(gates=4, states=2),),

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -95,7 +95,10 @@ def _meta(argument: Argument) -> Any:
 def _type_of(result: object) -> TensorType:
     if not isinstance(result, Tensor) or result.device.type != "meta":
         raise TypeError("it gives something other than tensors")
-    return TensorType.of(result)
+    kind = TensorType.of(result)
+    if kind.dtype not in DTYPES:
+        raise TypeError(f"it gives {kind.dtype}")
+    return kind
 
 
 # ------------------------------------------------------------------------------------------ rules
@@ -103,12 +106,13 @@ def _type_of(result: object) -> TensorType:
 
 _Values: TypeAlias = Mapping[str, Any]
 _Rule: TypeAlias = Callable[[_Values], Inferred | None]
+_R = TypeVar("_R", bound=_Rule)
 _RULES: dict[str, _Rule] = {}
 _FLOATING = frozenset({"float64", "float32", "float16", "bfloat16"})
 
 
-def _rule(*operators: str) -> Callable[[_Rule], _Rule]:
-    def register(rule: _Rule) -> _Rule:
+def _rule(*operators: str) -> Callable[[_R], _R]:
+    def register(rule: _R) -> _R:
         for name in operators:
             if f"aten.{name}" in _RULES:
                 raise ValueError(f"operator {name!r} has a rule already")
@@ -290,6 +294,8 @@ def _sliced(values: _Values) -> TensorType | None:
 def _scattered(values: _Values) -> TensorType | None:
     source: TensorType = values["self"]
     part = _sliced(values)
+    if part is not None and part.shape != values["src"].shape:  # PyTorch's inference does not look
+        raise ValueError(f"{values['src'].shape} is written where {part.shape} is")
     return source if part == values["src"] else None
 
 
@@ -446,7 +452,7 @@ def _counted(values: _Values) -> TensorType | None:
 
 
 @_rule("zeros.default", "ones.default")
-def _filled(values: _Values) -> Inferred | None:
+def _filled(values: _Values) -> TensorType | None:
     shape = _constant(values, "size", ())
     if any(extent < 0 for extent in shape) or values.get("dtype") is not None:
         return None
@@ -454,7 +460,7 @@ def _filled(values: _Values) -> Inferred | None:
 
 
 @_rule("hann_window.default")
-def _window(values: _Values) -> Inferred | None:
+def _window(values: _Values) -> TensorType | None:
     length = _constant(values, "window_length")
     return _filled(dict(values) | {"size": (Constant(int, length),)}) if length > 1 else None
 
