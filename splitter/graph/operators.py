@@ -86,7 +86,7 @@ _CATEGORIES: dict[str, str] = {
     # Their kernels hold every index against the extent before they follow it.
     "indexing": """
         embedding.default gather.default index.Tensor index_select.default index_put.default index_add.default
-        index_copy.default scatter.src scatter.value scatter_add.default take_along_dim.default
+        index_copy.default scatter.src scatter.value scatter_add.default
     """,
     "fourier and complex": """
         stft.default stft.center istft.default fft_fft.default fft_ifft.default fft_rfft.default fft_irfft.default

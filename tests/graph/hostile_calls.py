@@ -82,7 +82,6 @@ EXAMPLES = {
     "aten.scatter.src": (f(4, 8), 1, i(4, 3), f(4, 3)),
     "aten.scatter.value": (f(4, 8), 1, i(4, 3), 1.0),
     "aten.scatter_add.default": (f(4, 8), 1, i(4, 3), f(4, 3)),
-    "aten.take_along_dim.default": (f(4, 8), i(4, 3), 1),
     "aten.stft.default": (f(2, 16), 8, 2, 8, f(8), True, True, True),
     "aten.stft.center": (f(2, 16), 8, 2, 8, f(8), True, "reflect", True, True, True),
     "aten.istft.default": (TensorType((2, 5, 9), "complex64"), 8, 2, 8, f(8), True, True, True, 16),

@@ -1,6 +1,7 @@
 """Programs by somebody who means harm: each is refused before anything of it is computed, by the node at fault."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -370,8 +371,8 @@ def test_operator_off_the_list_is_refused_at_build(tmp_path):
 
 PROOFS = {
     "_sparse_coo_tensor_unsafe": [
-        INDEX, weight("w2", (4, 4)) | {"target": "w"},
-        node("s", "aten._sparse_coo_tensor_unsafe.default", "%i", "%w2", [4], shape=(4,)),
+        node("i", "aten.arange.default", 1, shape=(1,), dtype="int64"),
+        node("s", "aten._sparse_coo_tensor_unsafe.default", "%i", "%x", [4], shape=(4,)),
         node("y", "aten._to_dense.default", "%s", shape=(4,)),
     ],
     "segment_reduce": [node("y", "aten.segment_reduce.default", "%x", "sum",
@@ -394,10 +395,8 @@ def test_proof_of_concept_ends_in_one_message(proof, verb, toy_path, song_path, 
     for file in files:
         content = json.loads(file.read_text())
         first = next(entry for entry in content["nodes"] if entry["op"] == "input")
-        renamed = json.loads(json.dumps(PROOFS[proof]).replace('{"node": "x"}', json.dumps({"node": first["name"]})))
-        content["nodes"] += [
-            {**entry, "name": f"evil_{entry['name']}"} if entry["op"] != "weight" else entry for entry in renamed
-        ]
+        text = json.dumps(PROOFS[proof]).replace('{"node": "x"}', json.dumps({"node": first["name"]}))
+        content["nodes"] += json.loads(text)
         file.write_text(json.dumps(content))
     reseal(copy)
     arguments = ["verify", copy] if verb == "verify" else ["separate", song_path, "-b", copy, "-o", tmp_path / "out"]
@@ -405,7 +404,7 @@ def test_proof_of_concept_ends_in_one_message(proof, verb, toy_path, song_path, 
     ended = subprocess.run([sys.executable, "-c", code, *map(str, arguments), "--max-memory", "1GB"],
                            capture_output=True, text=True, check=False, cwd=tmp_path)  # fmt: skip
     assert ended.returncode == 1, ended.stderr
-    assert ended.stderr.count("error") == 1, ended.stderr
+    assert ended.stderr.count("splitter: error: ") == 1, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("splitter: error: "), ended.stderr
-    assert "node 'evil_" in ended.stderr or "more than" in ended.stderr, ended.stderr
+    assert re.search(r"node '(i|s|y|p|n0)' ", ended.stderr) or "more than" in ended.stderr, ended.stderr
     assert "hello" not in ended.stdout
