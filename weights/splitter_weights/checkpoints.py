@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import yaml
 from demucs.hf import DEFAULT_NAMESPACE, hf_repo_name
 from demucs.htdemucs import HTDemucs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from splitter.errors import CheckpointError, UsageError
-from splitter.plan.schema import readable
 
-from .configurations import CONFIGURATIONS
-from .inspection import LOADERS
+from . import bags, inspection
+from .configurations import CONFIGURATIONS, RELEASED
 
 DEMO = "demo"
 NAMES = (DEMO, *CONFIGURATIONS)
@@ -70,11 +66,11 @@ def load(model: str | Path, *, random_init: int | None = None) -> CheckpointBag:
     path = Path(model)
     if random_init is not None:
         return _randomly_initialised(str(model), random_init)
-    if path.suffix in (".safetensors", ".th", ".yaml", ".yml") or path.exists():
+    if path.suffix in (*inspection.SUFFIXES, ".yaml", ".yml") or path.exists():
         return _from_file(path)
     if str(model) == DEMO:
         with resources.as_file(resources.files(__package__).joinpath("demo/demo.safetensors")) as demo:
-            return _single(DEMO, LOADERS[demo.suffix](demo), demo)
+            return _single(DEMO, demo)
     if str(model) in CONFIGURATIONS:
         return _from_hub(str(model))
     raise UsageError(
@@ -100,35 +96,40 @@ def of_module(model: nn.Module) -> CheckpointBag:
 def _from_file(path: Path) -> CheckpointBag:
     if path.suffix in (".yaml", ".yml"):
         return _bag(path.stem, path, lambda signature: path.with_name(f"{signature}.safetensors"))
-    if path.suffix not in LOADERS:
+    if path.suffix not in inspection.SUFFIXES:
         raise CheckpointError(
-            "a checkpoint ends in .safetensors or .th", received=path, fix="Give the model file, not its directory."
+            f"{path} is no checkpoint",
+            expected=f"a file whose name ends in {' or '.join(inspection.SUFFIXES)}",
+            fix="Give the model file, not its directory.",
         )
-    return _single(path.stem, LOADERS[path.suffix](path), path)
+    return _single(path.stem, path)
 
 
 def _from_hub(name: str) -> CheckpointBag:
-    """Fetch a released model through demucs's naming of its repositories, inspecting every file."""
+    """Fetch a released model through demucs's naming of its repositories, inspecting every file.
+
+    The hub is asked for the newest revision: which commits hold the released files is not known here. What is known
+    of the files themselves is held instead: the members by signature, and their SHA-256, see `RELEASED`.
+    """
     from huggingface_hub import hf_hub_download
 
     repository = f"{DEFAULT_NAMESPACE}/{hf_repo_name(name)}"
 
     def fetch(file: str) -> Path:
         try:
-            return Path(hf_hub_download(repository, file))
+            return Path(hf_hub_download(repository, file, revision="main"))
         except Exception as error:  # the hub's client raises its own and every network library's
             raise CheckpointError(
-                f"{file} of model {name!r} must be fetched from the hub or be in its cache",
+                f"{file} of model {name!r} is not in the hub's cache and cannot be fetched",
                 received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
                 fix="Connect to the network, or give the path of a checkpoint file.",
             ) from error
 
-    return _bag(name, fetch(f"{name}.yaml"), lambda signature: fetch(f"{signature}.safetensors"))
+    return _bag(name, fetch(f"{name}.yaml"), lambda signature: fetch(f"{signature}.safetensors"), RELEASED[name])
 
 
-def _single(name: str, model: nn.Module, path: Path) -> CheckpointBag:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+def _single(name: str, path: Path, sha256: str | None = None) -> CheckpointBag:
+    model, digest = inspection.load(path, sha256=sha256)
     member = Checkpoint(name, model, _json_arguments(model), digest)
     return CheckpointBag(name, (member,), ((1.0,) * len(model.sources),))  # type: ignore[arg-type]
 
@@ -151,34 +152,31 @@ def _json_arguments(model: nn.Module) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Fraction) else value for key, value in sorted(given.items())}
 
 
-# ------------------------------------------------------------------------------------------- bags
-
-
-class _BagFile(BaseModel):
-    """The ``.yaml`` beside the members of a released model."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    models: list[Annotated[str, Field(pattern=r"^[0-9a-z]{1,32}$")]] = Field(min_length=1, max_length=16)
-    weights: list[list[float]] | None = None
-    segment: float | None = None
-
-
-def _bag(name: str, path: Path, member_path: Callable[[str], Path]) -> CheckpointBag:
-    try:
-        bag = _BagFile.model_validate(yaml.safe_load(path.read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path} must be a readable YAML file", received=str(error).replace("\n", " ")) from error
-    except ValidationError as error:
-        raise CheckpointError(f"{path.name} must list the members of a model", received=readable(error)) from error
-    members = tuple(_single(signature, LOADERS[".safetensors"](file), file).members[0]
-                    for signature in bag.models for file in (member_path(signature),))  # fmt: skip
+def _bag(
+    name: str, path: Path, member_path: Callable[[str], Path], released: Mapping[str, str | None] | None = None
+) -> CheckpointBag:
+    bag = bags.parsed(inspection.content(path, bags.MOST_BYTES), path.name)
+    if released is not None and bag.models != list(released):
+        raise CheckpointError(
+            f"{path.name} is not the released one",
+            expected=f"the members {', '.join(released)}",
+            received=", ".join(bag.models),
+            fix="Delete it and fetch it again.",
+        )
+    members = tuple(
+        _single(signature, member_path(signature), (released or {}).get(signature)).members[0]
+        for signature in bag.models
+    )
     stems = len(members[0].model.sources)  # type: ignore[arg-type]
     weights = tuple(map(tuple, bag.weights or [[1.0] * stems] * len(members)))
     if len(weights) != len(members) or any(len(row) != stems for row in weights):
-        raise CheckpointError(f"{path.name} gives each member a weight per stem", received=bag.weights)
+        raise CheckpointError(
+            f"{path.name} does not give each member a weight per stem",
+            expected=f"{len(members)} × {stems} weights",
+            received=bag.weights,
+        )
     if len({tuple(member.model.sources) for member in members}) != 1:  # type: ignore[arg-type]
-        raise CheckpointError(f"all members of {path.name} give the same stems", received="different ones")
+        raise CheckpointError(f"the members of {path.name} give different stems")
     if bag.segment is not None:
         for member in members:
             member.model.segment = min(member.model.segment, Fraction(str(bag.segment)))  # type: ignore[type-var, assignment]

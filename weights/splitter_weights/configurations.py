@@ -1,4 +1,4 @@
-"""Constructor arguments of the released models, for building one without its weights."""
+"""What is known of the released models: constructor arguments, for building one without its weights, and files."""
 
 from __future__ import annotations
 
@@ -48,4 +48,12 @@ CONFIGURATIONS: Mapping[str, Mapping[str, Any]] = {
         "sources": ["drums", "bass", "other", "vocals", "guitar", "piano"],
         "bottom_channels": 0,
     },
+}
+
+# Members by signature, as in demucs 4.1's own lists, and the SHA-256 of their ``.safetensors`` on the hub. None: no
+# copy was at hand to hash, and a made-up digest would be worse; the file is inspected like any stranger's.
+RELEASED: Mapping[str, Mapping[str, str | None]] = {
+    "htdemucs": {"955717e8": "b9678d62ddce18f5fcdd0ea055ec1a09ed9fa84352c8acb5fd09bbb082df79af"},
+    "htdemucs_ft": dict.fromkeys(("f7e0c4bc", "d12395a8", "92cfc3b6", "04573f0d")),
+    "htdemucs_6s": {"5c90dfd2": None},
 }

@@ -1,15 +1,15 @@
 """Checkpoint files, inspected before anything of them is used. Nothing in a checkpoint runs code.
 
 demucs's own loaders trust their input: they import and call whatever class a ``.safetensors`` names in its
-metadata, and unpickle a ``.th``. So every file, hub downloads included, passes here first: its class must be
-on a list, its arguments must fit a schema, its tensors must have the shapes of such a model. Only then does
-demucs's loader see it.
+metadata, unpickle a ``.th``, and open the file again by its path. They are not used. A file is read once; its
+class must be on a list, its arguments must fit a schema, its tensors must have the shapes of the model that
+these describe. Then that model is built, and filled from the bytes that were inspected and hashed.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
+import hashlib
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -18,28 +18,40 @@ from typing import Annotated, Any, Literal, Self
 
 import torch
 from demucs.hdemucs import HDemucs
-from demucs.hf import load_safetensors_model
 from demucs.htdemucs import HTDemucs
-from demucs.states import load_model
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
+from splitter import limits, reading
 from splitter.errors import CheckpointError
 from splitter.plan.schema import readable
 
+from . import pickles, safetensors_files, torch_files
+
+_MOST_BYTES = 2**29  # the released model has 84 MB
+_MOST_SAMPLES = 2**22  # of one segment: 95 s at 44.1 kHz
+
 
 def _as_fraction(value: object) -> object:
-    """demucs writes a fraction as a small JSON object; whole numbers are fractions too."""
-    if (
-        isinstance(value, dict)
-        and value.keys() == {"_type", "numerator", "denominator"}
-        and value["_type"] == "fraction"
-    ):
-        numerator, denominator = value["numerator"], value["denominator"]
-        if isinstance(numerator, int) and isinstance(denominator, int) and 0 < denominator <= 10**6:
-            return Fraction(numerator, denominator)
-    return Fraction(value).limit_denominator(10**6) if isinstance(value, (int, float)) else value
+    """A number of seconds: demucs writes a fraction as a small JSON object, and pickles it as a call."""
+    match value:
+        case {"_type": "fraction", "numerator": int(numerator), "denominator": int(denominator), **others} if (
+            not others
+        ):
+            return _small_fraction(numerator, denominator)
+        case pickles.Call("fractions.Fraction", (int(numerator), int(denominator))):
+            return _small_fraction(numerator, denominator)
+        case pickles.Call("fractions.Fraction", (str(text),)) if re.fullmatch(r"[0-9]{1,9}(/[0-9]{1,7})?", text):
+            return _small_fraction(*map(int, text.split("/")))
+        case int() | float() if not isinstance(value, bool) and abs(value) <= 10**6:
+            return Fraction(value).limit_denominator(10**6)
+    return value
+
+
+def _small_fraction(numerator: int, denominator: int = 1) -> Fraction:
+    if not 0 < denominator <= 10**6 or abs(numerator) > 10**9:
+        raise ValueError("a fraction is two small numbers")
+    return Fraction(numerator, denominator)
 
 
 _Count = Annotated[int, Field(ge=0, le=16_384)]
@@ -67,7 +79,7 @@ class _CommonArguments(BaseModel):
     cac: bool = True
     depth: Annotated[int, Field(ge=1, le=10)] = 4
     rewrite: bool = True
-    multi_freqs: list[_Number] | None = None
+    multi_freqs: Annotated[list[_Number], Field(max_length=64)] | None = None
     multi_freqs_depth: _Count = 3
     freq_emb: _Number | None = 0.2
     emb_scale: _Number = 10
@@ -86,6 +98,12 @@ class _CommonArguments(BaseModel):
     rescale: _Number | None = 0.1
     samplerate: Annotated[int, Field(ge=1000, le=768_000)] = 44_100
     segment: _Seconds = Fraction(10)
+
+    @model_validator(mode="after")
+    def _segment_is_bounded(self) -> Self:
+        if self.segment * self.samplerate > _MOST_SAMPLES:
+            raise ValueError(f"a segment of more than {_MOST_SAMPLES:,} samples")
+        return self
 
 
 class _HTDemucsArguments(_CommonArguments):
@@ -110,7 +128,7 @@ class _HTDemucsArguments(_CommonArguments):
     t_sin_random_shift: _Never = 0
     t_cape_mean_normalize: bool = True
     t_cape_augment: bool = True
-    t_cape_glob_loc_scale: list[_Number] = [5000.0, 1.0, 1.4]
+    t_cape_glob_loc_scale: list[_Number] = Field([5000.0, 1.0, 1.4], max_length=3)
     t_sparse_self_attn: _Never = False
     t_sparse_cross_attn: _Never = False
     t_mask_type: str = Field("diag", pattern=r"^[a-z_]{1,40}$")
@@ -136,20 +154,96 @@ _ALLOWED: Mapping[str, tuple[type[nn.Module], type[_CommonArguments]]] = {
 }
 
 
-def _check_class(klass: object, path: Path) -> str:
+def content(path: Path, most: int) -> bytes:
+    """All bytes of a regular file of at most ``most``, read once."""
+    try:
+        return reading.content(path, most)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read", received=error.strerror or str(error)) from error
+
+
+def load(path: Path, *, sha256: str | None = None) -> tuple[nn.Module, str]:
+    """Build the model of a checkpoint from bytes that are read once, inspected and hashed.
+
+    Args:
+        path: A ``.safetensors`` or ``.th`` in demucs's format.
+        sha256: What the file must hash to, where that is known.
+
+    Returns:
+        The model in eval mode, and the file's SHA-256.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, another than the hash says, or asks for more than a model
+            file may.
+    """
+    data = content(path, _MOST_BYTES)
+    digest = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and digest != sha256:
+        raise CheckpointError(
+            f"{path.name} is not the released file",
+            expected=f"SHA-256 {sha256}",
+            received=digest,
+            fix="Delete it and fetch it again. Nothing of the file was used.",
+        )
+    return _LOADERS[path.suffix](data, path.name), digest
+
+
+def _load_safetensors(data: bytes, name: str) -> nn.Module:
+    header = safetensors_files.header(data, name)
+    if "structure" in header.metadata:
+        raise CheckpointError(f"{name} is quantised", fix="Use the model without quantisation.")
+    if missing := {"klass", "args", "kwargs"} - header.metadata.keys():
+        raise CheckpointError(
+            f"{name} has no metadata of demucs",
+            received=f"no {', '.join(sorted(missing))}",
+            fix="Export it with demucs 4.1.",
+        )
+    klass = header.metadata["klass"]
+    args, kwargs = (
+        safetensors_files.json_value(header.metadata[key], f"{key} in {name}") for key in ("args", "kwargs")
+    )
+    arguments = _checked_arguments(klass, args, kwargs, header.shapes, name)
+    return _built(klass, arguments, safetensors_files.tensors(data, name), name)
+
+
+def _load_th(data: bytes, name: str) -> nn.Module:
+    file = torch_files.TorchFile(data, name)
+    package = file.package()
+    if not isinstance(package, dict) or not {"klass", "args", "kwargs", "state"} <= package.keys():
+        raise CheckpointError(
+            f"{name} is no checkpoint of demucs",
+            expected="klass, args, kwargs and state",
+            received=f"a {type(package).__name__}",
+        )
+    if not isinstance(package["klass"], pickles.Global):
+        raise CheckpointError(
+            f"{name} does more than name its class",
+            received=f"a {type(package['klass']).__name__}",
+            fix="Nothing of the file was run.",
+        )
+    if not isinstance(state := package["state"], dict):
+        raise CheckpointError(f"{name} has no tensors by name", received=f"a {type(state).__name__}")
+    declared = file.declared(state)
+    shapes = {key: tensor.shape for key, tensor in declared.items()}
+    klass = package["klass"].path
+    arguments = _checked_arguments(klass, package["args"], package["kwargs"], shapes, name)
+    return _built(klass, arguments, file.tensors(declared), name)
+
+
+def _checked_arguments(
+    klass: str, args: object, kwargs: object, shapes: Mapping[str, tuple[int, ...]], name: str
+) -> dict[str, Any]:
+    """Hold class and arguments against the list and its schema, and the file's tensors against the model they describe.
+
+    No tensor of the file has been made yet.
+    """
     if klass not in _ALLOWED:
         raise CheckpointError(
-            f"{path.name} names a model class that splitter knows",
-            received=repr(klass),
-            fix=f"Allowed are {', '.join(_ALLOWED)}; nothing of the file was run.",
+            f"{name} names a model class that splitter does not know",
+            expected=" or ".join(_ALLOWED),
+            received=repr(klass)[:120],
+            fix="Nothing of the file was run.",
         )
-    return str(klass)
-
-
-def _check_arguments(
-    klass: str, args: object, kwargs: object, shapes: Mapping[str, tuple[int, ...]], path: Path
-) -> None:
-    """Hold constructor arguments against the schema of their class, and the file's tensors against them."""
     if (
         not isinstance(args, (list, tuple))
         or not isinstance(kwargs, Mapping)
@@ -157,125 +251,54 @@ def _check_arguments(
         or (args and "sources" in kwargs)
     ):
         raise CheckpointError(
-            f"{path.name} gives arguments by name", received=f"{type(args).__name__}, {type(kwargs).__name__}"
+            f"{name} gives arguments without their names", received=f"{type(args).__name__}, {type(kwargs).__name__}"
         )
     given = {**({"sources": args[0]} if args else {}), **kwargs}
+    model_class, schema = _ALLOWED[klass]
     try:
-        segment = _ALLOWED[klass][1].model_validate(given).segment
+        checked = schema.model_validate(given)
     except ValidationError as error:
         raise CheckpointError(
-            f"{path.name} asks for nothing but the known arguments of {klass}, within bounds", received=readable(error)
+            f"{name} asks for arguments that {klass} does not have, or beyond their bounds",
+            received=readable(error)[:400],
         ) from error
+    arguments = {**given, "segment": checked.segment} if "segment" in given else given
     # On the meta device a model of any size costs nothing: what the file does not hold is not allocated.
     with torch.device("meta"):
-        described = _evaluated(lambda: _ALLOWED[klass][0](**{**given, "segment": segment}), path).state_dict()
+        described = _evaluated(lambda: model_class(**arguments), name).state_dict()
     expected = {key: tuple(tensor.shape) for key, tensor in described.items()}
     if different := sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key)):
         first = different[0]
         raise CheckpointError(
-            f"the tensors of {path.name} fit the model it describes",
-            received=f"{len(different)} that differ, the first {first!r}: {shapes.get(first)} in the file, "
-            f"{expected.get(first)} in the model",
+            f"the tensors of {name} do not fit the model it describes: {len(different)} that differ",
+            expected=f"{expected.get(first, 'none')} for {first!r}"[:200],
+            received=str(shapes.get(first, "none"))[:120],
         )
+    limits.check(sum(tensor.nbytes for tensor in described.values()), f"the model of {name}", CheckpointError)
+    return arguments
 
 
-def _load_safetensors(path: Path) -> nn.Module:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path} must be a readable safetensors file", received=str(error) or repr(error)
-        ) from error
-    if "structure" in metadata:
-        raise CheckpointError(
-            f"{path.name} holds plain tensors",
-            received="a packed (quantised) state",
-            fix="Use the model without quantisation.",
-        )
-    try:
-        klass, args, kwargs = metadata["klass"], json.loads(metadata["args"]), json.loads(metadata["kwargs"])
-    except (KeyError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path.name} names its class and arguments in demucs's metadata",
-            received=repr(error),
-            fix="Export it with demucs 4.1.",
-        ) from error
-    _check_arguments(_check_class(klass, path), args, kwargs, shapes, path)
-    return _evaluated(lambda: load_safetensors_model(path), path)
+def _built(klass: str, arguments: dict[str, Any], tensors: Mapping[str, torch.Tensor], name: str) -> nn.Module:
+    def build() -> nn.Module:
+        model = _ALLOWED[klass][0](**arguments)
+        model.load_state_dict(tensors)
+        return model
+
+    return _evaluated(build, name)
 
 
-class _Named:
-    """Stands for a global that a pickle names; calling it is refused."""
-
-    path: str
-
-    def __new__(cls, *args: object, **kwargs: object) -> Self:
-        raise CheckpointError("a checkpoint only names its class", received="a pickle that would call it")
-
-
-_STAND_INS = {path: type("_Named_" + path.rpartition(".")[2], (_Named,), {"path": path}) for path in _ALLOWED}
-
-
-def _safe_fraction(text: object, denominator: object = None) -> Fraction:
-    """What a pickled `Fraction` may be: small numbers, no exponent that would fill the memory."""
-    parts = str(text).split("/") if denominator is None else [str(text), str(denominator)]
-    if len(parts) > 2 or not all(part.isdecimal() and len(part) <= 6 for part in parts):
-        raise CheckpointError(
-            "a fraction in a checkpoint is two small numbers", received=repr((text, denominator))[:80]
-        )
-    return Fraction(*map(int, parts))
-
-
-def _load_th(path: Path) -> nn.Module:
-    allowed: list[Any] = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
-    allowed.append((_safe_fraction, "fractions.Fraction"))
-    try:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            package = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = next(
-            (line for line in str(error).splitlines() if "GLOBAL" in line or "not an allowed" in line), str(error)
-        )
-        raise CheckpointError(
-            f"{path} must be a demucs checkpoint that holds weights only",
-            received=(reason.splitlines() or [repr(error)])[0][:300],
-            fix="Nothing of the file was run. Use a file from a source you trust.",
-        ) from error
-    if not isinstance(package, dict) or not {"klass", "args", "kwargs", "state"} <= package.keys():
-        raise CheckpointError(f"{path.name} holds klass, args, kwargs and state", received=type(package).__name__)
-    klass = _check_class(getattr(package["klass"], "path", package["klass"]), path)
-    state = package["state"]
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{path.name} holds plain tensors", received="a packed (quantised) state")
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    _check_arguments(klass, package["args"], package["kwargs"], shapes, path)
-    content = {"klass": _ALLOWED[klass][0], "args": package["args"], "kwargs": dict(package["kwargs"]), "state": state}
-    return _evaluated(lambda: load_model(content), path)
-
-
-def _evaluated(build: Callable[[], nn.Module], path: Path) -> nn.Module:
-    """Let demucs build the inspected model; its complaints become ours."""
+def _evaluated(build: Callable[[], nn.Module], name: str) -> nn.Module:
+    """Let demucs's class build itself from what was inspected; its complaints become ours."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return build().eval()
-    except Exception as error:  # constructor assertions, mismatched states
+    except Exception as error:  # constructor assertions, shapes that overflow
         raise CheckpointError(
-            f"the tensors of {path.name} must fit the model it describes",
+            f"{name} describes a model that cannot be built",
             received=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
         ) from error
 
 
-LOADERS: Mapping[str, Callable[[Path], nn.Module]] = {".safetensors": _load_safetensors, ".th": _load_th}
+_LOADERS: Mapping[str, Callable[[bytes, str], nn.Module]] = {".safetensors": _load_safetensors, ".th": _load_th}
+SUFFIXES = tuple(_LOADERS)
