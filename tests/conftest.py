@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -18,15 +17,11 @@ from jaxtyping import install_import_hook
 with install_import_hook("splitter_kernels", "beartype.beartype"):
     pass
 
-from safetensors.torch import save_file
 from splitter_weights import checkpoints
 from splitter_weights.demo import songs
 
 import splitter
-from splitter import compiler
 from splitter.bundle.directory import Bundle
-from splitter.graph import program as programs
-from splitter.graph.capture import capture
 from splitter.runtime import heap
 
 from .toys import GRAPHS_PLAN, PACKAGES_PLAN, duo, separating
@@ -65,28 +60,6 @@ def shared(tmp_path_factory) -> Path:
     """A directory that all workers have in common."""
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-
-@pytest.fixture(scope="session", autouse=True)
-def captured_once(shared):
-    """A third of a build is its capture: what the suite builds again and again is captured once, for all workers."""
-
-    def remembered(model, inputs, outputs):
-        tensors = {**{f"input {name}": one for name, one in inputs.items()}, **model.state_dict()}
-        key = hashlib.sha256(repr((model, outputs, sorted(tensors))).encode())
-        for name in sorted(tensors):
-            key.update(tensors[name].numpy().tobytes())
-        graph, weights = (shared / f"{key.hexdigest()}.{suffix}" for suffix in ("json", "safetensors"))
-        with FileLock(graph.with_suffix(".lock")):
-            if not graph.exists():
-                program = capture(model, inputs, outputs)
-                save_file({name: one.detach().clone() for name, one in program.weights.items()}, weights)
-                programs.save(program, graph)
-        return programs.load(graph, programs.Weights(weights))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiler, "capture", remembered)
-        yield
 
 
 @pytest.fixture(scope="session")

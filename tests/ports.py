@@ -21,6 +21,7 @@ MISTAKES = {  # the tap at which each mistake must be found, and what must be sa
     "half accumulation": ("layers.0.linear1", "half-precision accumulation"),
     "other branch": ("norm_in_t", "other branch's weights"),
     "naive statistics": ("layers.1.norm_out", "two levels"),
+    "half statistics": ("layers.0.norm1", "its statistics drift"),
 }
 
 
@@ -79,6 +80,8 @@ class Port:
         if self.fault == "naive statistics" and axes != -1:
             mean = np.cumsum(x.ravel(), dtype=np.float32)[-1] / np.float32(x.size)
             variance = np.cumsum(np.square(x).ravel(), dtype=np.float32)[-1] / np.float32(x.size) - mean**2
+        if self.fault == "half statistics" and name.endswith("norm1"):
+            mean, variance = (one.astype(np.float16).astype(np.float32) for one in (mean, variance))
         return (x - mean) / np.sqrt(variance + eps) * self.w(f"{name}.weight") + self.w(f"{name}.bias")
 
     def linear(self, x, weight, bias, halves=False):

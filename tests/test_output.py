@@ -52,8 +52,13 @@ def test_a_file_is_replaced_by_a_whole_one_only(tmp_path):
     with output.whole(out) as waiting:
         waiting.write_text("one")
         assert not out.exists()
-    with pytest.raises(ZeroDivisionError), output.whole(out) as waiting:
-        waiting.write_text("two")
-        raise ZeroDivisionError
+
+    def fail():
+        with output.whole(out) as waiting:
+            waiting.write_text("two")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
     assert out.read_text() == "one"
     assert [*tmp_path.iterdir()] == [out]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
 from importlib import resources
@@ -291,6 +292,9 @@ class Plan(_Strict):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages share a name: {names}")
+        paths = Counter(path for stage in self.stages for path in {*stage.modules})
+        if shared := [path for path, count in paths.items() if count > 1]:
+            raise ValueError(f"two stages have the same modules: {shared}; a module's nodes belong to one stage")
         for stage in self.stages[1:-1]:
             if not stage.modules:
                 raise ValueError(f"stage {stage.name!r} has no modules; only the first and last may have none")

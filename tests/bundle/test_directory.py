@@ -6,12 +6,10 @@ import jsonschema
 import pytest
 
 import splitter
-from splitter import compiler
 from splitter.bundle import directory as bundles
 from splitter.bundle.directory import Bundle, load_any, staged
 from splitter.bundle.manifest import BagManifest, json_schema
 from splitter.errors import BundleError, UsageError
-from splitter.graph.capture import capture
 
 from ..conftest import ROOT
 from ..sealing import edit, flip
@@ -70,9 +68,8 @@ def test_nothing_that_is_unpickled_is_in_it(demo_path):
 
 
 @pytest.mark.slow
-def test_same_build_gives_the_same_bytes(demo_bundle, tmp_path, monkeypatch):
+def test_same_build_gives_the_same_bytes(demo_bundle, tmp_path):
     """Apart from what Core ML Tools stamps into its packages."""
-    monkeypatch.setattr(compiler, "capture", capture)  # not the one that remembers
     splitter.build("demo", tmp_path / "again")
     first, again = demo_bundle.manifest.files, Bundle.load(tmp_path / "again").manifest.files
     assert first.keys() == again.keys()
@@ -201,15 +198,21 @@ def test_broken_bags_are_named(bag, change, message):
 # --------------------------------------------------------------------------------------- staging
 
 
+def begin(path, error, *, force=False):
+    """Stage a directory and fail half way."""
+    with staged(path, force=force) as directory:
+        (directory / "file").write_text("x")
+        raise error
+
+
 def test_staged_directory_appears_whole_or_not_at_all(tmp_path):
     out = tmp_path / "deep" / "bundle"
     with staged(out, force=False) as directory:
         (directory / "file").write_text("x")
         assert not out.exists()
     assert (out / "file").read_text() == "x"
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "other", force=False) as directory:
-        (directory / "file").write_text("x")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        begin(tmp_path / "other", KeyboardInterrupt)
     assert {file.name for file in tmp_path.iterdir()} == {"deep"}
     assert {file.name for file in (tmp_path / "deep").iterdir()} == {"bundle"}
 
@@ -238,9 +241,8 @@ def test_force_replaces_a_bundle_and_nothing_else(copy, tmp_path, exchange, monk
 
 
 def test_failed_rebuild_keeps_the_old_bundle(copy):
-    with pytest.raises(RuntimeError), staged(copy, force=True) as directory:
-        (directory / "half").write_text("x")
-        raise RuntimeError
+    with pytest.raises(RuntimeError, match="half way"):
+        begin(copy, RuntimeError("half way"), force=True)
     Bundle.load(copy, check_hashes=True)
 
 

@@ -254,7 +254,7 @@ def test_unexpected_error_is_one_line_and_a_way_to_see_more(splitter, demo_path,
     )
     monkeypatch.setenv("SPLITTER_DEBUG", "1")
     monkeypatch.setattr(sys, "argv", ["splitter", "inspect", str(demo_path)])
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
         cli.main()
 
 

@@ -98,8 +98,18 @@ def test_chip_that_is_none(foreign):
         examine(foreign, chip="z80")
 
 
-@pytest.mark.parametrize("what", ["nothing", "empty", "manifest", "model", "weights", "network"])
-def test_damage_has_a_name(what, foreign, tmp_path):
+@pytest.mark.parametrize(
+    ("what", "said"),
+    {
+        "nothing": r"copy\.mlpackage must be a Core ML package",
+        "empty": r"the model file of copy\.mlpackage",
+        "manifest": r"the manifest of copy\.mlpackage",
+        "model": r"copy\.mlpackage must be a readable Core ML package",
+        "weights": r"weight\.bin",
+        "network": r"copy\.mlpackage must hold an ML Program",
+    }.items(),
+)
+def test_damage_has_a_name(what, said, foreign, tmp_path):
     path = tmp_path / "copy.mlpackage"
     if what != "nothing":
         shutil.copytree(foreign, path)
@@ -116,7 +126,7 @@ def test_damage_has_a_name(what, foreign, tmp_path):
         spec = load_spec(path)
         spec.neuralNetwork.SetInParent()
         model_file(path).write_bytes(spec.SerializeToString())
-    with pytest.raises(PackageError):
+    with pytest.raises(PackageError, match=said):
         examine(path)
 
 
@@ -124,7 +134,7 @@ def test_neither_package_nor_bundle(tmp_path):
     with pytest.raises(PackageError, match="manifest"):
         examine(tmp_path)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(BundleError):
+    with pytest.raises(BundleError, match=r"manifest\.json must be as it was built"):
         examine(tmp_path)
 
 

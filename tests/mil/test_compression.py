@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 from itertools import product
 
@@ -468,34 +469,34 @@ BYTE, ONE = torch.zeros(4, dtype=torch.uint8), torch.ones(1)
 
 
 @pytest.mark.parametrize(
-    ("function", "arguments"),
+    ("function", "arguments", "said"),
     [
-        (compression.packed_lut_to_dense, (BYTE, torch.ones(5), [16])),
-        (compression.packed_lut_to_dense, (BYTE, torch.ones(4), [17])),
-        (compression.packed_lut_to_dense, (BYTE, torch.ones(4), [-4, -4])),
-        (compression.packed_sparse_to_dense, (ONE, BYTE, [1 << 30, 1 << 30])),
-        (compression.constexpr_sparse_to_dense, (ONE, BYTE)),
-        (compression.constexpr_sparse_to_dense, (torch.ones(5), BYTE + 1)),
-        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(3))),
-        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(0))),
-        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(2, 2))),
-        (compression.constexpr_blockwise_shift_scale, (BYTE[0], torch.tensor(1.0))),
-        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(2), torch.ones(4))),
-        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(3, 2, 1))),
-        (compression.constexpr_lut_to_dense, (BYTE + 2, torch.ones(1, 2, 1))),
-        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(1, 2, 2))),
-        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(1, 2, 2), 1)),
-        (compression.constexpr_affine_dequantize, (BYTE, BYTE[:2], ONE[0], 0)),
-        (compression.constexpr_affine_dequantize, (BYTE, BYTE[0], torch.ones(4), 1)),
-        (compression.constexpr_affine_dequantize, (BYTE, BYTE[0], torch.ones(2, 2), 0)),
-        (compression.constexpr_cast, (ONE, "int8")),
-        (compression.quantize, (ONE, ONE[0], "int4")),
-        (compression.quantize, (ONE, ONE[0] * 0, "int8")),
-        (compression.quantize, (ONE, ONE, "int8")),
+        (compression.packed_lut_to_dense, (BYTE, torch.ones(5), [16]), "a palette has 2, 4, 8, 16, 64 or 256 entries"),
+        (compression.packed_lut_to_dense, (BYTE, torch.ones(4), [17]), "2-bit values of shape (17,) fill their bytes"),
+        (compression.packed_lut_to_dense, (BYTE, torch.ones(4), [-4, -4]), "2-bit values of shape (-4, -4) fill their bytes"),
+        (compression.packed_sparse_to_dense, (ONE, BYTE, [1 << 30, 1 << 30]), "1-bit values of shape (1073741824, 1073741824) fill their bytes"),
+        (compression.constexpr_sparse_to_dense, (ONE, BYTE), "data fill the 0 places of their mask"),
+        (compression.constexpr_sparse_to_dense, (torch.ones(5), BYTE + 1), "data fill the 4 places of their mask"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(3)), "scales divide the extents (4,) into blocks"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(0)), "scales divide the extents (4,) into blocks"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(2, 2)), "scales divide the extents (4,) into blocks"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE[0], torch.tensor(1.0)), "scales divide the extents () into blocks"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(2), torch.ones(4)), "an offset has the shape of its scale, (2,)"),
+        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(3, 2, 1)), "palettes divide the extents (4,) into blocks"),
+        (compression.constexpr_lut_to_dense, (BYTE + 2, torch.ones(1, 2, 1)), "indices name one of 2 entries"),
+        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(1, 2, 2)), "palettes of vectors name the vectors' axis"),
+        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(1, 2, 2), 1), "an axis lies within rank 1"),
+        (compression.constexpr_affine_dequantize, (BYTE, BYTE[:2], ONE[0], 0), "a scale or zero point has 4 entries"),
+        (compression.constexpr_affine_dequantize, (BYTE, BYTE[0], torch.ones(4), 1), "an axis lies within rank 1"),
+        (compression.constexpr_affine_dequantize, (BYTE, BYTE[0], torch.ones(2, 2), 0), "a scale or zero point is a scalar, or a vector with its axis"),
+        (compression.constexpr_cast, (ONE, "int8"), "constexpr_cast gives a floating-point type"),
+        (compression.quantize, (ONE, ONE[0], "int4"), "quantize gives int8 or uint8"),
+        (compression.quantize, (ONE, ONE[0] * 0, "int8"), "a scale of quantize is not zero"),
+        (compression.quantize, (ONE, ONE, "int8"), "a scale or zero point is a scalar, or a vector with its axis"),
     ],
 )  # fmt: skip
-def test_refuses(function, arguments):
-    with pytest.raises(OperationError):
+def test_refuses(function, arguments, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         function(*arguments)
 
 

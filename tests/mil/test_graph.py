@@ -4,6 +4,7 @@ import numpy as np
 
 from splitter import mil
 from splitter.mil.graph import graph_of
+from splitter.mil.program import load_spec, model_file
 
 from .harness import f16, f32, mb, package
 
@@ -24,6 +25,22 @@ def test_producers_readers_and_constants(tmp_path):
     assert add.numbers("y") == [2.0]
     assert add.data == (relu.outputs[0],)
     assert found.outputs == add.outputs
+
+
+def test_arguments_written_in_place_are_constants(tmp_path):
+    """A package may hold a number where others name a constant."""
+    path = package(lambda x: mb.add(x=x, y=np.float32([2, 3])), {"x": f32(1, 2)}, tmp_path)
+    spec = load_spec(path)
+    (block,) = spec.mlProgram.functions["main"].block_specializations.values()
+    constant = next(one for one in block.operations if one.type == "const" and one.outputs[0].name.endswith("y_0"))
+    add = next(one for one in block.operations if one.type == "add")
+    add.inputs["y"].arguments[0].value.CopyFrom(constant.attributes["val"])
+    model_file(path).write_bytes(spec.SerializeToString())
+    (node,) = graph_of(mil.load(path).function).nodes
+    value = node.value("y")
+    assert (value.name, value.shape, value.dtype, value.fixed) == ("", (2,), "fp32", True)
+    assert node.numbers("y") == [2.0, 3.0]
+    assert node.data == (node.value("x"),)
 
 
 def test_bodies_are_flattened_and_belong_to_their_operation(tmp_path):

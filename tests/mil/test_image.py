@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -488,45 +489,87 @@ IMAGE, BOX, SPOTS = torch.ones(1, 1, 3, 3), torch.ones(1, 4), torch.zeros(1, 2, 
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "said"),
     [
-        lambda: ops.resize_bilinear(IMAGE, 0, 1),
-        lambda: ops.resize_bilinear(IMAGE, -1, 1),
-        lambda: ops.resize_bilinear(IMAGE, 2**20, 2**20),
-        lambda: ops.resize_bilinear(IMAGE, 1, 1, "CORNERS"),
-        lambda: ops.resize_bilinear(torch.ones(3, 3), 1, 1),
-        lambda: ops.resize_bilinear(torch.ones(1, 0, 3), 1, 1),
-        lambda: ops.resize_nearest_neighbor(IMAGE, 2**40, 1),
-        lambda: ops.resize(IMAGE, [1, 1], 3),
-        lambda: ops.resize(IMAGE, [1] * 5, 2),
-        lambda: ops.resize(IMAGE, [-2, 1], 2),
-        lambda: ops.resize(IMAGE, [1, 1], 2, "CUBIC"),
-        lambda: ops.upsample_bilinear(IMAGE, None, align_corners=True, half_pixel_centers=True),
-        lambda: ops.crop(IMAGE, [2, 2], [0, 0]),
-        lambda: ops.crop(IMAGE, [0, 0], [-1, 0]),
-        lambda: ops.crop(torch.ones(3, 3), [0, 0], [0, 0]),
-        lambda: ops.crop_resize(IMAGE, torch.ones(1, 1, 6, 1, 1)),
-        lambda: ops.crop_resize(IMAGE, torch.ones(1, 4)),
-        lambda: ops.crop_resize_boxes(IMAGE, BOX, torch.tensor([1])),
-        lambda: ops.crop_resize_boxes(IMAGE, BOX, torch.tensor([-1])),
-        lambda: ops.crop_resize_boxes(IMAGE, BOX, torch.tensor([0, 0])),
-        lambda: ops.crop_resize_boxes(IMAGE, BOX, None, 0, 1),
-        lambda: ops.crop_resize_boxes(IMAGE, BOX, None, 2**20, 2**20),
-        lambda: ops.crop_resize_boxes(IMAGE, BOX, box_coordinate_mode="CORNERS"),
-        lambda: ops.crop_resize_boxes(IMAGE, BOX, sampling_mode="CORNERS"),
-        lambda: ops.resample(IMAGE, SPOTS[..., :1], "bilinear", "border", 0, "unnormalized", True),
-        lambda: ops.resample(IMAGE, SPOTS.repeat(2, 1, 1, 1), "bilinear", "border", 0, "unnormalized", True),
-        lambda: ops.resample(IMAGE, SPOTS, "cubic", "border", 0, "unnormalized", True),
-        lambda: ops.resample(IMAGE, SPOTS, "nearest", "wrap", 0, "unnormalized", True),
-        lambda: ops.resample(IMAGE, SPOTS, "nearest", "border", 0, "normalized", True),
-        lambda: ops.affine(IMAGE, torch.ones(1, 5), 1, 1, "bilinear", "constant", 0, COORDINATES[1], True),
-        lambda: ops.affine(IMAGE, torch.ones(2, 6), 1, 1, "bilinear", "constant", 0, COORDINATES[1], True),
-        lambda: ops.affine(IMAGE, torch.ones(1, 6), 2**20, 2**20, "bilinear", "constant", 0, COORDINATES[1], True),
-        lambda: ops.affine(IMAGE, torch.ones(1, 6), 1, 1, "bilinear", "constant", 0, "unnormalized", True),
+        (lambda: ops.resize_bilinear(IMAGE, 0, 1), "an image has at least one pixel each way"),
+        (lambda: ops.resize_bilinear(IMAGE, -1, 1), "an image has at least one pixel each way"),
+        (lambda: ops.resize_bilinear(IMAGE, 2**20, 2**20), "a result fits into memory"),
+        (lambda: ops.resize_bilinear(IMAGE, 1, 1, "CORNERS"), "sampling_mode is one of the documented ones"),
+        (lambda: ops.resize_bilinear(torch.ones(3, 3), 1, 1), "an image has at least rank 3"),
+        (lambda: ops.resize_bilinear(torch.ones(1, 0, 3), 1, 1), "an image has at least one pixel each way"),
+        (lambda: ops.resize_nearest_neighbor(IMAGE, 2**40, 1), "a result fits into memory"),
+        (lambda: ops.resize(IMAGE, [1, 1], 3), "resized_dims ≤ size of shape ≤ rank of x"),
+        (lambda: ops.resize(IMAGE, [1] * 5, 2), "resized_dims ≤ size of shape ≤ rank of x"),
+        (lambda: ops.resize(IMAGE, [-2, 1], 2), "an image has at least one pixel each way"),
+        (lambda: ops.resize(IMAGE, [1, 1], 2, "CUBIC"), "interpolation_mode is LINEAR or NEAREST_NEIGHBOR"),
+        (
+            lambda: ops.upsample_bilinear(IMAGE, None, align_corners=True, half_pixel_centers=True),
+            "align_corners and half_pixel_centers exclude each other",
+        ),
+        (lambda: ops.crop(IMAGE, [2, 2], [0, 0]), "crops fit into 3×3 pixels"),
+        (lambda: ops.crop(IMAGE, [0, 0], [-1, 0]), "crops fit into 3×3 pixels"),
+        (lambda: ops.crop(torch.ones(3, 3), [0, 0], [0, 0]), "an image has at least rank 3"),
+        (lambda: ops.crop_resize(IMAGE, torch.ones(1, 1, 6, 1, 1)), "roi is (N, 1, 4, 1, 1) or (N, 1, 5, 1, 1)"),
+        (lambda: ops.crop_resize(IMAGE, torch.ones(1, 4)), "roi is (N, 1, 4, 1, 1) or (N, 1, 5, 1, 1)"),
+        (lambda: ops.crop_resize_boxes(IMAGE, BOX, torch.tensor([1])), "boxes lie in one of 1 images"),
+        (lambda: ops.crop_resize_boxes(IMAGE, BOX, torch.tensor([-1])), "boxes lie in one of 1 images"),
+        (
+            lambda: ops.crop_resize_boxes(IMAGE, BOX, torch.tensor([0, 0])),
+            "boxes of four coordinates, with an index each, are resized to at",
+        ),
+        (
+            lambda: ops.crop_resize_boxes(IMAGE, BOX, None, 0, 1),
+            "boxes of four coordinates, with an index each, are resized to at",
+        ),
+        (lambda: ops.crop_resize_boxes(IMAGE, BOX, None, 2**20, 2**20), "a result fits into memory"),
+        (
+            lambda: ops.crop_resize_boxes(IMAGE, BOX, box_coordinate_mode="CORNERS"),
+            "box_coordinate_mode is one of the documented ones",
+        ),
+        (
+            lambda: ops.crop_resize_boxes(IMAGE, BOX, sampling_mode="CORNERS"),
+            "sampling_mode is one of the documented ones",
+        ),
+        (
+            lambda: ops.resample(IMAGE, SPOTS[..., :1], "bilinear", "border", 0, "unnormalized", True),
+            "coordinates are (1, h, w, 2)",
+        ),
+        (
+            lambda: ops.resample(IMAGE, SPOTS.repeat(2, 1, 1, 1), "bilinear", "border", 0, "unnormalized", True),
+            "coordinates are (1, h, w, 2)",
+        ),
+        (
+            lambda: ops.resample(IMAGE, SPOTS, "cubic", "border", 0, "unnormalized", True),
+            "sampling_mode is bilinear or nearest",
+        ),
+        (
+            lambda: ops.resample(IMAGE, SPOTS, "nearest", "wrap", 0, "unnormalized", True),
+            "padding_mode is constant, border, reflection or symmetric",
+        ),
+        (
+            lambda: ops.resample(IMAGE, SPOTS, "nearest", "border", 0, "normalized", True),
+            "coordinates_mode is one of the documented ones",
+        ),
+        (
+            lambda: ops.affine(IMAGE, torch.ones(1, 5), 1, 1, "bilinear", "constant", 0, COORDINATES[1], True),
+            "a transform is (1, 6) or (1, 6)",
+        ),
+        (
+            lambda: ops.affine(IMAGE, torch.ones(2, 6), 1, 1, "bilinear", "constant", 0, COORDINATES[1], True),
+            "a transform is (1, 6) or (1, 6)",
+        ),
+        (
+            lambda: ops.affine(IMAGE, torch.ones(1, 6), 2**20, 2**20, "bilinear", "constant", 0, COORDINATES[1], True),
+            "a result fits into memory",
+        ),
+        (
+            lambda: ops.affine(IMAGE, torch.ones(1, 6), 1, 1, "bilinear", "constant", 0, "unnormalized", True),
+            "coordinates are normalized_minus_one_to_one",
+        ),
     ],
 )
-def test_refuses(call):
-    with pytest.raises(OperationError):
+def test_refuses(call, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         call()
 
 

@@ -1,5 +1,7 @@
 """Matrix products and attention, against NumPy in float64 and loops."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -309,20 +311,45 @@ def test_attention_is_of_ios18():
 
 
 @pytest.mark.parametrize(
-    ("name", "shapes", "error"),
+    ("name", "shapes", "error", "said"),
     [
-        ("linear", [(2, 3), (4, 2)], RuntimeError),
-        ("linear", [(2, 3), (4, 3), (3,)], RuntimeError),
-        ("matmul", [(2, 3), (2, 3)], RuntimeError),
-        ("matmul", [(2, 2, 3), (3, 3, 3)], RuntimeError),
-        ("scaled_dot_product_attention", [(3, 4), (6, 4), (6, 4)], OperationError),
-        ("scaled_dot_product_attention", [(1, 3, 4), (1, 6, 5), (1, 6, 4)], RuntimeError),
-        ("scaled_dot_product_attention", [(1, 3, 4), (1, 6, 4), (1, 6, 4), (3, 5)], RuntimeError),
-        ("scaled_dot_product_attention", [(1, 3, 4), (1, 6, 4), (1, 6, 4), (1, 1, 3, 6)], RuntimeError),
+        ("linear", [(2, 3), (4, 2)], RuntimeError, "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x4)"),
+        (
+            "linear",
+            [(2, 3), (4, 3), (3,)],
+            RuntimeError,
+            "The expanded size of the tensor (4) must match the existing size (3)",
+        ),
+        ("matmul", [(2, 3), (2, 3)], RuntimeError, "mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"),
+        (
+            "matmul",
+            [(2, 2, 3), (3, 3, 3)],
+            RuntimeError,
+            "Attempting to broadcast a dimension of length 3 at -1! Mismatching",
+        ),
+        ("scaled_dot_product_attention", [(3, 4), (6, 4), (6, 4)], OperationError, "query has at least 3 axes"),
+        (
+            "scaled_dot_product_attention",
+            [(1, 3, 4), (1, 6, 5), (1, 6, 4)],
+            RuntimeError,
+            "Expected size for first two dimensions of batch2 tensor to be: [1, 4]",
+        ),
+        (
+            "scaled_dot_product_attention",
+            [(1, 3, 4), (1, 6, 4), (1, 6, 4), (3, 5)],
+            RuntimeError,
+            "The size of tensor a (6) must match the size of tensor b (5) at",
+        ),
+        (
+            "scaled_dot_product_attention",
+            [(1, 3, 4), (1, 6, 4), (1, 6, 4), (1, 1, 3, 6)],
+            RuntimeError,
+            "output with shape [1, 3, 6] doesn't match the broadcast shape [1, 1,",
+        ),
     ],
 )
-def test_operands_that_do_not_fit(name, shapes, error):
-    with pytest.raises(error):
+def test_operands_that_do_not_fit(name, shapes, error, said):
+    with pytest.raises(error, match=re.escape(said)):
         function(name)(*(torch.zeros(shape) for shape in shapes))
 
 

@@ -1,5 +1,7 @@
 """Lists and states, against Python's lists."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -140,33 +142,39 @@ FIXED = {"init_length": 2, "dynamic_length": False}
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments"),
+    ("name", "arguments", "said"),
     [
-        ("list_read", (2,)),
-        ("list_read", (-1,)),
-        ("list_write", (2, torch.zeros(3))),
-        ("list_write", (-1, torch.zeros(3))),
-        ("list_write", (0, torch.zeros(4))),
-        ("list_gather", ([0, 2],)),
-        ("list_scatter", ([0, 2], torch.zeros(2, 3))),
-        ("list_scatter", ([-1], torch.zeros(1, 3))),
+        ("list_read", (2,), "an index lies within a list of 2"),
+        ("list_read", (-1,), "an index lies within a list of 2"),
+        ("list_write", (2, torch.zeros(3)), "an index lies within a list of 2"),
+        ("list_write", (-1, torch.zeros(3)), "an index lies within a list of 2"),
+        ("list_write", (0, torch.zeros(4)), "a list's elements have one shape"),
+        ("list_gather", ([0, 2],), "an index lies within a list of 2"),
+        ("list_scatter", ([0, 2], torch.zeros(2, 3)), "an index lies within a list of 2"),
+        ("list_scatter", ([-1], torch.zeros(1, 3)), "an index lies within a list of 2"),
     ],
 )
-def test_a_fixed_list_keeps_its_length(name, arguments):
-    with pytest.raises(OperationError):
+def test_a_fixed_list_keeps_its_length(name, arguments, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         call(name, call("make_list", [torch.tensor(3)], **FIXED), *arguments)
 
 
 def test_as_many_values_as_indices():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="longer than"):
         call("list_scatter", call("make_list", [torch.tensor(3)], **FIXED), [0], torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize(
-    "options", [{"init_length": -1}, {"init_length": 1 << 30}, {"dtype": "float"}, {"elem_shape": [1 << 40]}]
+    ("options", "said"),
+    [
+        ({"init_length": -1}, "a list's length lies in 0…16777216"),
+        ({"init_length": 1 << 30}, "a list's length lies in 0…16777216"),
+        ({"dtype": "float"}, "make_list names a known type"),
+        ({"elem_shape": [1 << 40]}, "a result fits into memory"),
+    ],
 )
-def test_bad_lists(options):
-    with pytest.raises(OperationError):
+def test_bad_lists(options, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         call("make_list", **{"elem_shape": [3]} | options)
 
 

@@ -1,5 +1,7 @@
 """Normalisations, against the documented formulas in float64."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -257,35 +259,56 @@ X = torch.zeros(2, 3, 4)
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "said"),
     [
-        lambda: function("instance_norm")(torch.zeros(2, 3)),
-        lambda: function("layer_norm")(X, [3]),
-        lambda: function("layer_norm")(X, [-4]),
-        lambda: function("layer_norm")(X, [2, -1]),
-        lambda: function("l2_norm")(torch.zeros(2, 3)),
-        lambda: function("local_response_norm")(X, 0),
-        lambda: function("local_response_norm")(X, -3),
-        lambda: function("local_response_norm")(torch.zeros(2, 3), 3),
-        lambda: function("local_response_norm")(torch.zeros(()).expand(1, 1 << 20, 1), 1 << 31),
+        (lambda: function("instance_norm")(torch.zeros(2, 3)), "x has spatial axes after batch and channel"),
+        (lambda: function("layer_norm")(X, [3]), "an axis lies within rank 3"),
+        (lambda: function("layer_norm")(X, [-4]), "an axis lies within rank 3"),
+        (lambda: function("layer_norm")(X, [2, -1]), "layer_norm's axes differ"),
+        (lambda: function("l2_norm")(torch.zeros(2, 3)), "l2_norm's x has at least 3 axes"),
+        (lambda: function("local_response_norm")(X, 0), "local_response_norm has a positive size and 3 axes or more"),
+        (lambda: function("local_response_norm")(X, -3), "local_response_norm has a positive size and 3 axes or more"),
+        (
+            lambda: function("local_response_norm")(torch.zeros(2, 3), 3),
+            "local_response_norm has a positive size and 3 axes or more",
+        ),
+        (
+            lambda: function("local_response_norm")(torch.zeros(()).expand(1, 1 << 20, 1), 1 << 31),
+            "a local_response_norm takes at most 2^40 steps",
+        ),
     ],
 )
-def test_refused(call):
-    with pytest.raises(OperationError):
+def test_refused(call, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         call()
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "said"),
     [
-        lambda: function("batch_norm")(X, torch.zeros(4), torch.ones(4)),
-        lambda: function("batch_norm")(X, torch.zeros(3), torch.ones(3), gamma=torch.ones(1)),
-        lambda: function("instance_norm")(X, torch.ones(4)),
-        lambda: function("layer_norm")(X, [1, 2], torch.ones(4, 3)),
-        lambda: function("layer_norm")(X, [2], torch.ones(4), torch.ones(1)),
-        lambda: function("layer_norm")(X, []),
+        (
+            lambda: function("batch_norm")(X, torch.zeros(4), torch.ones(4)),
+            "running_mean should contain 3 elements not 4",
+        ),
+        (
+            lambda: function("batch_norm")(X, torch.zeros(3), torch.ones(3), gamma=torch.ones(1)),
+            "weight should contain 3 elements not 1",
+        ),
+        (
+            lambda: function("instance_norm")(X, torch.ones(4)),
+            "Expected weight to be a vector of size equal to the number of",
+        ),
+        (
+            lambda: function("layer_norm")(X, [1, 2], torch.ones(4, 3)),
+            "Expected weight to be of same shape as normalized_shape, but got",
+        ),
+        (
+            lambda: function("layer_norm")(X, [2], torch.ones(4), torch.ones(1)),
+            "Expected bias to be of same shape as normalized_shape, but got bias",
+        ),
+        (lambda: function("layer_norm")(X, []), "Expected normalized_shape to be at least 1-dimensional, i.e.,"),
     ],
 )
-def test_torch_refuses_the_rest(call):
-    with pytest.raises(RuntimeError):
+def test_torch_refuses_the_rest(call, said):
+    with pytest.raises(RuntimeError, match=re.escape(said)):
         call()

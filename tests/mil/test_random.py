@@ -1,5 +1,7 @@
 """Random numbers: their distributions, and that the seed decides them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -172,17 +174,17 @@ def test_shapes_beyond_reason(name, shape):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "options"),
+    ("name", "arguments", "options", "said"),
     [
-        ("random_bernoulli", [[3]], {"prob": 1.5}),
-        ("random_bernoulli", [[3]], {"prob": float("nan")}),
-        ("random_categorical", [torch.zeros(3)], {"mode": "LOGITS"}),
-        ("random_categorical", [torch.zeros(3)], {"size": -1}),
-        ("random_categorical", [torch.zeros(3)], {"size": 1 << 40}),
+        ("random_bernoulli", [[3]], {"prob": 1.5}, "a probability lies within 0…1"),
+        ("random_bernoulli", [[3]], {"prob": float("nan")}, "a probability lies within 0…1"),
+        ("random_categorical", [torch.zeros(3)], {"mode": "LOGITS"}, "mode is logits or probs"),
+        ("random_categorical", [torch.zeros(3)], {"size": -1}, "a result fits into memory"),
+        ("random_categorical", [torch.zeros(3)], {"size": 1 << 40}, "a result fits into memory"),
     ],
 )
-def test_bad_parameters(name, arguments, options):
-    with pytest.raises(OperationError):
+def test_bad_parameters(name, arguments, options, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         draw(name, *arguments, **options)
 
 

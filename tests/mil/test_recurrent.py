@@ -1,5 +1,7 @@
 """Recurrent layers, against plain loops in float64 and torch's modules."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -241,27 +243,27 @@ def test_half_precision_is_rounded_once():
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "said"),
     [
-        {"direction": "backward"},
-        {"direction": "bidirectional"},
-        {"activation": "softplus"},
-        {"weight_ih": torch.zeros(4 * H, N + 1)},
-        {"weight_hh": torch.zeros(4 * H, H + 1)},
-        {"weight_hh": torch.zeros(H)},
-        {"bias": torch.zeros(1)},
-        {"initial_h": torch.zeros(1, H)},
-        {"initial_c": torch.zeros(B, H + 1)},
-        {"x": torch.zeros(0, B, N)},
-        {"x": torch.zeros(S, N)},
-        {"clip": 0.0},
-        {"clip": float("nan")},
+        ({"direction": "backward"}, "a direction is known"),
+        ({"direction": "bidirectional"}, "a bidirectional lstm has weights for the way back"),
+        ({"activation": "softplus"}, "an activation is one of hard_sigmoid, linear, relu, scaled_tanh,"),
+        ({"weight_ih": torch.zeros(4 * H, N + 1)}, "weights and initial state have shapes [(16, 3), (16, 4), (2, 4)]"),
+        ({"weight_hh": torch.zeros(4 * H, H + 1)}, "weights and initial state have shapes [(20, 3), (20, 5), (2, 5)]"),
+        ({"weight_hh": torch.zeros(H)}, "a sequence is [steps, batch, features], a weight a matrix"),
+        ({"bias": torch.zeros(1)}, "a bias has 16 elements"),
+        ({"initial_h": torch.zeros(1, H)}, "weights and initial state have shapes [(16, 3), (16, 4), (2, 4)]"),
+        ({"initial_c": torch.zeros(B, H + 1)}, "weights and initial state have shapes [(16, 3), (16, 4), (2, 4)]"),
+        ({"x": torch.zeros(0, B, N)}, "a sequence is [steps, batch, features], a weight a matrix"),
+        ({"x": torch.zeros(S, N)}, "a sequence is [steps, batch, features], a weight a matrix"),
+        ({"clip": 0.0}, "a cell's clip is positive"),
+        ({"clip": float("nan")}, "a cell's clip is positive"),
     ],
 )
-def test_what_does_not_fit(changed):
+def test_what_does_not_fit(changed, said):
     given = {name: torch.from_numpy(one) for name, one in weights(4).items()}
     given |= {"x": torch.zeros(S, B, N), "initial_h": torch.zeros(B, H), "initial_c": torch.zeros(B, H)}
-    with pytest.raises(OperationError):
+    with pytest.raises(OperationError, match=re.escape(said)):
         find("lstm", "CoreML7").function(**given | changed)
     if changed.keys().isdisjoint({"initial_c", "clip"}):
         three = {name: one for name, one in (given | changed).items() if name != "initial_c"}
@@ -270,5 +272,7 @@ def test_what_does_not_fit(changed):
                 key: one[: gates * H] if key in ("weight_ih", "weight_hh", "bias") and key not in changed else one
                 for key, one in three.items()
             }
-            with pytest.raises(OperationError):
+            with pytest.raises(
+                OperationError, match="^(a direction|an activation|weights and initial|a sequence|a bias) "
+            ):
                 find(name, "CoreML8").function(**fitting)

@@ -1,5 +1,7 @@
 """Reading and writing by index, against loops over every index."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -326,31 +328,52 @@ M = torch.ones(3, 4)
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "said"),
     [
-        lambda: ops.gather(M, I, axis=2),
-        lambda: ops.gather(M, I + 3),
-        lambda: ops.scatter(M, I - 4, torch.ones(2, 4)),
-        lambda: ops.gather(M, I, axis=1, batch_dims=1),  # two indices for three rows
-        lambda: ops.gather(M, torch.zeros(3, 2).int(), axis=0, batch_dims=1),
-        lambda: ops.gather(M, torch.zeros(3, 2).int(), axis=1, batch_dims=-1),
-        lambda: ops.gather(torch.ones(2, 2**14), torch.zeros(2**20, dtype=torch.int32)),
-        lambda: ops.gather_along_axis(M, torch.zeros(3, 3).int(), 0),
-        lambda: ops.gather_nd(M, torch.zeros(2, 3).int()),
-        lambda: ops.gather_nd(M, torch.zeros(2, 1).int(), batch_dims=1),
-        lambda: ops.gather_nd(M, torch.zeros(3, 1).int(), batch_dims=2),
-        lambda: ops.scatter(M, I, torch.ones(3, 4)),
-        lambda: ops.scatter(M, I, torch.ones(2, 4), axis=-3),
-        lambda: ops.scatter(M, I, torch.ones(2, 4), mode="mean"),
-        lambda: ops.scatter(M.int(), I, torch.zeros(2, 4).int(), mode="div"),
-        lambda: ops.scatter_along_axis(M, torch.zeros(2, 3).int(), torch.ones(2, 3)),
-        lambda: ops.scatter_along_axis(M, torch.zeros(2, 4).int(), torch.ones(2, 3)),
-        lambda: ops.scatter_nd(M, torch.zeros(2, 3).int(), torch.ones(2)),
-        lambda: ops.scatter_nd(M, torch.zeros(2, 1).int(), torch.ones(2)),
+        (lambda: ops.gather(M, I, axis=2), "an axis lies within rank 2"),
+        (lambda: ops.gather(M, I + 3), "indices lie within extents 3"),
+        (lambda: ops.scatter(M, I - 4, torch.ones(2, 4)), "indices lie within extents 3"),
+        (
+            lambda: ops.gather(M, I, axis=1, batch_dims=1),
+            "x and indices share their first batch_dims axes, which lie before axis",
+        ),  # two indices for three rows
+        (
+            lambda: ops.gather(M, torch.zeros(3, 2).int(), axis=0, batch_dims=1),
+            "x and indices share their first batch_dims axes, which lie before axis",
+        ),
+        (
+            lambda: ops.gather(M, torch.zeros(3, 2).int(), axis=1, batch_dims=-1),
+            "x and indices share their first batch_dims axes, which lie before axis",
+        ),
+        (lambda: ops.gather(torch.ones(2, 2**14), torch.zeros(2**20, dtype=torch.int32)), "a result fits into memory"),
+        (lambda: ops.gather_along_axis(M, torch.zeros(3, 3).int(), 0), "indices have the extents [3, 4] beside axis 0"),
+        (lambda: ops.gather_nd(M, torch.zeros(2, 3).int()), "an index has at most 2 parts"),
+        (
+            lambda: ops.gather_nd(M, torch.zeros(2, 1).int(), batch_dims=1),
+            "x and indices share their first batch_dims axes",
+        ),
+        (
+            lambda: ops.gather_nd(M, torch.zeros(3, 1).int(), batch_dims=2),
+            "x and indices share their first batch_dims axes",
+        ),
+        (lambda: ops.scatter(M, I, torch.ones(3, 4)), "updates have shape (2, 4)"),
+        (lambda: ops.scatter(M, I, torch.ones(2, 4), axis=-3), "an axis lies within rank 2"),
+        (lambda: ops.scatter(M, I, torch.ones(2, 4), mode="mean"), "mode is update, add, sub, mul, div, max or min"),
+        (lambda: ops.scatter(M.int(), I, torch.zeros(2, 4).int(), mode="div"), "an integer divisor is not zero"),
+        (
+            lambda: ops.scatter_along_axis(M, torch.zeros(2, 3).int(), torch.ones(2, 3)),
+            "indices have the extents [3, 4] beside axis 0",
+        ),
+        (
+            lambda: ops.scatter_along_axis(M, torch.zeros(2, 4).int(), torch.ones(2, 3)),
+            "updates have the shape (2, 4) of indices",
+        ),
+        (lambda: ops.scatter_nd(M, torch.zeros(2, 3).int(), torch.ones(2)), "an index has at most 2 parts"),
+        (lambda: ops.scatter_nd(M, torch.zeros(2, 1).int(), torch.ones(2)), "updates have shape (2, 4)"),
     ],
 )
-def test_refuses(call):
-    with pytest.raises(OperationError):
+def test_refuses(call, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         call()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -340,49 +342,61 @@ def test_space_to_batch_and_back(block, pads):
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "said"),
     [
-        lambda x: ops.slice_by_index(x, [0, 0], [1, 1, 1]),
-        lambda x: ops.slice_by_index(x, [0] * 3, [1] * 3, [1, 0, 1]),
-        lambda x: ops.slice_by_index(x, [0, 3, 0], [1] * 3, squeeze_mask=[False, True, False]),
-        lambda x: ops.slice_by_size(x, [0, 0, 3], [1, 1, 2]),
-        lambda x: ops.slice_by_size(x, [0, 0, 0], [1, 1, -2]),
-        lambda x: ops.slice_update(x, x, [0] * 3, [1, 3, 4]),
-        lambda x: ops.sliding_windows(x, 1, 4),
-        lambda x: ops.sliding_windows(x, 1, 0),
-        lambda x: ops.sliding_windows(x, 1, 2, 0),
-        lambda x: ops.sliding_windows(x, 3, 1),
-        lambda x: ops.reverse(x, [3]),
-        lambda x: ops.expand_dims(x, [4]),
-        lambda x: ops.squeeze(x, [3]),
-        lambda x: ops.reverse_sequence(x, torch.tensor([1, 4]), 1, 0),
-        lambda x: ops.reverse_sequence(x, torch.tensor([1, -1]), 1, 0),
-        lambda x: ops.reverse_sequence(x, torch.tensor([1, 1, 1]), 1, 0),
-        lambda x: ops.reverse_sequence(x, torch.tensor([1, 1])),
-        lambda x: ops.depth_to_space(x[None], 0),
-        lambda x: ops.depth_to_space(x[None], 2),
-        lambda x: ops.space_to_depth(x[None], -2),
-        lambda x: ops.space_to_depth(x[None], 2),
-        lambda x: ops.pixel_unshuffle(x[None], 2),
-        lambda x: ops.space_to_batch(x[None], [2, 2], [0, 0, 0, 0]),
-        lambda x: ops.space_to_batch(x[None], [0, 2], [0, 0, 0, 0]),
-        lambda x: ops.space_to_batch(x[None], [1, 2], [0, -1, 0, 0]),
-        lambda x: ops.space_to_batch(x[None], [1, 2], [1 << 40, 0, 0, 0]),
-        lambda x: ops.batch_to_space(x[None], [1, 2], [0, 0, 0, 0]),
-        lambda x: ops.batch_to_space(x[None], [1, 1], [2, 2, 0, 0]),
+        (
+            lambda x: ops.slice_by_index(x, [0, 0], [1, 1, 1]),
+            "a slice of rank 3 has as many begins, ends, strides and masks",
+        ),
+        (lambda x: ops.slice_by_index(x, [0] * 3, [1] * 3, [1, 0, 1]), "a stride is not zero"),
+        (
+            lambda x: ops.slice_by_index(x, [0, 3, 0], [1] * 3, squeeze_mask=[False, True, False]),
+            "an index lies within extent 3 of axis 1",
+        ),
+        (lambda x: ops.slice_by_size(x, [0, 0, 3], [1, 1, 2]), "a slice lies within extent 4 of axis 2"),
+        (lambda x: ops.slice_by_size(x, [0, 0, 0], [1, 1, -2]), "a slice lies within extent 4 of axis 2"),
+        (lambda x: ops.slice_update(x, x, [0] * 3, [1, 3, 4]), "the update has the slice's shape [1, 3, 4]"),
+        (lambda x: ops.sliding_windows(x, 1, 4), "windows of 1…3 elements move forward"),
+        (lambda x: ops.sliding_windows(x, 1, 0), "windows of 1…3 elements move forward"),
+        (lambda x: ops.sliding_windows(x, 1, 2, 0), "windows of 1…3 elements move forward"),
+        (lambda x: ops.sliding_windows(x, 3, 1), "an axis lies within rank 3"),
+        (lambda x: ops.reverse(x, [3]), "an axis lies within rank 3"),
+        (lambda x: ops.expand_dims(x, [4]), "an axis lies within rank 4"),
+        (lambda x: ops.squeeze(x, [3]), "an axis lies within rank 3"),
+        (lambda x: ops.reverse_sequence(x, torch.tensor([1, 4]), 1, 0), "2 lengths lie within 0…3"),
+        (lambda x: ops.reverse_sequence(x, torch.tensor([1, -1]), 1, 0), "2 lengths lie within 0…3"),
+        (lambda x: ops.reverse_sequence(x, torch.tensor([1, 1, 1]), 1, 0), "2 lengths lie within 0…3"),
+        (lambda x: ops.reverse_sequence(x, torch.tensor([1, 1])), "seq_axis and batch_axis differ"),
+        (lambda x: ops.depth_to_space(x[None], 0), "a block's square divides 2 channels"),
+        (lambda x: ops.depth_to_space(x[None], 2), "a block's square divides 2 channels"),
+        (lambda x: ops.space_to_depth(x[None], -2), "a block divides extents (3, 4)"),
+        (lambda x: ops.space_to_depth(x[None], 2), "a block divides extents (3, 4)"),
+        (lambda x: ops.pixel_unshuffle(x[None], 2), "a block divides extents (3, 4)"),
+        (lambda x: ops.space_to_batch(x[None], [2, 2], [0, 0, 0, 0]), "a block divides extents (3,)"),
+        (
+            lambda x: ops.space_to_batch(x[None], [0, 2], [0, 0, 0, 0]),
+            "two blocks of at least 1 come with four amounts of at least 0",
+        ),
+        (
+            lambda x: ops.space_to_batch(x[None], [1, 2], [0, -1, 0, 0]),
+            "two blocks of at least 1 come with four amounts of at least 0",
+        ),
+        (lambda x: ops.space_to_batch(x[None], [1, 2], [1 << 40, 0, 0, 0]), "a result fits into memory"),
+        (lambda x: ops.batch_to_space(x[None], [1, 2], [0, 0, 0, 0]), "a block divides extents (1,)"),
+        (lambda x: ops.batch_to_space(x[None], [1, 1], [2, 2, 0, 0]), "crops fit into extents (3, 4)"),
     ],
 )
-def test_refused(call):
-    with pytest.raises(OperationError):
+def test_refused(call, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         call(torch.from_numpy(X))
 
 
 def test_torch_refuses_the_rest():
     x = torch.from_numpy(X)
-    for call in (
-        lambda: ops.transpose(x, [0, 0, 1]),
-        lambda: ops.pixel_shuffle(x[None], 0),
-        lambda: ops.reshape(x, [25]),
+    for call, said in (
+        (lambda: ops.transpose(x, [0, 0, 1]), "duplicate dims"),
+        (lambda: ops.pixel_shuffle(x[None], 0), "positive upscale_factor"),
+        (lambda: ops.reshape(x, [25]), "is invalid for input of size 24"),
     ):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match=said):
             call()

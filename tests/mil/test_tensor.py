@@ -1,6 +1,7 @@
 """Tensors made, joined, sorted and searched, against NumPy and plain loops."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -400,58 +401,70 @@ ONE = torch.ones(2, 3)
 
 
 @pytest.mark.parametrize(
-    "call",
+    ("call", "said"),
     [
-        lambda: ops.fill([2**20, 2**20]),
-        lambda: ops.fill([-1]),
-        lambda: ops.range_1d(torch.tensor(5), torch.tensor(0), torch.tensor(0)),
-        lambda: ops.range_1d(torch.tensor(math.inf), torch.tensor(0.0), torch.tensor(1.0)),
-        lambda: ops.range_1d(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1e-12)),
-        lambda: ops.range_1d(torch.tensor(math.nan), torch.tensor(0.0), torch.tensor(1.0)),
-        lambda: ops.one_hot(torch.zeros(2, dtype=torch.int32), -1),
-        lambda: ops.one_hot(torch.zeros(2, dtype=torch.int32), 2**40),
-        lambda: ops.one_hot(torch.zeros(2, dtype=torch.int32), 3, axis=2),
-        lambda: ops.select(torch.ones(2**12, 1, 1) > 0, torch.ones(2**12, 1), torch.ones(2**12)),
-        lambda: ops.pad(ONE, [1]),
-        lambda: ops.pad(ONE, [1] * 6),
-        lambda: ops.pad(ONE, [-1, 0]),
-        lambda: ops.pad(ONE, [2**40, 0]),
-        lambda: ops.pad(ONE, [3, 0], "reflect"),
-        lambda: ops.pad(ONE, [1, 0], "circular"),
-        lambda: ops.pad(torch.ones(2, 0), [1, 0], "replicate"),
-        lambda: ops.tile(ONE, [1]),
-        lambda: ops.tile(ONE, [0, 1]),
-        lambda: ops.tile(ONE, [2**30, 2**30]),
-        lambda: ops.concat([ONE, ONE], 2, interleave=True),
-        lambda: ops.split(ONE, 1, num_splits=2),
-        lambda: ops.split(ONE, 1, num_splits=0),
-        lambda: ops.split(ONE, 1),
-        lambda: ops.split(ONE, 1, num_splits=3, split_sizes=[1, 2]),
-        lambda: ops.split(ONE, 5, num_splits=1),
-        lambda: ops.cumsum(ONE, 2),
-        lambda: ops.topk(ONE, 4),
-        lambda: ops.topk(ONE, -2),
-        lambda: ops.topk(ONE, 1, output_indices_dtype="int8"),
-        lambda: ops.classify(ONE, ["a"]),
-        lambda: ops.non_maximum_suppression(torch.ones(1, 2, 4), torch.ones(1, 2, 1), 0.5, 0.5, 0),
-        lambda: ops.non_maximum_suppression(torch.ones(1, 2, 4), torch.ones(1, 3, 1), 0.5, 0.5, 1),
-        lambda: ops.non_maximum_suppression(torch.ones(1, 2, 4), torch.ones(1, 2, 1), 0.5, 0.5, 2**40),
+        (lambda: ops.fill([2**20, 2**20]), "a result fits into memory"),
+        (lambda: ops.fill([-1]), "a result fits into memory"),
+        (lambda: ops.range_1d(torch.tensor(5), torch.tensor(0), torch.tensor(0)), "a step is not zero"),
+        (lambda: ops.range_1d(torch.tensor(math.inf), torch.tensor(0.0), torch.tensor(1.0)), "a range is finite"),
+        (lambda: ops.range_1d(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(1e-12)), "a result fits into memory"),
+        (lambda: ops.range_1d(torch.tensor(math.nan), torch.tensor(0.0), torch.tensor(1.0)), "a range is finite"),
+        (lambda: ops.one_hot(torch.zeros(2, dtype=torch.int32), -1), "a result fits into memory"),
+        (lambda: ops.one_hot(torch.zeros(2, dtype=torch.int32), 2**40), "a result fits into memory"),
+        (lambda: ops.one_hot(torch.zeros(2, dtype=torch.int32), 3, axis=2), "an axis lies within rank 2"),
+        (
+            lambda: ops.select(torch.ones(2**12, 1, 1) > 0, torch.ones(2**12, 1), torch.ones(2**12)),
+            "a result fits into memory",
+        ),
+        (lambda: ops.pad(ONE, [1]), "at most 2 pairs of padding are not negative"),
+        (lambda: ops.pad(ONE, [1] * 6), "at most 2 pairs of padding are not negative"),
+        (lambda: ops.pad(ONE, [-1, 0]), "at most 2 pairs of padding are not negative"),
+        (lambda: ops.pad(ONE, [2**40, 0]), "a result fits into memory"),
+        (lambda: ops.pad(ONE, [3, 0], "reflect"), "an extent of 3 can be continued so far"),
+        (lambda: ops.pad(ONE, [1, 0], "circular"), "mode is constant, reflect or replicate"),
+        (lambda: ops.pad(torch.ones(2, 0), [1, 0], "replicate"), "an extent of 0 can be continued so far"),
+        (lambda: ops.tile(ONE, [1]), "each of 2 axes is repeated at least once"),
+        (lambda: ops.tile(ONE, [0, 1]), "each of 2 axes is repeated at least once"),
+        (lambda: ops.tile(ONE, [2**30, 2**30]), "a result fits into memory"),
+        (lambda: ops.concat([ONE, ONE], 2, interleave=True), "an axis lies within rank 2"),
+        (lambda: ops.split(ONE, 1, num_splits=2), "an extent of 3 is split into equal parts"),
+        (lambda: ops.split(ONE, 1, num_splits=0), "an extent of 3 is split into equal parts"),
+        (lambda: ops.split(ONE, 1), "an extent of 3 is split into equal parts"),
+        (lambda: ops.split(ONE, 1, num_splits=3, split_sizes=[1, 2]), "num_splits counts split_sizes [1, 2]"),
+        (lambda: ops.split(ONE, 5, num_splits=1), "an axis lies within rank 2"),
+        (lambda: ops.cumsum(ONE, 2), "an axis lies within rank 2"),
+        (lambda: ops.topk(ONE, 4), "k lies within 0…3"),
+        (lambda: ops.topk(ONE, -2), "k lies within 0…3"),
+        (lambda: ops.topk(ONE, 1, output_indices_dtype="int8"), "indices are int32 or uint16"),
+        (lambda: ops.classify(ONE, ["a"]), "each of 6 probabilities has a class"),
+        (
+            lambda: ops.non_maximum_suppression(torch.ones(1, 2, 4), torch.ones(1, 2, 1), 0.5, 0.5, 0),
+            "at least one of as many boxes as scores is selected",
+        ),
+        (
+            lambda: ops.non_maximum_suppression(torch.ones(1, 2, 4), torch.ones(1, 3, 1), 0.5, 0.5, 1),
+            "at least one of as many boxes as scores is selected",
+        ),
+        (
+            lambda: ops.non_maximum_suppression(torch.ones(1, 2, 4), torch.ones(1, 2, 1), 0.5, 0.5, 2**40),
+            "a result fits into memory",
+        ),
     ],
 )
-def test_refuses(call):
-    with pytest.raises(OperationError):
+def test_refuses(call, said):
+    with pytest.raises(OperationError, match=re.escape(said)):
         call()
 
 
 def test_torch_refuses_the_rest():
     calls = [
-        lambda: ops.concat([ONE, torch.ones(3, 2)], 0),
-        lambda: ops.stack([ONE, torch.ones(3, 2)], 0),
-        lambda: ops.split(ONE, 1, split_sizes=[1, 1]),
-        lambda: ops.split(ONE, 1, split_sizes=[-1, 4]),
-        lambda: ops.argsort(ONE, 2),
-        lambda: ops.select(ONE > 0, torch.ones(4), torch.ones(1)),
+        (lambda: ops.concat([ONE, torch.ones(3, 2)], 0), "Sizes of tensors must match"),
+        (lambda: ops.stack([ONE, torch.ones(3, 2)], 0), "equal size"),
+        (lambda: ops.split(ONE, 1, split_sizes=[1, 1]), "sum exactly to 3"),
+        (lambda: ops.split(ONE, 1, split_sizes=[-1, 4]), "non-negative"),
+        (lambda: ops.argsort(ONE, 2), "out of range"),
+        (lambda: ops.select(ONE > 0, torch.ones(4), torch.ones(1)), "broadcast"),
     ]
-    for call in calls:
-        with pytest.raises((RuntimeError, IndexError)):
+    for call, said in calls:
+        with pytest.raises((RuntimeError, IndexError), match=said):
             call()

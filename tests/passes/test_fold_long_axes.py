@@ -125,6 +125,7 @@ NEAR_MISSES = {
     "a norm that is not written out": (lambda self, x: f.group_norm(x, 1), "group_norm.default"),
     "a maximum that may be negative": (lambda self, x: x.amax((1, 2), True), "amax.default"),
     "a mean that drops its axes": (lambda self, x: x.mean((1, 2)), "mean.dim"),
+    "a mean of the channels": (lambda self, x: x.mean(1, True), "mean.dim"),
     "glu of the axis itself": (lambda self, x: f.glu(x, 2), "glu.default"),
     "a quotient of two": (lambda self, x: x / (x * x + 1), "div.Tensor"),
     "padding in front": (lambda self, x: f.pad(x, (1, 0)), "pad.default"),

@@ -67,6 +67,16 @@ def test_broken_plans_are_named(tmp_path, text, message):
         plans.load(tmp_path / "plan.toml")
 
 
+def test_a_module_belongs_to_one_stage():
+    """Its nodes would go to whichever stage comes first; a path below another one's is what a plan may say."""
+    stages = [stage.model_dump() for stage in HYBRID_PLAN.stages]
+    stages[3]["modules"] = ["up", "down.inner"]
+    assert plans.changed(HYBRID_PLAN, stages=stages).stages[3].modules == ("up", "down.inner")
+    stages[3]["modules"] = ["up", "down"]
+    with pytest.raises(PlanError, match=r"two stages have the same modules: \['down'\]"):
+        plans.changed(HYBRID_PLAN, stages=stages)
+
+
 def test_missing_plan_is_named(tmp_path):
     with pytest.raises(PlanError, match="none.toml"):
         plans.load(tmp_path / "none.toml")

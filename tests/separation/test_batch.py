@@ -376,7 +376,7 @@ def test_what_nobody_foresaw_stops_one_file(tmp_path, toy, monkeypatch):
     assert isinstance(outcome.error, InternalError)
     assert "ZeroDivisionError: by zero" in str(outcome.error)
     monkeypatch.setenv("SPLITTER_DEBUG", "1")
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError, match="by zero"):
         separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
 
 

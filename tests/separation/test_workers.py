@@ -48,21 +48,21 @@ def test_it_is_another_process_that_stays(worker):
 
 
 def test_errors_arrive_as_they_are(worker):
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(UsageError, match="this is refused; got that") as caught:
         call(worker, refuse, "that")
     assert (str(caught.value), caught.value.fix) == ("this is refused; got that. Leave it.", "Leave it.")
 
 
 def test_who_dies_is_replaced(worker):
     first = call(worker, os.getpid)
-    with pytest.raises(WorkerError):
+    with pytest.raises(WorkerError, match="one that was killed"):
         call(worker, die)
     assert call(worker, os.getpid) not in (first, os.getpid())
 
 
 def test_death_between_two_calls_is_noticed(worker):
     psutil.Process(call(worker, os.getpid)).kill()
-    with pytest.raises(WorkerError):
+    with pytest.raises(WorkerError, match="one that was killed"):
         call(worker, max, 3, 5)
     assert call(worker, max, 3, 5) == 5
 

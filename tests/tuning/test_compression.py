@@ -279,9 +279,14 @@ def test_the_smallest_that_holds_is_found_by_running_it(search):
 
 def test_weights_are_put_back(search):
     values = {one: search._exchange._held[one].clone() for one in search._all}
-    with pytest.raises(ZeroDivisionError), search._exchange.forms(dict.fromkeys(search._all, "pal4")):
-        assert not any(torch.equal(search._exchange._held[one], own) for one, own in values.items())
-        raise ZeroDivisionError
+
+    def fail():
+        with search._exchange.forms(dict.fromkeys(search._all, "pal4")):
+            assert not any(torch.equal(search._exchange._held[one], own) for one, own in values.items())
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail()
     assert all(torch.equal(search._exchange._held[one], own) for one, own in values.items())
 
 

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
 from torch import nn
 
 import splitter
@@ -144,6 +145,39 @@ def test_groups_hold_what_is_moved_and_all_that_touches_it(trial):
     for one in moved:
         (given,) = (argument.name for argument in one.inputs["x"])
         assert any({given, one.name} <= group.values for group in groups), one.name
+
+
+class Normed(nn.Module):
+    """A convolution and a norm of two groups, written out: its statistics are a 64th of the values, and no less."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(2, 8, 4, 4)
+
+    def forward(self, x):
+        y = self.conv(x).reshape(1, 2, -1)
+        y = y - y.mean(2, keepdim=True)
+        return (y * torch.rsqrt(y.square().mean(2, keepdim=True) + 1e-5)).reshape(1, 8, -1)
+
+
+def test_statistics_of_a_norm_are_rounded_together_and_its_values_one_by_one(tmp_path, noise_path):
+    model = Hybrid()
+    model.down = Normed()
+    (bundle,) = splitter.build(separating(model), tmp_path / "b", plan=PACKAGES_PLAN, reference=False).members
+    trial = Trial(bundle, excerpts([noise_path], bundle))
+    (root,) = (one for one in trial.packages["encoder"].operations if one.type == "rsqrt")
+    group_of = {value: one.values for one in measure(trial, lambda step: None) for value in one.values}
+    (variance,) = (argument.name for argument in root.inputs["x"])
+    assert variance in group_of[root.outputs[0].name]
+    (product,) = (
+        one
+        for one in trial.packages["encoder"].operations
+        if any(isinstance(value, Ref) and value.name == root.outputs[0].name for value in read_by(one))
+    )
+    large = [argument.name for many in (product.inputs["x"], product.inputs["y"]) for argument in many]
+    large = {*large, product.outputs[0].name} - {root.outputs[0].name}
+    assert len(large) == 2
+    assert len({group_of[name] for name in (*large, variance)}) == 3
 
 
 def test_choices_grow_from_nothing_to_everything(search):

@@ -16,6 +16,7 @@ from splitter.verification.verify import verify_bundle
 
 from ..mil.harness import mb, package
 from ..sealing import reseal
+from ..toys import PACKAGES_PLAN, separating
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,20 @@ def test_a_broken_reference_is_blamed_where_it_stands(small, tmp_path, package, 
     checks, _ = package_checks(bundle, segment_of(bundle, "decoder"), small.goldens())
     found = statuses(checks)
     assert {kind for kind in found if Status.FAIL in found[kind]} == blamed
+
+
+def test_each_compressed_weight_is_found_and_judged_by_its_own_limit(tmp_path):
+    """On the toy, whose packages take no minutes: what the shipped package decodes, against the one before."""
+    plan = plans.changed(PACKAGES_PLAN, compression={"form": "int8", "min_elements": 16})
+    (bundle,) = splitter.build(separating(), tmp_path / "b", plan=plan).members
+    for name in ("encoder", "transformer", "decoder"):
+        segment = segment_of(bundle, name)
+        assert segment.artifact.details["compressed"]
+        checks, _ = package_checks(bundle, segment, bundle.goldens())
+        (weight,) = (c for c in checks if c.kind == "compression" and c.subject not in segment.outputs)
+        assert weight.subject in bundle.program(segment.program).weights
+        assert weight.status is Status.PASS
+        assert 28 == weight.limit_db < weight.parity.snr_db < 60
 
 
 @pytest.mark.slow

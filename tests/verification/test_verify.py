@@ -10,10 +10,12 @@ import splitter
 from splitter import verify
 from splitter.bundle import goldens
 from splitter.bundle.directory import Bundle, load_any
+from splitter.plan import schema as plans
 from splitter.runtime.engines.coreml_engine import CoreMLEngine
 from splitter.verification.verify import Status, verify_bundle
 
 from ..sealing import reseal, seal
+from ..toys import PACKAGES_PLAN, separating
 
 
 @pytest.fixture
@@ -137,12 +139,37 @@ def test_goldens_of_another_machine_are_held_to_decibels(toy_copy):
 
 
 def test_silent_golden_is_not_a_pass(toy_copy):
+    """Against silence a mean of almost nothing proves nothing, and sound is wrong."""
     golden = load_file(toy_copy / "goldens.safetensors")
-    golden["waveform_mean"][:] = 0
+    golden["waveform_mean"][:] = golden["down"][:] = 0
     save_file(golden, toy_copy / "goldens.safetensors")
     report = verify_bundle(resealed(toy_copy))
-    statuses = {check.status for check in report.checks if check.subject == "waveform_mean" and check.kind == "golden"}
-    assert statuses <= {Status.NOT_APPLICABLE, Status.FAIL}
+    assert not report.passed
+    for name, status in (("waveform_mean", Status.NOT_APPLICABLE), ("down", Status.FAIL)):
+        checks = [check for check in report.checks if (check.kind, check.subject) == ("golden", name)]
+        assert {check.scope for check in checks} == {"local", "accumulated"}
+        assert {check.status for check in checks} == {status}
+        assert {check.parity.snr_db for check in checks} == {None}
+
+
+def test_half_precision_boundaries_are_verified_as_they_run_and_without_their_rounding(tmp_path):
+    """What is written by hand is held against the graph in the graph's own precision; the run as it is, against less."""
+    plan = plans.changed(PACKAGES_PLAN, boundary_dtype="fp16")
+    (bundle,) = splitter.build(separating(), tmp_path / "half", plan=plan).members
+    assert {name for name, spec in bundle.tensors.items() if spec.dtype == "float16"} >= {"waveform", "down", "up"}
+    report = verify_bundle(bundle)
+    assert report.passed
+    assert report.partition_max_abs == 0.0
+    host = {check.subject: check.parity.snr_db for check in report.checks if check.kind == "host"}
+    assert host.keys() == {"waveform", "waveform_mean", "waveform_std", "restored"}
+    assert min(host["waveform"], host["restored"]) > 110
+    produced = {spec.name for spec in bundle.manifest.tensors if spec.producer != "input"}
+    rounded = {check.subject: check for check in report.checks if check.kind == "boundary"}
+    assert rounded.keys() == produced
+    assert {check.limit_db for check in rounded.values()} == {plan.tolerances.boundary_fp16_snr_db}
+    assert plan.tolerances.boundary_fp16_snr_db < rounded["restored"].parity.snr_db < 90
+    limits = {check.limit_db for check in report.checks if check.kind == "package"}
+    assert limits == {plan.tolerances.package_fp16_snr_db}
 
 
 def test_package_that_is_not_what_the_manifest_says_fails(toy_copy):
