@@ -21,11 +21,13 @@ def page() -> str:
         "device confirms one.",
     ]
     for group in GROUPS:
-        mine = [one for one in rules().values() if one.check.__module__.endswith(f".{group}")]
+        mine = [rule for rule in rules().values() if rule.check.__module__.endswith(f".{group}")]
         lines += ["", f"## {group}", "", "| rule | severity | finds | why | likely fix |", "|---|---|---|---|---|"]
-        for one in mine:
-            mark = " ⊘" if one.off_engine else ""
-            lines.append(f"| [`{one.id}`]({one.source}){mark} | {one.severity} | {one.title} | {one.why} | {one.fix} |")
+        for rule in mine:
+            mark = " ⊘" if rule.off_engine else ""
+            lines.append(
+                f"| [`{rule.id}`]({rule.source}){mark} | {rule.severity} | {rule.title} | {rule.why} | {rule.fix} |"
+            )
     return "\n".join(lines) + "\n"
 
 

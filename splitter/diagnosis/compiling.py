@@ -81,5 +81,5 @@ def branches(subject: Subject) -> Iterator[Note]:
 )
 def slow_stride(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type == "conv" and (slow := [one for one in node.integers("strides") if one in _SLOW_STRIDES]):
+        if node.type == "conv" and (slow := [stride for stride in node.integers("strides") if stride in _SLOW_STRIDES]):
             yield Note(f"stride {slow[0]}", node)

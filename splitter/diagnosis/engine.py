@@ -136,7 +136,7 @@ def strided_kernel(subject: Subject) -> Iterator[Note]:
     for node, kernel in _kernels(subject):
         if node.type != "conv_transpose":
             continue
-        strides = _two([int(one) for one in node.numbers("strides")])
+        strides = _two([int(number) for number in node.numbers("strides")])
         for extent, stride, limit in zip(kernel, strides, subject.chip.strided_kernel, strict=True):
             if stride > 1 and extent > limit:
                 yield Note(f"kernel {kernel[0]}×{kernel[1]} with a stride, the limit is {limit}", node)

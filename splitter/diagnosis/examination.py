@@ -86,18 +86,18 @@ class DoctorReport:
 
     @property
     def counts(self) -> dict[Severity, int]:
-        found = Counter(one.severity for diagnosis in self.diagnoses for one in diagnosis.findings)
+        found = Counter(finding.severity for diagnosis in self.diagnoses for finding in diagnosis.findings)
         return {severity: found[severity] for severity in Severity}
 
     def flop_share(self, *, in_half: bool) -> float | None:
         """Share of all packages' convolution and product FLOPs that can run on the engine; None if there are none."""
-        placements = [one.placement_in_half if in_half else one.placement for one in self.diagnoses]
-        total = sum(one.flops for one in placements)
-        return sum(one.flops_on_engine for one in placements) / total if total else None
+        placements = [diagnosis.placement_in_half if in_half else diagnosis.placement for diagnosis in self.diagnoses]
+        total = sum(placement.flops for placement in placements)
+        return sum(placement.flops_on_engine for placement in placements) / total if total else None
 
     def fails(self, level: Severity | None) -> bool:
         """Whether something at least as bad as a level was found."""
-        return level is not None and any(count and one.reaches(level) for one, count in self.counts.items())
+        return level is not None and any(count and severity.reaches(level) for severity, count in self.counts.items())
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -109,7 +109,7 @@ class DoctorReport:
                 "dtype_rule_counted": self.flop_share(in_half=False),
                 "dtype_rule_not_counted": self.flop_share(in_half=True),
             },
-            "packages": [_json(one) for one in self.diagnoses],
+            "packages": [_json(diagnosis) for diagnosis in self.diagnoses],
         }
 
 
@@ -172,7 +172,7 @@ def _packages(
         yield path, Path.read_bytes, inputs if run else None, ()
         return
     for bundle in load_any(path).members:
-        segments = [one for one in bundle.segments if one.artifact.path.endswith(".mlpackage")]
+        segments = [segment for segment in bundle.segments if segment.artifact.path.endswith(".mlpackage")]
         given = (inputs if inputs is not None else bundle.goldens()) if run and segments else None
         for segment in segments:
             package = bundle.path / segment.artifact.path
@@ -226,7 +226,7 @@ def _diagnosis(model: mil.Model, chip: Chip, inputs: Mapping[str, Array] | None,
         package=str(model.path),
         function=model.function_name,
         measured=subject.measured,
-        findings=tuple(sorted(findings, key=lambda one: order.index(one.severity))),
+        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.severity))),
         placement=as_it_is,
         placement_in_half=in_half,
         compile_time=compile_time(as_it_is.operations_on_engine),
@@ -234,16 +234,16 @@ def _diagnosis(model: mil.Model, chip: Chip, inputs: Mapping[str, Array] | None,
     )
 
 
-def _json(one: Diagnosis) -> dict[str, Any]:
+def _json(diagnosis: Diagnosis) -> dict[str, Any]:
     return {
-        "package": one.package,
-        "function": one.function,
-        "measured": one.measured,
+        "package": diagnosis.package,
+        "function": diagnosis.function,
+        "measured": diagnosis.measured,
         "engine": {
-            "dtype_rule_counted": _engine(one.placement, one.compile_time),
-            "dtype_rule_not_counted": _engine(one.placement_in_half, one.compile_time_in_half),
+            "dtype_rule_counted": _engine(diagnosis.placement, diagnosis.compile_time),
+            "dtype_rule_not_counted": _engine(diagnosis.placement_in_half, diagnosis.compile_time_in_half),
         },
-        "findings": [asdict(finding) for finding in one.findings],
+        "findings": [asdict(finding) for finding in diagnosis.findings],
     }
 
 

@@ -102,9 +102,11 @@ def target(subject: Subject) -> Iterator[Note]:
 )
 def boundary(subject: Subject) -> Iterator[Note]:
     for asked in subject.asked:
-        for one in (*subject.facts.inputs, *subject.facts.outputs):
-            if asked.boundary and one.dtype in ("fp32", "fp16", "fp64") and one.dtype != asked.boundary:
-                yield Note(f"{asked.source} says {asked.boundary}; {one.name!r} is {one.dtype}", output=one.name)
+        for feature in (*subject.facts.inputs, *subject.facts.outputs):
+            if asked.boundary and feature.dtype in ("fp32", "fp16", "fp64") and feature.dtype != asked.boundary:
+                yield Note(
+                    f"{asked.source} says {asked.boundary}; {feature.name!r} is {feature.dtype}", output=feature.name
+                )
 
 
 @rule(

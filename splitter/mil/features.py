@@ -61,34 +61,34 @@ class Feature:
 def described(proto: Any, function: Function) -> tuple[tuple[Feature, ...], tuple[Feature, ...]]:
     """Inputs and outputs of a function, by its description in the package."""
     description = proto.description
-    for one in description.functions:
-        if one.name == function.name:
-            description = one
-    inputs = tuple(_feature(one) for one in description.input)
-    return inputs, tuple(_feature(one) for one in description.output)
+    for entry in description.functions:
+        if entry.name == function.name:
+            description = entry
+    inputs = tuple(_feature(feature) for feature in description.input)
+    return inputs, tuple(_feature(feature) for feature in description.output)
 
 
-def _feature(one: Any) -> Feature:
-    kind = one.type.WhichOneof("Type")
+def _feature(feature: Any) -> Feature:
+    kind = feature.type.WhichOneof("Type")
     if kind == "imageType":
-        image = one.type.imageType
+        image = feature.type.imageType
         colour = _COLOURS.get(image.colorSpace, "RGB")
         usual = (image.height, image.width)
         sizes = tuple((size.height, size.width) for size in image.enumeratedSizes.sizes)
         limits = image.imageSizeRange.heightRange, image.imageSizeRange.widthRange
         ranged = image.WhichOneof("SizeFlexibility") == "imageSizeRange"
         return Feature(
-            one.name,
+            feature.name,
             usual,
             "uint8",
-            one.shortDescription,
+            feature.shortDescription,
             colour,
-            one.type.isOptional,
+            feature.type.isOptional,
             shapes=sizes or (() if ranged else (usual,)),
             bounds=tuple((limit.lowerBound, limit.upperBound) for limit in limits) if ranged else (),
         )
     if kind == "multiArrayType":
-        array = one.type.multiArrayType
+        array = feature.type.multiArrayType
         shape = tuple(array.shape)
         if not shape and array.WhichOneof("ShapeFlexibility") == "enumeratedShapes" and array.enumeratedShapes.shapes:
             shape = tuple(array.enumeratedShapes.shapes[0].shape)
@@ -96,17 +96,17 @@ def _feature(one: Any) -> Feature:
         value = float(getattr(array, default)) if default else 0.0
         name = _ARRAY_DTYPES.get(array.dataType, "fp32")
         return Feature(
-            one.name,
+            feature.name,
             shape,
             name,
-            one.shortDescription,
+            feature.shortDescription,
             "",
-            one.type.isOptional,
+            feature.type.isOptional,
             value,
             shapes=tuple(tuple(known.shape) for known in array.enumeratedShapes.shapes),
             bounds=tuple((limit.lowerBound, limit.upperBound) for limit in array.shapeRange.sizeRanges),
         )
-    return Feature(one.name, (), str(kind), one.shortDescription, "", one.type.isOptional)
+    return Feature(feature.name, (), str(kind), feature.shortDescription, "", feature.type.isOptional)
 
 
 def taken(features: tuple[Feature, ...], function: Function, data: Mapping[str, Any], package: str) -> dict[str, Any]:
@@ -115,8 +115,8 @@ def taken(features: tuple[Feature, ...], function: Function, data: Mapping[str, 
     Raises:
         UsageError: Something is missing, unknown, or of another shape.
     """
-    declared = {one.name: one.type for one in function.inputs if not isinstance(one.type, StateType)}
-    known = {one.name: one for one in features}
+    declared = {named.name: named.type for named in function.inputs if not isinstance(named.type, StateType)}
+    known = {feature.name: feature for feature in features}
     if unknown := sorted(data.keys() - declared.keys()):
         raise UsageError(f"inputs of {package} are {', '.join(declared)}", received=", ".join(unknown))
     values: dict[str, Any] = {}
@@ -188,9 +188,9 @@ def as_array(tensor: Tensor, kind: TensorType) -> Array:
 def given(features: tuple[Feature, ...], function: Function, results: Mapping[str, Any]) -> dict[str, Any]:
     """Results as a caller takes them, in the order of the description."""
     types = _result_types(function)
-    order = [one.name for one in features if one.name in results] or list(results)
+    order = [feature.name for feature in features if feature.name in results] or list(results)
     order += [name for name in results if name not in order]
-    known = {one.name: one for one in features}
+    known = {feature.name: feature for feature in features}
     outputs = {}
     for name in order:
         value, feature = results[name], known.get(name)
@@ -206,8 +206,8 @@ def given(features: tuple[Feature, ...], function: Function, results: Mapping[st
 
 
 def _result_types(function: Function) -> dict[str, TensorType]:
-    kinds = {one.name: one.type for one in function.inputs}
-    kinds |= {one.name: one.type for operation in function.block.operations for one in operation.outputs}
+    kinds = {named.name: named.type for named in function.inputs}
+    kinds |= {output.name: output.type for operation in function.block.operations for output in operation.outputs}
     return {name: kind for name in function.block.outputs if isinstance(kind := kinds[name], TensorType)}
 
 

@@ -128,11 +128,11 @@ class Node:
         value = self.value(parameter)
         if value is None or not isinstance(value.constant, Tensor):
             return []
-        return [float(one) for one in value.constant.reshape(-1)]
+        return [float(number) for number in value.constant.reshape(-1)]
 
     def integers(self, parameter: str) -> list[int]:
         """The same, of whole numbers."""
-        return [int(one) for one in self.numbers(parameter)]
+        return [int(number) for number in self.numbers(parameter)]
 
     def text(self, parameter: str) -> str:
         """A constant string argument; empty if it is left out."""
@@ -175,7 +175,7 @@ class Graph:
 
 def graph_of(function: Function) -> Graph:
     """Resolve every name of a function."""
-    scope = {one.name: _declared(one) for one in function.inputs}
+    scope = {named.name: _declared(named) for named in function.inputs}
     graph = Graph(tuple(scope.values()))
     graph.outputs = _walk(function.block, function.opset, graph, scope)
     for node in (*graph.weights, *graph.nodes):
@@ -186,8 +186,8 @@ def graph_of(function: Function) -> Graph:
 
 def _walk(block: Block, opset: str, graph: Graph, scope: dict[str, Value]) -> tuple[Value, ...]:
     scope = dict(scope)
-    for one in block.inputs:
-        scope[one.name] = _declared(one)
+    for named in block.inputs:
+        scope[named.name] = _declared(named)
     for operation in block.operations:
         if operation.type == "const":
             value = _declared(operation.outputs[0])
@@ -196,11 +196,11 @@ def _walk(block: Block, opset: str, graph: Graph, scope: dict[str, Value]) -> tu
             scope[value.name] = value
             continue
         given = dict(operation.inputs) | {key: (value,) for key, value in operation.attributes.items()}
-        inputs = {key: tuple(_argument(one, scope) for one in many) for key, many in given.items()}
+        inputs = {key: tuple(_argument(argument, scope) for argument in many) for key, many in given.items()}
         inner = tuple(value for body in operation.blocks for value in _walk(body, opset, graph, scope))
         node = Node(operation, ops.record(operation.type, opset), inputs, inner=inner)
         weight = operation.type.startswith("constexpr")
-        node.outputs = tuple(_declared(one) for one in operation.outputs)
+        node.outputs = tuple(_declared(output) for output in operation.outputs)
         for value in node.outputs:
             value.producer, value.fixed = node, weight
             scope[value.name] = value
@@ -208,8 +208,8 @@ def _walk(block: Block, opset: str, graph: Graph, scope: dict[str, Value]) -> tu
     return tuple(scope[name] for name in block.outputs)
 
 
-def _declared(one: NamedType) -> Value:
-    return Value(one.name, _tensor(one.type))
+def _declared(named: NamedType) -> Value:
+    return Value(named.name, _tensor(named.type))
 
 
 def _tensor(kind: ValueType) -> TensorType | None:

@@ -60,7 +60,7 @@ class _Step:
     @property
     def reads(self) -> set[int]:
         """Slots it reads, those its bodies read included."""
-        own = {slot for one in self.dynamic for slot in one.slots}
+        own = {slot for argument in self.dynamic for slot in argument.slots}
         return own.union(*(block.reads for block in self.blocks))
 
 
@@ -112,9 +112,9 @@ class Interpreter:
         self._constants: dict[int, Value] = {}
         self._ledger = Ledger()  # of the constants
         self._types: dict[int, TensorType] = {}
-        scope = {one.name: self._new_slot(one.type) for one in function.inputs}
+        scope = {named.name: self._new_slot(named.type) for named in function.inputs}
         self._inputs = dict(scope)
-        self._states = {one.name for one in function.inputs if isinstance(one.type, StateType)}
+        self._states = {named.name for named in function.inputs if isinstance(named.type, StateType)}
         self._body = self._compile(function.block, scope)
         self._output_names = function.block.outputs
 
@@ -148,7 +148,7 @@ class Interpreter:
         ledger.charge(sum(map(memory.allocated, (*inputs.values(), *states.values()))))
         with torch.no_grad(), memory.counted(ledger):
             results = self._run(self._body, slots, _Run(states, generator, listener, count(), ledger))
-            taken = {_storage(one) for one in (*self._constants.values(), *inputs.values(), *states.values())}
+            taken = {_storage(value) for value in (*self._constants.values(), *inputs.values(), *states.values())}
             return dict(zip(self._output_names, _own(results, taken, ledger), strict=True))
 
     # -------------------------------------------------------------------------------- compiling
@@ -162,7 +162,7 @@ class Interpreter:
     def _compile(self, block: Block, scope: MutableMapping[str, int]) -> _Compiled:
         """Bind a block's operations; its names end with it."""
         scope = ChainMap({}, scope)  # no copy, which for thousands of blocks would take minutes
-        inputs = tuple(scope.setdefault(one.name, self._new_slot(one.type)) for one in block.inputs)
+        inputs = tuple(scope.setdefault(named.name, self._new_slot(named.type)) for named in block.inputs)
         bound = [step for operation in block.operations if (step := self._bind(operation, scope)) is not None]
         outputs = tuple(scope[name] for name in block.outputs)
         last = _last_uses(inputs, bound, outputs)
@@ -196,7 +196,7 @@ class Interpreter:
                     dynamic.append(Argument(parameter, slots))
         if unknown := sorted(known):
             raise self._error(operation, "operations take the parameters Core ML documents", f"{', '.join(unknown)}")
-        blocks = tuple(self._compile(one, scope) for one in operation.blocks)
+        blocks = tuple(self._compile(body, scope) for body in operation.blocks)
         outputs = []
         for output in operation.outputs:
             scope[output.name] = self._new_slot(output.type)
@@ -339,7 +339,8 @@ class Interpreter:
             if len(results) != len(operation.outputs):
                 raise OperationError(f"{operation.type} gives {len(operation.outputs)} results", received=len(results))
             return [
-                self._declared(one, output.type, tile) for one, output in zip(results, operation.outputs, strict=True)
+                self._declared(value, output.type, tile)
+                for value, output in zip(results, operation.outputs, strict=True)
             ]
         except SplitterError as error:
             raise self._named(operation, error) from error
@@ -391,14 +392,14 @@ def _storage(value: Value) -> int | None:
 
 def _own(results: list[Value], taken: set[int | None], ledger: Ledger) -> Iterator[Value]:
     """Results in memory of their own: a caller may write into what he is given."""
-    for one in results:
-        place = _storage(one)
+    for result in results:
+        place = _storage(result)
         if place is not None and place in taken:
-            ledger.check(one.nbytes)
-            one = one.clone()  # noqa: PLW2901 - it is the same value
-            ledger.hold(one)
+            ledger.check(result.nbytes)
+            result = result.clone()  # noqa: PLW2901 - it is the same value
+            ledger.hold(result)
         taken.add(place)
-        yield one
+        yield result
 
 
 def _extended(shape: Sequence[int | None], axis: int, extent: int) -> tuple[int | None, ...]:

@@ -25,16 +25,21 @@ def can_be_half(function: Function) -> tuple[Operation, ...]:
     Each gives float32, is no cast and no constant, and reads no constant beyond what half precision holds
     (infinities, as of masks, aside).
     """
-    huge = {one.name for one in function.block.operations if one.type == "const" and _is_huge(one.attributes["val"])}
+    huge = {
+        operation.name
+        for operation in function.block.operations
+        if operation.type == "const" and _is_huge(operation.attributes["val"])
+    }
     return tuple(
-        one
-        for one in function.block.operations
-        if not one.blocks
-        and one.type not in ("const", "cast")
-        and not one.type.startswith("constexpr")
-        and any(is_single(output.type) for output in one.outputs)
+        operation
+        for operation in function.block.operations
+        if not operation.blocks
+        and operation.type not in ("const", "cast")
+        and not operation.type.startswith("constexpr")
+        and any(is_single(output.type) for output in operation.outputs)
         and not any(
-            argument.name in huge if isinstance(argument, Ref) else _is_huge(argument) for argument in read_by(one)
+            argument.name in huge if isinstance(argument, Ref) else _is_huge(argument)
+            for argument in read_by(operation)
         )
     )
 
@@ -50,7 +55,7 @@ def in_half(function: Function, names: AbstractSet[str]) -> Function:
         names: Operations by the name of their first result, of those that `can_be_half`.
     """
     operations: list[Operation] = []
-    types: dict[str, ValueType] = {one.name: one.type for one in function.inputs}
+    types: dict[str, ValueType] = {named.name: named.type for named in function.inputs}
     constants: dict[str, Operation] = {}
     wide, narrow = set(types), set[str]()  # values that exist as declared, and in half precision beside
 
@@ -89,11 +94,12 @@ def in_half(function: Function, names: AbstractSet[str]) -> Function:
         inputs = {key: tuple(map(halved, many)) for key, many in operation.inputs.items()}
         singles = {output.name for output in operation.outputs if is_single(output.type)}
         outputs = tuple(
-            NamedType(_half(one.name), half_type(one.type)) if one.name in singles else one for one in operation.outputs
+            NamedType(_half(output.name), half_type(output.type)) if output.name in singles else output
+            for output in operation.outputs
         )
         operations.append(replace(operation, inputs=inputs, outputs=outputs))
         narrow |= singles
-        wide |= {one.name for one in operation.outputs} - singles
+        wide |= {output.name for output in operation.outputs} - singles
     for name in function.block.outputs:
         widen(name)
     return replace(function, block=replace(function.block, operations=tuple(operations)))
@@ -112,26 +118,30 @@ def roundtrip_fp16(function: Function, names: AbstractSet[str]) -> Function:
         operations.append(_cast(name, NamedType(_half(name), half_type(kind))))
         operations.append(_cast(_half(name), NamedType(result, kind)))
 
-    renamed = {one.name: f"{one.name}_rounded" for one in function.inputs if one.name in names}
-    for one in function.inputs:
-        if one.name in renamed:
-            pass_through(one.name, one.type, renamed[one.name])
+    renamed = {named.name: f"{named.name}_rounded" for named in function.inputs if named.name in names}
+    for named in function.inputs:
+        if named.name in renamed:
+            pass_through(named.name, named.type, renamed[named.name])
     for operation in function.block.operations:
         inputs = {
-            key: tuple(Ref(renamed.get(one.name, one.name)) if isinstance(one, Ref) else one for one in many)
+            key: tuple(
+                Ref(renamed.get(argument.name, argument.name)) if isinstance(argument, Ref) else argument
+                for argument in many
+            )
             for key, many in operation.inputs.items()
         }
-        rounded = [one for one in operation.outputs if one.name in names and is_single(one.type)]
+        rounded = [output for output in operation.outputs if output.name in names and is_single(output.type)]
         if operation.type == "const" and rounded:
             exact = operation.attributes["val"]
             operations.append(replace(operation, attributes={"val": _rounded(exact).to(torch.float32)}))
             continue
         outputs = tuple(
-            NamedType(f"{one.name}_exact", one.type) if one in rounded else one for one in operation.outputs
+            NamedType(f"{output.name}_exact", output.type) if output in rounded else output
+            for output in operation.outputs
         )
         operations.append(replace(operation, inputs=inputs, outputs=outputs))
-        for one in rounded:
-            pass_through(f"{one.name}_exact", one.type, one.name)
+        for output in rounded:
+            pass_through(f"{output.name}_exact", output.type, output.name)
     return replace(function, block=replace(function.block, operations=tuple(operations)))
 
 

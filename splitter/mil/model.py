@@ -135,7 +135,9 @@ class Model:
             opset=self.function.opset,
             inputs=self._inputs,
             outputs=self._outputs,
-            states={one.name: one.type.wrapped for one in self.function.inputs if isinstance(one.type, StateType)},
+            states={
+                named.name: named.type.wrapped for named in self.function.inputs if isinstance(named.type, StateType)
+            },
             operations=operations,
             float_values={kind: tuple(names) for kind, names in floats.items()},
             author=metadata.author,
@@ -201,7 +203,7 @@ class Model:
             OperationError: An operation cannot be computed; the message names it.
         """
         if not isinstance(data, Mapping):
-            return [self.predict(one, state, listener=listener) for one in data]
+            return [self.predict(inputs, state, listener=listener) for inputs in data]
         inputs = {
             name: self.numerics.value(value)
             for name, value in features.taken(self._inputs, self.function, data, self.path.name).items()

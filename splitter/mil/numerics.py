@@ -91,7 +91,7 @@ class Numerics:
 
     def compute(self, record: OperationRecord, arguments: dict[str, Any]) -> Any:
         """Call an implementation, its half-precision sums accumulated as chosen; takes the arguments it widens."""
-        if not record.traits.accumulate_fp32 or not any(_holds_half(one) for one in arguments.values()):
+        if not record.traits.accumulate_fp32 or not any(_holds_half(value) for value in arguments.values()):
             return record.function(**arguments)
         strict = record.traits.half_sums
         if (
@@ -106,7 +106,7 @@ class Numerics:
 
 def _holds_half(value: Any) -> bool:
     if isinstance(value, list):
-        return any(_holds_half(one) for one in value)
+        return any(_holds_half(element) for element in value)
     return isinstance(value, Tensor) and value.dtype == _HALF
 
 
@@ -116,5 +116,5 @@ def _holds_wider(value: Any) -> bool:
 
 def _widened(value: Any) -> Any:
     if isinstance(value, list):
-        return [_widened(one) for one in value]
+        return [_widened(element) for element in value]
     return value.to(_SINGLE) if isinstance(value, Tensor) and value.dtype == _HALF else value

@@ -130,7 +130,7 @@ def functions_of(path: Path, spec: Any, read: Read = Path.read_bytes) -> dict[st
             fix="Convert with convert_to='mlprogram'.",
         )
     reader = _Reader(path, read)
-    functions = {name: reader.function(name, one) for name, one in spec.mlProgram.functions.items()}
+    functions = {name: reader.function(name, function) for name, function in spec.mlProgram.functions.items()}
     if not functions:
         raise PackageError(f"{path.name} must hold a function", received="none")
     return functions
@@ -154,19 +154,19 @@ class _Reader:
         if len(set(body.outputs)) != len(body.outputs):
             raise self._broken(f"outputs of function {name!r}", f"one of them twice: {', '.join(body.outputs)}")
         known: set[str] = set()
-        inputs = tuple(self._introduced(one, known) for one in function.inputs)
+        inputs = tuple(self._introduced(named, known) for named in function.inputs)
         return Function(name, function.opset, inputs, self._block(body, known, 0))
 
     def _block(self, block: Any, known: set[str], depth: int) -> Block:
         """Read a block; the names it introduces are known while it is read."""
         if depth > _MAX_DEPTH:
             raise self._broken("nesting of blocks", f"more than {_MAX_DEPTH} levels")
-        inputs = tuple(self._introduced(one, known) for one in block.inputs)
-        operations = tuple(self._operation(one, known, depth) for one in block.operations)
+        inputs = tuple(self._introduced(named, known) for named in block.inputs)
+        operations = tuple(self._operation(operation, known, depth) for operation in block.operations)
         for name in block.outputs:
             if name not in known:
                 raise self._broken(f"output {name!r}", "nothing computes it")
-        known.difference_update(one.name for one in inputs)
+        known.difference_update(named.name for named in inputs)
         known.difference_update(output.name for operation in operations for output in operation.outputs)
         return Block(inputs, operations, tuple(block.outputs))
 
@@ -187,11 +187,11 @@ class _Reader:
         attributes = {key: self._value(value, where) for key, value in operation.attributes.items() if key != "name"}
         if both := sorted(inputs.keys() & attributes.keys()):
             raise self._broken(f"{operation.type} {where!r}", f"parameter {both[0]!r} twice")
-        blocks = tuple(self._block(one, known, depth + 1) for one in operation.blocks)
+        blocks = tuple(self._block(body, known, depth + 1) for body in operation.blocks)
         record = ops.find(operation.type, ops.OPSETS[-1])
         if record is not None and record.traits.blocks not in (None, len(blocks)):
             raise self._broken(f"{operation.type} {where!r}", f"{len(blocks)} blocks")
-        outputs = tuple(self._introduced(one, known) for one in operation.outputs)
+        outputs = tuple(self._introduced(output, known) for output in operation.outputs)
         if operation.type == "const":
             self._check_constant(operation, outputs, where)
         return Operation(operation.type, inputs, outputs, blocks, attributes)
@@ -244,7 +244,8 @@ class _Reader:
         if tensor.rank != len(tensor.dimensions):
             raise self._broken(f"type of {where!r}", f"rank {tensor.rank} with {len(tensor.dimensions)} extents")
         shape: Shape = tuple(
-            one.constant.size if one.WhichOneof("dimension") == "constant" else None for one in tensor.dimensions
+            extent.constant.size if extent.WhichOneof("dimension") == "constant" else None
+            for extent in tensor.dimensions
         )
         dtype = DTYPES[tensor.dataType]
         # An extent of 0 makes the others no smaller; -1 arrives as the largest unsigned number.
@@ -278,15 +279,15 @@ class _Reader:
     def _list(self, values: Any, kind: ListType, where: str) -> list[Constant]:
         if kind.length not in (None, len(values)):
             raise self._broken(f"value {where!r}", f"a list of {len(values)} for one of {kind.length}")
-        for one in values:  # a list of int64 holds int32: Core ML Tools writes Python's integers so
-            got, element = self._type(one.type, where), kind.element
+        for item in values:  # a list of int64 holds int32: Core ML Tools writes Python's integers so
+            got, element = self._type(item.type, where), kind.element
             if (
                 not isinstance(got, TensorType)
                 or got.shape != element.shape
                 or (got.dtype.name == "string") != (element.dtype.name == "string")
             ):
                 raise self._broken(f"value {where!r}", f"a list of {element} with a {got}")
-        return [self._value(one, where) for one in values]
+        return [self._value(item, where) for item in values]
 
     def _tensor(self, tensor: Any, kind: TensorType, where: str) -> Tensor | str | list[str]:
         shape, dtype = self._fixed(kind, where), kind.dtype

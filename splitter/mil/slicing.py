@@ -17,14 +17,14 @@ def part(function: Function, start: int, stop: int) -> Function:
     the other.
     """
     operations = function.block.operations
-    constants = {one.name for one in operations if one.type == "const"}
-    own = [one for one in operations[start:stop] if one.type != "const"]
-    kinds: dict[str, ValueType] = {one.name: one.type for one in function.inputs}
-    kinds |= {one.name: one.type for operation in operations[:start] for one in operation.outputs}
-    made = [one.name for operation in own for one in operation.outputs]
+    constants = {operation.name for operation in operations if operation.type == "const"}
+    own = [operation for operation in operations[start:stop] if operation.type != "const"]
+    kinds: dict[str, ValueType] = {named.name: named.type for named in function.inputs}
+    kinds |= {output.name: output.type for operation in operations[:start] for output in operation.outputs}
+    made = [output.name for operation in own for output in operation.outputs]
     reads, later = _names(own), _names(operations[stop:]) | set(function.block.outputs)
     values = [name for name in kinds if name not in constants]
-    fixed = [one for one in operations if one.name in constants & reads]
+    fixed = [operation for operation in operations if operation.name in constants & reads]
     return replace(
         function,
         inputs=tuple(NamedType(name, kinds[name]) for name in values if name in reads | later),
@@ -37,4 +37,4 @@ def part(function: Function, start: int, stop: int) -> Function:
 
 
 def _names(operations: Iterable[Operation]) -> set[str]:
-    return {one.name for operation in operations for one in read_by(operation) if isinstance(one, Ref)}
+    return {argument.name for operation in operations for argument in read_by(operation) if isinstance(argument, Ref)}

@@ -97,8 +97,12 @@ def decoded(function: Function, names: Collection[str]) -> dict[str, Array]:
         OperationError: One cannot be decompressed.
         PackageError: One is not there.
     """
-    fixed = tuple(one for one in function.block.operations if one.type == "const" or one.type.startswith("constexpr"))
-    if missing := sorted(set(names) - {output.name for one in fixed for output in one.outputs}):
+    fixed = tuple(
+        operation
+        for operation in function.block.operations
+        if operation.type == "const" or operation.type.startswith("constexpr")
+    )
+    if missing := sorted(set(names) - {output.name for operation in fixed for output in operation.outputs}):
         raise PackageError(f"the constants of function {function.name!r} are known by name", received=missing[0])
     alone = Function(function.name, function.opset, (), Block((), fixed, tuple(names)))
     values = Interpreter(alone, function.name, Numerics(), max_iterations=1).run({}, {}, generator=torch.Generator())
@@ -122,7 +126,7 @@ def _decompressed(operation: Operation, kind: TensorType, constants: Mapping[str
     if operation.type == "constexpr_affine_dequantize":
         data, scale = given["quantized_data"], given["scale"]
         axis = int(given["axis"]) % len(shape)
-        groups = tuple(scale.numel() if one == axis else 1 for one in range(len(shape)))
+        groups = tuple(scale.numel() if place == axis else 1 for place in range(len(shape)))
         described = ("linear", _bits(data), groups, not bool(given["zero_point"].any()))
     elif operation.type == "constexpr_blockwise_shift_scale" and isinstance(given["data"], Tensor):
         offset = given.get("offset")
@@ -136,9 +140,9 @@ def _decompressed(operation: Operation, kind: TensorType, constants: Mapping[str
     _, bits, *_ = described
     stored = -(-math.prod(shape) * bits // 8)
     beside = sum(
-        one.numel() * one.element_size()
-        for key, one in given.items()
-        if key in ("scale", "zero_point", "offset", "lut") and isinstance(one, Tensor)
+        value.numel() * value.element_size()
+        for key, value in given.items()
+        if key in ("scale", "zero_point", "offset", "lut") and isinstance(value, Tensor)
     )
     return StoredWeight(operation.name, shape, kind.dtype.name, *described, bytes=stored + beside)
 

@@ -173,8 +173,8 @@ def _cut(step: Bound, types: Mapping[int, TensorType]) -> tuple[int, int]:
     axis = len(shape) - 2 if how is Rows.PRODUCT and len(shape) > 2 else 0
     if how in _CONVOLUTIONS and (shape[0] or 0) < _MIN_ROWS:
         spatial = range(2, len(shape))
-        axis = next((spot for spot in spatial if _is_pointwise(step, spot)), 0)
-        axis = axis or next((spot for spot in spatial if _reaches_neighbours(step, spot)), 0)
+        axis = next((spatial_axis for spatial_axis in spatial if _is_pointwise(step, spatial_axis)), 0)
+        axis = axis or next((spatial_axis for spatial_axis in spatial if _reaches_neighbours(step, spatial_axis)), 0)
     return axis, shape[axis] or 0
 
 
@@ -239,7 +239,9 @@ def _by_rows_or_broadcast(
             sliced.add(slot)
         elif not _broadcasts(shape, axis, rank):
             return None
-    if not sliced or any(not _broadcasts(getattr(one, "shape", ()), axis, rank) for one in step.constants.values()):
+    if not sliced or any(
+        not _broadcasts(getattr(constant, "shape", ()), axis, rank) for constant in step.constants.values()
+    ):
         return None
     return sliced, flat - sliced
 
@@ -273,7 +275,7 @@ def _window(step: Bound, axis: int) -> tuple[int, int, int] | None:
     if weight is None or not 2 <= axis < weight.ndim or [argument.parameter.name for argument in step.dynamic] != ["x"]:
         return None
     count, spatial = weight.ndim - 2, axis - 2
-    strides, dilations = (step.constants.get(one) or [1] * count for one in ("strides", "dilations"))
+    strides, dilations = (step.constants.get(parameter) or [1] * count for parameter in ("strides", "dilations"))
     pad_type = step.constants.get("pad_type", "valid").lower()
     pads = (step.constants.get("pad") if pad_type == "custom" else None) or [0, 0] * count
     if (len(strides), len(dilations), len(pads)) != (count, count, 2 * count) or strides[spatial] != 1:
@@ -289,7 +291,7 @@ def _leaves(step: Bound, axis: int, rank: int) -> bool:
     axes = step.constants.get("axes", step.constants.get("axis"))
     if axes is None:
         return False
-    return all(one % rank != axis for one in (axes if isinstance(axes, list) else [axes]))
+    return all(own % rank != axis for own in (axes if isinstance(axes, list) else [axes]))
 
 
 def _bytes(kind: TensorType) -> int:

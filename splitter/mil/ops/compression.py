@@ -77,7 +77,7 @@ def _along(parameter: Tensor, data: Tensor, axis: int | None) -> Tensor:
     (axis,) = axes_of([axis], data.ndim)
     if len(parameter) != data.shape[axis]:
         raise OperationError(f"a scale or zero point has {data.shape[axis]} entries", received=len(parameter))
-    return parameter.reshape([-1 if one == axis else 1 for one in range(data.ndim)])
+    return parameter.reshape([-1 if place == axis else 1 for place in range(data.ndim)])
 
 
 @operation("constexpr_blockwise_shift_scale", opset="CoreML8")
@@ -147,7 +147,7 @@ def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, vector_axis: int | None
     for axis in reversed(range(indices.ndim)):
         if blocks[axis] > 1:
             block = torch.arange(blocks[axis], dtype=torch.int32).repeat_interleave(sizes[axis]) * stride
-            rows = rows + block.reshape([-1 if one == axis else 1 for one in range(indices.ndim)])
+            rows = rows + block.reshape([-1 if place == axis else 1 for place in range(indices.ndim)])
             stride *= blocks[axis]
     dense = lut.reshape(-1, length)[rows]
     if length == 1:

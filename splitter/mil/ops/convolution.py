@@ -83,7 +83,7 @@ def conv_quantized(
         raise OperationError("conv_quantized's weights are quantized linearly", received=quantization_type)
     if not 1 <= nbits <= 8 or bool((weight >> nbits).any()):
         raise OperationError("quantized weights are numbers of 1 to 8 bits", received=f"{nbits} bits")
-    scale, offset = (_per_output(one, weight).to(x.dtype) for one in (quant_scale, quant_bias))
+    scale, offset = (_per_output(values, weight).to(x.dtype) for values in (quant_scale, quant_bias))
     return conv(x, weight * scale + offset, bias, strides, pad_type, pad, dilations, groups)
 
 
@@ -217,7 +217,7 @@ def paddings(
         return [(0, 0)] * len(extents)
     if pad_type == "custom":
         pad = [0, 0] * len(extents) if pad is None else pad
-        if len(pad) != 2 * len(extents) or any(one < 0 for one in pad):
+        if len(pad) != 2 * len(extents) or any(amount < 0 for amount in pad):
             raise OperationError(f"pad has {len(extents)} pairs of before and after", received=pad)
         return list(zip(pad[::2], pad[1::2], strict=True))
     if pad_type not in ("same", "same_lower"):
@@ -232,4 +232,4 @@ def paddings(
 
 def for_torch(pads: Sequence[tuple[int, int]]) -> list[int]:
     """Pairs in the order of torch's ``pad``: the last axis first."""
-    return [one for pair in reversed(pads) for one in pair]
+    return [amount for pair in reversed(pads) for amount in pair]

@@ -48,7 +48,7 @@ def _points(extent: Tensor, count: int, sampling_mode: str) -> Tensor:
 def _grid(x: Tensor, axis: int, count: int, sampling_mode: str) -> Tensor:
     if count < 1 or x.shape[axis] < 1:
         raise OperationError("an image has at least one pixel each way", received=(x.shape[axis], count))
-    check_result_size([count if one == axis else extent for one, extent in enumerate(x.shape)], x.dtype)
+    check_result_size([count if place == axis else extent for place, extent in enumerate(x.shape)], x.dtype)
     return _points(torch.tensor([float(x.shape[axis])], dtype=torch.float64), count, sampling_mode)
 
 

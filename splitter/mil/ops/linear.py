@@ -127,5 +127,5 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
 
 def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
     """In one type: since iOS17 a constant may have another than the rest."""
-    dtype = reduce(torch.promote_types, (one.dtype for one in tensors))
-    return tuple(one if one.dtype == dtype else one.to(dtype) for one in tensors)
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+    return tuple(tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors)

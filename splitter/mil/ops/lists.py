@@ -44,13 +44,13 @@ class Elements(list["Tensor | None"]):
         copy = Elements([*self, *[None] * (length - len(self))], fixed=self.fixed)
         for index, value in zip(indices, values, strict=True):
             copy[index] = value
-        written = next((one for one in copy if one is not None), None)
+        written = next((element for element in copy if element is not None), None)
         if written is None:
             return copy
-        if odd := [tuple(one.shape) for one in copy if one is not None and one.shape != written.shape]:
+        if odd := [tuple(element.shape) for element in copy if element is not None and element.shape != written.shape]:
             raise OperationError("a list's elements have one shape", received=f"{tuple(written.shape)} and {odd[0]}")
         zero = torch.zeros_like(written)
-        return Elements([zero if one is None else one for one in copy], fixed=self.fixed)
+        return Elements([zero if element is None else element for element in copy], fixed=self.fixed)
 
 
 @operation("make_list")
@@ -66,7 +66,7 @@ def make_list(
         dtype: Of an element.
     """
     given: list[Any] = elem_shape or []
-    extents = [None if isinstance(one, str) else int(one) for one in given]
+    extents = [None if isinstance(extent, str) else int(extent) for extent in given]
     shape = [extent for extent in extents if extent is not None]
     if not 0 <= init_length <= _MAX_LENGTH:
         raise OperationError(f"a list's length lies in 0…{_MAX_LENGTH}", received=init_length)

@@ -114,4 +114,4 @@ def _as_list(element: Callable[[Any], Any], value: Any) -> list[Any]:
         value = value.reshape(-1).tolist()
     if not isinstance(value, list):
         raise TypeError(f"a list is needed; got {type(value).__name__}")
-    return [element(one) for one in value]
+    return [element(item) for item in value]

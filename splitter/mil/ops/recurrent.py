@@ -56,7 +56,7 @@ def _checked(
         raise OperationError("a sequence is [steps, batch, features], a weight a matrix", received=tuple(x.shape))
     hidden = weight_hh.shape[1]
     wanted = [(gates * hidden, x.shape[2]), (gates * hidden, hidden), (x.shape[1], hidden)]
-    got = [tuple(one.shape) for one in (weight_ih, weight_hh, state)]
+    got = [tuple(tensor.shape) for tensor in (weight_ih, weight_hh, state)]
     if got != wanted:
         raise OperationError(f"weights and initial state have shapes {wanted}", received=got)
     check_result_size((len(x), x.shape[1], gates * hidden), x.dtype)
@@ -158,7 +158,7 @@ def lstm(
         return (outputs if output_sequence else outputs[-1:]), h, c
     if weight_ih_back is None or weight_hh_back is None:
         raise OperationError("a bidirectional lstm has weights for the way back", received="none")
-    (h_on, h_back), (c_on, c_back) = (_halves(one) for one in (initial_h, initial_c))
+    (h_on, h_back), (c_on, c_back) = (_halves(initial) for initial in (initial_h, initial_c))
     on = _lstm(x, h_on, c_on, weight_ih, weight_hh, bias, peephole, acts, clip)
     back = _lstm(x.flip(0), h_back, c_back, weight_ih_back, weight_hh_back, bias_back, peephole_back, acts, clip)
     sequence = torch.cat([on[0], back[0].flip(0)], -1)

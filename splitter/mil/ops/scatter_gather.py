@@ -104,7 +104,8 @@ def gather_unchecked(
 def _same_beside(shape: Sequence[int], indices: Tensor, axis: int) -> int:
     (axis,) = axes_of([axis], len(shape))
     wanted = [
-        count if one == axis else extent for one, (extent, count) in enumerate(zip(shape, indices.shape, strict=True))
+        count if place == axis else extent
+        for place, (extent, count) in enumerate(zip(shape, indices.shape, strict=True))
     ]
     if wanted != list(indices.shape):
         raise OperationError(f"indices have the extents {list(shape)} beside axis {axis}", received=list(indices.shape))

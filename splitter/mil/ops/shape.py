@@ -39,7 +39,7 @@ def reshape(x: Tensor, shape: list[int]) -> Tensor:
 def reshape_right_aligned(x: Tensor, shape: list[int]) -> Tensor:
     """A 0 takes the extent at its place in ``x`` counted from the right, or 1 beyond its rank."""
     own = [1] * (len(shape) - x.dim()) + list(x.shape)[max(0, x.dim() - len(shape)) :]
-    return _reshaped(x, [one or inherited for one, inherited in zip(shape, own, strict=True)])
+    return _reshaped(x, [given or inherited for given, inherited in zip(shape, own, strict=True)])
 
 
 def _reshaped(x: Tensor, shape: Sequence[int]) -> Tensor:

@@ -114,7 +114,7 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
     shape = [extent + sum(pairs[axis - first]) if axis >= first else extent for axis, extent in enumerate(x.shape)]
     check_result_size(shape, x.dtype)
     if mode == "constant":
-        return torch.nn.functional.pad(x, [one for pair in reversed(pairs) for one in pair], value=constant_val)
+        return torch.nn.functional.pad(x, [amount for pair in reversed(pairs) for amount in pair], value=constant_val)
     if mode not in ("reflect", "replicate"):
         raise OperationError("mode is constant, reflect or replicate", received=mode)
     for axis, (before, after) in enumerate(pairs, first):
@@ -142,7 +142,7 @@ def tile(x: Tensor, reps: list[int]) -> Tensor:
 @operation("concat", Traits(rows=Rows.OTHER_AXES, moves=True, engine=M1))
 def concat(values: list[Tensor], axis: int, interleave: bool = False) -> Tensor:
     """Scalars make a vector. Interleaved, the first slices of all values come first, then the second ones, …"""
-    if all(one.dim() == 0 for one in values):
+    if all(value.dim() == 0 for value in values):
         return torch.stack(values)
     if not interleave:
         return torch.cat(values, axis)
@@ -223,7 +223,7 @@ def topk(
 @operation("classify")
 def classify(probabilities: Tensor, classes: list[Any]) -> tuple[Any, dict[Any, float]]:
     """The class of the largest probability, and each class's own."""
-    labels = [one.item() if isinstance(one, Tensor) else one for one in classes]
+    labels = [label.item() if isinstance(label, Tensor) else label for label in classes]
     values = probabilities.reshape(-1).tolist()
     if len(labels) != len(values) or not labels:
         raise OperationError(f"each of {len(values)} probabilities has a class", received=f"{len(labels)} classes")
@@ -275,14 +275,14 @@ def _suppression(
     chosen_boxes, chosen_scores = boxes.new_zeros(batch, max_boxes, 4), scores.new_zeros(batch, max_boxes, kinds)
     indices = torch.full((batch, max_boxes), -1)
     counts = torch.zeros(batch, dtype=torch.int64)
-    for one in range(batch):
-        kept = _suppressed(boxes[one], scores[one], iou_threshold, score_threshold, max_boxes, per_class)
+    for image in range(batch):
+        kept = _suppressed(boxes[image], scores[image], iou_threshold, score_threshold, max_boxes, per_class)
         if not len(kept):
-            kept = scores[one].max(-1).values.argmax()[None]
-        counts[one] = len(kept)
-        chosen_boxes[one, : len(kept)] = boxes[one, kept]
-        chosen_scores[one, : len(kept)] = scores[one, kept]
-        indices[one, : len(kept)] = kept
+            kept = scores[image].max(-1).values.argmax()[None]
+        counts[image] = len(kept)
+        chosen_boxes[image, : len(kept)] = boxes[image, kept]
+        chosen_scores[image, : len(kept)] = scores[image, kept]
+        indices[image, : len(kept)] = kept
     return chosen_boxes, chosen_scores, indices, counts
 
 
