@@ -1,12 +1,13 @@
 """``python -m tests.fuzz --inputs 20000 --seed N``: changed files of every format, each read or refused by name.
 
 Hypothesis draws the changes and makes those that fail small. A process reads some hundreds of inputs within limits of
-memory and time. What fails stays in a folder, and its seed is printed: ``--format F --seed N --inputs M`` repeats it.
+memory and time. What fails stays in a folder, and its seed is printed: ``--format F=M --seed N`` repeats it.
 """
 
 import argparse
 import collections
 import json
+import math
 import os
 import shutil
 import signal
@@ -29,7 +30,7 @@ from .seeds import CORPUS
 SPACE = 1536 << 20  # bytes that a process may map beyond what its imports do
 MEMORY = "256MB"  # the limit that the readers know of
 SECONDS = 20  # an input that takes longer hangs
-BATCH = 500
+BATCH = 800
 FAILURES = Path("fuzz-failures")
 
 
@@ -68,12 +69,12 @@ def read_changed(name, count, seed, case):
     return ends
 
 
-def child(names, count, seed, case):
+def child(counts, seed, case):
     """Read the sound files, then changed ones, and print the ends; of a failure, the traceback."""
     bounded.limit(SPACE)
     signal.signal(signal.SIGALRM, bounded.too_slow)
     found = {}
-    for name in names:
+    for name, count in counts.items():
         for source in sorted((CORPUS / name).iterdir()):
             if (end := bounded.outcome(lambda source=source, name=name: FORMATS[name].read(source))) != "result":
                 found[name] = {
@@ -88,22 +89,12 @@ def child(names, count, seed, case):
     print("\n" + json.dumps(found))  # noqa: T201 - to the parent
 
 
-def started(names, count, seed):
+def started(counts, seed):
     """Ends by format of a process of its own; a failure has its traceback, and its input is kept."""
     with tempfile.TemporaryDirectory() as scratch:
         case = Path(scratch) / "case"
-        command = [
-            sys.executable,
-            "-m",
-            "tests.fuzz",
-            "--child",
-            str(case),
-            "--seed",
-            str(seed),
-            "--inputs",
-            str(count),
-        ]
-        command += [part for name in names for part in ("--format", name)]
+        command = [sys.executable, "-m", "tests.fuzz", "--child", str(case), "--seed", str(seed)]
+        command += [part for name, count in counts.items() for part in ("--format", f"{name}={count}")]
         environment = os.environ | {"OMP_NUM_THREADS": "1", limits.VARIABLE: MEMORY}
         with subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -112,9 +103,8 @@ def started(names, count, seed):
         try:
             found = json.loads(out.splitlines()[-1])
         except (IndexError, ValueError):
-            found = {
-                ", ".join(names): {"failure": f"the process ended with {process.returncode}\n{out[-500:]}{err[-3000:]}"}
-            }
+            failure = f"the process ended with {process.returncode}\n{out[-500:]}{err[-3000:]}"
+            found = {", ".join(counts): {"failure": failure}}
         for name, ends in found.items():
             if "failure" in ends and case.exists():
                 FAILURES.mkdir(exist_ok=True)
@@ -122,38 +112,39 @@ def started(names, count, seed):
                 shutil.rmtree(kept, ignore_errors=True)
                 shutil.copytree(case, kept)
                 ends["failure"] += (
-                    f"\nthe input is in {kept}; --format {name} --seed {seed} --inputs {count} repeats it"
+                    f"\nthe input is in {kept}; --format {name}={counts.get(name)} --seed {seed} repeats it"
                 )
         return found
+
+
+def counts_of(inputs):
+    """So many inputs of all formats together, each with its share."""
+    return {name: math.ceil(inputs * form.share) for name, form in FORMATS.items()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=20_000, help="of all formats together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--format", action="append", choices=FORMATS, dest="formats")
+    parser.add_argument("--format", action="append", metavar="FORMAT=INPUTS", dest="formats", help="only this; repeat")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    names = options.formats or list(FORMATS)
+    asked = dict(pair.split("=") for pair in options.formats or [])
+    counts = {name: int(count) for name, count in asked.items()} or counts_of(options.inputs)
     if options.child:
-        child(names, options.inputs, options.seed, options.child)
+        child(counts, options.seed, options.child)
         return 0
     failures = total = 0
-    for name in names:
-        wanted, seed, ends, begun = (
-            -(-options.inputs // len(names)),
-            options.seed,
-            collections.Counter(),
-            time.monotonic(),
-        )
-        while wanted > 0 and not failures > len(FORMATS):
-            found = started([name], min(BATCH, wanted), seed)[name]
+    for name, count in counts.items():
+        seed, ends, begun = options.seed, collections.Counter(), time.monotonic()
+        for batch in [BATCH] * (count // BATCH) + [count % BATCH] * (count % BATCH > 0):
+            found = started({name: batch}, seed)[name]
             if "failure" in found:
-                print(f"{name}: {found['failure']}")  # noqa: T201
+                print(f"{name}: {found['failure']}", flush=True)  # noqa: T201
                 failures += 1
-                break
-            ends.update(found)
-            wanted, seed = wanted - BATCH, seed + 1
+            else:
+                ends.update(found)
+            seed += 1
         total += sum(ends.values())
         said = ", ".join(f"{end} {count}" for end, count in ends.most_common())
         print(f"{name}: {sum(ends.values())} inputs in {time.monotonic() - begun:.0f} s: {said}", flush=True)  # noqa: T201
