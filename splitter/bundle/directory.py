@@ -149,12 +149,12 @@ class Bag:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the digests of the members' manifests, and of the weights.
+        """SHA-256 of the members' manifests, which hold the hashes of all their files, and of the weights.
 
-        A manifest is opened only if it has its digest, and a file is read only if it has its hash in the manifest. So
-        two bags of one fingerprint compute the same, or one of them is refused.
+        A file is read only if it has its hash in the manifest. So two bags of one fingerprint compute the same, or one
+        of them is refused.
         """
-        said = [self.name, *(member.manifest.digest for member in self.members), self.weights]
+        said = [self.name, *(member.manifest.model_dump(mode="json") for member in self.members), self.weights]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

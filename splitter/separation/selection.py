@@ -228,11 +228,11 @@ def _end_to_end(members: Sequence[Bundle], chosen: Mapping[str, str]) -> float |
 def _fingerprint(members: Sequence[Bundle], given: Mapping[str, str]) -> str:
     """Of all that the answer depends on.
 
-    The digests of the manifests stand for the bytes: an answer is kept after runs that read every file they used, and
+    The manifests stand for the bytes: an answer is kept after runs that read every file they used, and
     a file that is not what its manifest says is refused when it is read.
     """
-    digests = [member.manifest.digest for member in members]
-    facts = [digests, given, machine().model_dump(), {name: _version(name) for name in _PACKAGES}]
+    manifests = [member.manifest.model_dump(mode="json") for member in members]
+    facts = [manifests, given, machine().model_dump(), {name: _version(name) for name in _PACKAGES}]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

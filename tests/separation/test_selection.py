@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from splitter import cache
-from splitter.errors import EngineError, UsageError
+from splitter.errors import BundleError, CacheError, EngineError, UsageError
 from splitter.runtime import engines
 from splitter.runtime.engines.torch_engine import TorchEngine
 from splitter.separation import selection
@@ -63,6 +63,21 @@ def test_the_faster_engine_is_chosen_and_only_where_it_can(packages_bundle, riva
     }  # fmt: skip
     assert said == ["measuring the engines once for this bundle on this machine"]
     assert {one.engine for one in choice.trials} == {"torch", "rival"}
+
+
+@pytest.mark.parametrize("error", [BundleError, CacheError])
+def test_a_changed_file_is_no_failure_of_the_engine_that_reads_it(
+    packages_bundle, rivals, tmp_path, error, monkeypatch
+):
+    """Answers are kept by the digest of the manifest: the unchanged bundle would never see that engine."""
+
+    def refuse(self, *args, **options):
+        raise error("weights were changed after the build")
+
+    monkeypatch.setattr(rivals, "__init__", refuse)
+    with pytest.raises(error, match="changed after the build"):
+        chosen(packages_bundle)
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_slower_engine_is_not(packages_bundle, rivals):
