@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from ...errors import OperationError
 from . import operation
-from .linear import linear_multiplications
 from .traits import M1, Engine, Fp32Rule, Mask, Rows, Traits
 
 
@@ -94,7 +93,6 @@ def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
     Traits(
         accumulate_fp32=True,
         rows=Rows.ELEMENTWISE,
-        multiplications=linear_multiplications,
         engine=Engine(1, max_rank=4),
     ),
 )

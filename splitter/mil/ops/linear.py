@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..graph import Node
 
 
-def linear_multiplications(node: Node) -> int:
+def _linear_multiplications(node: Node) -> int:
     return node.outputs[0].elements * math.prod(node.extents("x")[-1:])
 
 
@@ -49,7 +49,7 @@ def _attention_multiplications(node: Node) -> int:
     Traits(
         accumulate_fp32=True,
         half_sums=accumulation.linear,
-        multiplications=linear_multiplications,
+        multiplications=_linear_multiplications,
         engine=Engine(1, max_rank=4),
     ),
 )
