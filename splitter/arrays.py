@@ -163,7 +163,10 @@ def _npy_from(opened: Callable[[], Any], size: int) -> _Stored:
                 raise ValueError(f"version {version} of NumPy's format is not one for numbers")
             first = version == (1, 0)
             header = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
-            extents, _, dtype = header(file)
+            try:
+                extents, _, dtype = header(file)
+            except Exception as error:  # NumPy reads it as Python, whose parsers raise every kind
+                raise ValueError(f"its header cannot be read: {str(error)[:100]}") from error
             if math.prod(extents) * dtype.itemsize > size or min(extents, default=0) < 0:
                 raise ValueError(f"an array of shape {extents} and type {dtype} in {size} bytes")
             return tuple(extents)

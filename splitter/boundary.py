@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,9 @@ class Fold(BaseModel):
         return array.reshape(*array.shape[:-2], self.rows * self.columns)[..., : self.length]
 
 
+_NUMBERS = r"^(bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128))$"  # types that NumPy and torch both have
+
+
 class TensorSpec(BaseModel):
     """One tensor handed from a segment to later ones.
 
@@ -65,8 +68,8 @@ class TensorSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    shape: tuple[int, ...]
-    dtype: str
+    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    dtype: Annotated[str, Field(pattern=_NUMBERS)]
     layout: str = ""
     producer: str
     consumers: tuple[str, ...]
@@ -79,8 +82,8 @@ class TensorSpec(BaseModel):
         size = math.prod(self.shape) * np.dtype(self.dtype).itemsize
         if self.bytes not in (-1, size):
             raise ValueError(f"{self.name} holds {size} bytes, not {self.bytes}")
-        if self.fold is not None and self.fold.length != self.shape[-1]:
-            raise ValueError(f"{self.name} is {self.shape[-1]} long, and folded as if {self.fold.length}")
+        if self.fold is not None and self.shape[-1:] != (self.fold.length,):
+            raise ValueError(f"{self.name} has the shape {self.shape}, and folded as if {self.fold.length}")
         object.__setattr__(self, "bytes", size)
         return self
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from splitter import boundary
 from splitter.boundary import Fold, TensorSpec
@@ -65,5 +66,14 @@ def test_long_axis_is_folded_row_after_row():
 def test_fold_that_does_not_hold_the_axis_is_refused():
     with pytest.raises(ValueError, match="2 rows of 3 do not hold 7"):
         Fold(length=7, rows=2, columns=3)
-    with pytest.raises(ValueError, match="freq is 3 long, and folded as if 4"):
+    with pytest.raises(ValueError, match="freq has the shape .*3.*, and folded as if 4"):
         SPEC.with_fold(Fold(length=4, rows=2, columns=2))
+
+
+@pytest.mark.parametrize(
+    "change", [{"dtype": ""}, {"dtype": "object"}, {"dtype": "(9,)f4"}, {"shape": (2, -3)}, {"shape": ()}]
+)
+def test_a_spec_of_what_is_no_tensor_is_invalid(change):
+    fold = Fold(length=4, rows=2, columns=2)
+    with pytest.raises(ValidationError, match="dtype|shape"):
+        TensorSpec(**{**SPEC.model_dump(exclude={"bytes"}), "fold": fold, **change})

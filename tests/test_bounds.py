@@ -115,6 +115,12 @@ def _(d):
     return lambda: arrays.read(path)
 
 
+@variant("npz, a header that does not end", "UsageError: .*its header cannot be read")
+def _(d):
+    path = zipped(d / "a.npz", [("x.npy", npy("(2,", values=bytes(8)).replace(b"}", b" "))])
+    return lambda: arrays.read(path)
+
+
 @variant("npy, 4 TiB in its header", "UsageError: .*an array of shape .1099511627776")
 def _(d):
     (d / "x.npy").write_bytes(npy((HUGE,), values=bytes(16)))

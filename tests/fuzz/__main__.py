@@ -75,17 +75,13 @@ def child(counts, seed, case):
     signal.signal(signal.SIGALRM, bounded.too_slow)
     found = {}
     for name, count in counts.items():
-        for source in sorted((CORPUS / name).iterdir()):
-            if (end := bounded.outcome(lambda source=source, name=name: FORMATS[name].read(source))) != "result":
-                found[name] = {
-                    "failure": f"{source} of the corpus is refused, `make fuzz-corpus` writes it anew: {end}"
-                }
-        if name not in found:
-            try:
-                found[name] = read_changed(name, count, seed, case)
-            except Exception:
-                found[name] = {"failure": traceback.format_exc()}
-                break
+        try:
+            for source in sorted((CORPUS / name).iterdir()):
+                if (end := bounded.outcome(lambda source=source, name=name: FORMATS[name].read(source))) != "result":
+                    raise AssertionError(f"{source} is refused; `make fuzz-corpus` writes the corpus anew: {end}")
+            found[name] = read_changed(name, count, seed, case)
+        except Exception:
+            found[name] = {"failure": traceback.format_exc()}
     print("\n" + json.dumps(found))  # noqa: T201 - to the parent
 
 

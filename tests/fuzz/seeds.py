@@ -56,7 +56,7 @@ def arrays(home):
 def checkpoints(home):
     torch.manual_seed(0)
     model = HTDemucs(
-        sources=["kept", "rest"], channels=4, depth=2, t_layers=1, t_heads=2, bottom_channels=8, nfft=512,
+        sources=["kept", "rest"], channels=8, depth=2, t_layers=1, t_heads=2, bottom_channels=8, nfft=512,
         segment=Fraction(1, 2), dconv_depth=1,
     )  # fmt: skip
     args, kwargs = model._init_args_kwargs
