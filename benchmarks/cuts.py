@@ -33,7 +33,7 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
     preset = plans.presets()["htdemucs"]
     stages = [s.model_copy(update={"target": "coreml"}) if s.name == "transformer" else s for s in preset.stages]
     with tempfile.TemporaryDirectory() as scratch:
-        for plan in (plans.changed(preset, stages=stages), plans.monolith(preset)):
+        for plan in (plans.changed(preset, stages=stages), plans.single_package(preset)):
             made = _bundle(checkpoint, Path(scratch) / str(len(plan.stages)), plan)
             for segment in made.segments:
                 if segment.artifact.target == "coreml":

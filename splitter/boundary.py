@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .errors import BoundaryError
 
 Array: TypeAlias = NDArray[Any]
+INPUT, OUTPUT = "input", "output"  # producer of what the model is given, consumer of what it gives
 
 
 class Fold(BaseModel):

@@ -30,7 +30,7 @@ from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, S
 from .errors import AudioError, PartitionError, PassError, UsageError
 from .graph import program as programs
 from .graph.capture import capture
-from .lowering import compression
+from .lowering.weights import check_names, compressed_forms
 from .partition import Partition, Segment, partition, run
 from .plan import schema as plans
 from .plan.schema import Plan, WeightForm
@@ -60,7 +60,7 @@ def build(
     random_init: int | None = None,
     golden_audio: str | Path | None = None,
     reference: bool = True,
-    monolith: bool = False,
+    single_package: bool = False,
     force: bool = False,
     progress: Progress = lambda step: None,
 ) -> Bag:
@@ -84,9 +84,9 @@ def build(
         segment: Seconds in one run of the model, no more than it was trained for.
         random_init: Seed of random weights for a named configuration.
         golden_audio: File whose beginning becomes the golden input; a synthesised song by default.
-        reference: Also write the fp32 uncompressed package of each Core ML segment, under ``reference/``, by
+        reference: Also write the fp32 uncompressed artifact of segments whose target has one, under ``reference/``, by
             which `verify` tells conversion from precision and compression.
-        monolith: Keep all between the first and the last stage in one package, see `plan.monolith`.
+        single_package: Keep all between the first and the last stage in one package, see `plan.schema.single_package`.
         force: Replace a bundle that is already there.
         progress: Called with a phrase as each step begins.
 
@@ -112,7 +112,7 @@ def build(
     if plan is not None:
         plan = plans.changed(plan, **settings)
     # What contradicts itself under any preset should not wait for the download of a model.
-    _arranged(plan or plans.changed(plans.presets()["htdemucs"], **settings), monolith, compress)
+    _arranged(plan or plans.changed(plans.presets()["htdemucs"], **settings), single_package, compress)
     with staged(out, force=force) as directory:
         if isinstance(model, nn.Module):
             bag = checkpoints.of_module(model)
@@ -125,7 +125,7 @@ def build(
             target.mkdir(exist_ok=True)
             label = "" if single else f"{member.name}: "
             obeyed = plan or plans.changed(plans.preset_for(_class_path(member.model)), **settings)
-            obeyed = _arranged(obeyed, monolith, compress)
+            obeyed = _arranged(obeyed, single_package, compress)
             _build_one(member, target, obeyed, segment, golden_audio, reference, partial(_labelled, progress, label))
         if len(bag.members) > 1:
             names = tuple(member.name for member in bag.members)
@@ -134,10 +134,12 @@ def build(
     return load_any(out)
 
 
-def _arranged(plan: Plan, monolith: bool, compress: WeightForm | None) -> Plan:
-    """The plan with the options that depend on what its stages are."""
-    plan = plans.monolith(plan) if monolith else plan
-    return plan if compress is None else plans.compressed(plan, compress)
+def _arranged(plan: Plan, single_package: bool, compress: WeightForm | None) -> Plan:
+    """The plan with the options that depend on what its stages are, as far as their targets offer them."""
+    plan = plans.single_package(plan) if single_package else plan
+    plan = plan if compress is None else plans.compressed(plan, compress)
+    lowering.check(plan)
+    return plan
 
 
 def captured(
@@ -200,8 +202,8 @@ def _build_one(
     progress("applying graph passes")
     passed = {segment.name: _passed(segment, plan, golden) for segment in parts.segments}
     parts = _folded(parts, {name: program for name, (program, _) in passed.items()})
-    packaged = (passed[one.name][0] for one in parts.segments if one.stage.target == "coreml")
-    compression.check_names(packaged, plan.compression)
+    compressed = (passed[segment.name][0] for segment in parts.segments if _can(segment).weights == "compression")
+    check_names(compressed, plan.compression)
     specs = {spec.name: spec for spec in _at_boundary_dtype(parts, plan)}
     segments = []
     for segment in parts.segments:
@@ -236,11 +238,19 @@ def _build_one(
     )
 
 
+def _target(segment: Segment) -> lowering.Target:
+    return lowering.target(segment.stage.target)
+
+
+def _can(segment: Segment) -> lowering.Capabilities:
+    return _target(segment).capabilities
+
+
 def _passed(segment: Segment, plan: Plan, golden: Mapping[str, Tensor]) -> tuple[programs.Program, dict[str, int]]:
-    """A Core ML segment's program after the plan's passes, and what each of them changed."""
+    """A segment's program after the plan's passes, where its target takes them, and what each of them changed."""
     program: programs.Program = segment.program
     applied: dict[str, int] = {}
-    if segment.stage.target == "coreml":
+    if _can(segment).passes:
         example = {spec.name: golden[spec.name] for spec in segment.inputs}
         for name in plan.graph_passes:
             rewriting = graph_passes.apply(name, program, example)
@@ -254,7 +264,7 @@ def _folded(parts: Partition, passed: Mapping[str, programs.Program]) -> Partiti
     for segment in parts.segments:
         for spec in segment.inputs + segment.outputs:
             fold = passed[segment.name].folds.get(spec.name)
-            if segment.stage.target == "coreml" and fold != folds.get(spec.name):
+            if _can(segment).passes and fold != folds.get(spec.name):
                 raise PassError(
                     f"{spec.name!r} crosses the boundaries of all packages alike",
                     received=f"{fold} at {segment.name!r}, {folds[spec.name]} at another",
@@ -291,12 +301,12 @@ def _lowered(
         outputs=tuple(specs[spec.name] for spec in segment.outputs),
     )
     arrays: dict[str, Array] = {spec.name: golden[spec.name].numpy() for spec in segment.inputs + segment.outputs}
-    artifact = lowering.target(segment.stage.target).lower(ready, plan, arrays, directory)
+    artifact = _target(segment).lower(ready, plan, arrays, directory)
     kept = uncompressed = ""
-    if reference and segment.stage.target == "coreml":
-        kept = _reference_package(replace(segment, program=program), artifact.path, plan, directory)
-        if artifact.details:
-            uncompressed = _uncompressed_package(ready, kept, plan, directory)
+    if reference and _can(segment).reference:
+        kept = _reference(replace(segment, program=program), artifact.path, plan, directory)
+        if compressed_forms(artifact):
+            uncompressed = _uncompressed(ready, kept, plan, directory)
     return SegmentRecord(
         name=segment.name,
         stage=segment.stage.name,
@@ -312,26 +322,27 @@ def _lowered(
     )
 
 
-def _reference_package(segment: Segment, shipped: str, plan: Plan, directory: Path) -> str:
-    """Write a segment's fp32 uncompressed package, or copy the shipped one where it is just that."""
+def _reference(segment: Segment, shipped: str, plan: Plan, directory: Path) -> str:
+    """Write a segment's fp32 uncompressed artifact, or copy the shipped one where it is just that."""
     home = directory / "reference"
     home.mkdir(exist_ok=True)
     plain = plans.changed(_losslessly(plan), precision="fp32", boundary_dtype="fp32")
     if plan == plain:
-        shutil.copytree(directory / shipped, home / shipped)
+        copy = shutil.copytree if (directory / shipped).is_dir() else shutil.copyfile
+        copy(directory / shipped, home / shipped)
         return f"reference/{shipped}"
-    return f"reference/{lowering.target('coreml').lower(segment, plain, {}, home).path}"
+    return f"reference/{_target(segment).lower(segment, plain, {}, home).path}"
 
 
-def _uncompressed_package(segment: Segment, reference: str, plan: Plan, directory: Path) -> str:
-    """Write a segment's package as it is shipped but for the compression, by which `verify` tells that from precision;
+def _uncompressed(segment: Segment, reference: str, plan: Plan, directory: Path) -> str:
+    """Write a segment's artifact as it is shipped but for the compression, by which `verify` tells that from precision;
     the reference serves where all is fp32."""
     plain = _losslessly(plan)
     if plain == plans.changed(plain, precision="fp32", boundary_dtype="fp32"):
         return reference
     home = directory / "reference" / "uncompressed"
     home.mkdir(exist_ok=True)
-    return f"reference/uncompressed/{lowering.target('coreml').lower(segment, plain, {}, home).path}"
+    return f"reference/uncompressed/{_target(segment).lower(segment, plain, {}, home).path}"
 
 
 def _losslessly(plan: Plan) -> Plan:
@@ -339,8 +350,8 @@ def _losslessly(plan: Plan) -> Plan:
 
 
 def _at_boundary_dtype(parts: Partition, plan: Plan) -> tuple[TensorSpec, ...]:
-    """Specs with the plan's element type for what a Core ML package takes or gives."""
-    packages = {segment.name for segment in parts.segments if segment.stage.target == "coreml"}
+    """Specs with the plan's element type for what a segment takes or gives whose target offers that."""
+    packages = {segment.name for segment in parts.segments if _can(segment).boundary_dtypes}
     return tuple(
         spec.with_dtype(plan.boundary_dtype.dtype)
         if spec.dtype == "float32" and packages & {spec.producer, *spec.consumers}

@@ -13,14 +13,12 @@ from typing import NamedTuple
 
 from torch import Tensor, fx
 
-from .boundary import TensorSpec
+from .boundary import INPUT, OUTPUT, TensorSpec
 from .errors import PartitionError
 from .graph.program import Program, copy_nodes, free_of_strides
 from .graph.shapes import TensorType
 from .plan.cuts import divide, live, operations
 from .plan.schema import Plan, Stage, TensorRule, rank
-
-INPUT, OUTPUT = "input", "output"
 
 
 @dataclass(frozen=True)

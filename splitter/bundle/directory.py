@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from .. import output, reading
-from ..boundary import Array, TensorSpec
+from ..boundary import INPUT, OUTPUT, Array, TensorSpec
 from ..errors import BundleError, SplitterError, UsageError
 from ..graph import program as programs
 from ..graph.program import Program, Weights
@@ -91,6 +91,16 @@ class Bundle:
         return Files(self.path, self.manifest.files)
 
     @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the model is given."""
+        return tuple(spec.name for spec in self.manifest.tensors if spec.producer == INPUT)
+
+    @cached_property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the model gives."""
+        return tuple(spec.name for spec in self.manifest.tensors if OUTPUT in spec.consumers)
+
+    @cached_property
     def weights(self) -> Weights:
         """Weights of the captured programs."""
         return Weights(self.path / self.manifest.weights, self.files.read)
@@ -110,6 +120,10 @@ class Bundle:
         if path not in self._programs:
             self._programs[path] = programs.load(self.path / path, self.weights, self.files.read)
         return self._programs[path]
+
+    def with_programs(self, programs: Mapping[str, Program]) -> Bundle:
+        """The bundle with other programs in the place of some of its own, by path."""
+        return replace(self, _programs=dict(programs))
 
     def goldens(self) -> dict[str, Array]:
         """The recorded run of the untouched model, by tensor name."""

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..boundary import Array
+from ..boundary import INPUT, OUTPUT, Array
 from ..errors import CaptureError
 from ..graph.capture import without_fused_attention
 from ..graph.program import Program
-from ..partition import INPUT, OUTPUT, Partition
+from ..partition import Partition
 from .manifest import Machine
 
 

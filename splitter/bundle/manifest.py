@@ -54,7 +54,8 @@ class Artifact(Record):
     Attributes:
         target: Name of the target.
         path: File or package in the bundle; empty for a target that writes none.
-        details: What the target needs to read it back and to audit it, as JSON values.
+        details: What the target needs to read it back and to audit it, as JSON values; under ``compressed``, the
+            ``form`` and the ``source`` of each weight that the plan's `compression` is about.
     """
 
     target: str
@@ -75,8 +76,8 @@ class SegmentRecord(Record):
         parameters: Numbers in its weights.
         passes: Graph passes applied before lowering, and in how many places each one changed something.
         artifact: What it was lowered to.
-        reference: The fp32 uncompressed package of a Core ML segment; empty if there is none.
-        uncompressed: The uncompressed package in the precision of a compressed one; empty if there is none.
+        reference: The fp32 uncompressed artifact, by which the precision is judged; empty if there is none.
+        uncompressed: The uncompressed artifact in the precision of a compressed one; empty if there is none.
     """
 
     name: str

@@ -84,7 +84,7 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
 @click.option(
     "--no-reference", is_flag=True, help="Leave out the fp32 uncompressed packages that verify compares with."
 )
-@click.option("--monolith", is_flag=True, help="All between the host's stages in one package, for comparison.")
+@click.option("--single-package", is_flag=True, help="All between the host's stages in one package, for comparison.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @memory_option
 @json_option
@@ -111,7 +111,7 @@ def build(
     random_init: int | None,
     golden_audio: Path | None,
     no_reference: bool,
-    monolith: bool,
+    single_package: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -131,7 +131,7 @@ def build(
         "random_init": random_init,
         "golden_audio": golden_audio,
         "reference": not no_reference,
-        "monolith": monolith,
+        "single_package": single_package,
         "force": force,
     }
     _check_search(

@@ -23,7 +23,7 @@ _NOT = ("", "0", "false", "no", "none", "off")
 
 def by_plan(plan: Plan, segment: SegmentRecord) -> Asked:
     """What a bundle's plan asks of a segment's package."""
-    values = (plan.obtained(segment.name), plan.deployment_target.value, plan.boundary_dtype.value)
+    values = (plan.requested_precision(segment.name), plan.deployment_target.value, plan.boundary_dtype.value)
     return Asked("the plan", *values, compressed=bool(segment.artifact.details.get("compressed")))
 
 

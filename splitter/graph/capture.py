@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,6 +33,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_structure
 
 from ..errors import CaptureError
+from ..patching import replaced
 from .program import Program
 from .shapes import TensorType
 
@@ -218,7 +218,7 @@ class _WithoutAssertions:
         with ExitStack() as stack:
             for holder in list(sys.modules.values()):
                 if getattr(holder, "__dict__", {}).get(self.function) is original:
-                    stack.enter_context(mock.patch.object(holder, self.function, namespace[self.function]))
+                    stack.enter_context(replaced(holder, self.function, namespace[self.function]))
             yield
 
 
@@ -231,9 +231,13 @@ def _without_unfold_backward_decomposition() -> Iterator[None]:
     """
     from torch._decomp import decomposition_table
 
-    with mock.patch.dict(decomposition_table):
-        decomposition_table.pop(torch.ops.aten.unfold_backward.default, None)
+    operator = torch.ops.aten.unfold_backward.default
+    decomposition = decomposition_table.pop(operator, None)
+    try:
         yield
+    finally:
+        if decomposition is not None:
+            decomposition_table[operator] = decomposition
 
 
 @contextmanager

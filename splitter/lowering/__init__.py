@@ -1,59 +1,179 @@
-"""Segment → artifact, one module per target.
+"""Segment → artifact, one module or folder per target.
 
 A target is found by name among the entry points of the group ``splitter.targets``, so that another
-package can add one without a change here.
+package can add one without a change here. What the rest of splitter does for a target follows from its `Capabilities`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from .. import plugins
 from ..boundary import Array, TensorSpec
-from ..bundle.files import Files
-from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import PlanError
-from ..partition import Segment
-from ..plan.schema import Plan
+
+if TYPE_CHECKING:  # a plan asks what its targets can do
+    from ..bundle.directory import Bundle
+    from ..bundle.files import Files
+    from ..bundle.manifest import Artifact, SegmentRecord
+    from ..partition import Segment
+    from ..plan.schema import CompressionForm, Plan, Tolerances
+    from ..verification.checks import Check
+    from .weights import DecodedWeight, Weight
 
 GROUP = "splitter.targets"
+ML_PACKAGE = "mlpackage"  # the kind of artifact that `splitter.mil` reads
 
 
-class Target(Protocol):
-    """One way to lower a segment."""
+@dataclass(frozen=True)
+class Capabilities:
+    """What a target can do, and what it asks of the rest.
 
+    Attributes:
+        artifact: What its artifacts are in one word, e.g. ``"mlpackage"``: engines name the words they run. Empty for
+            a target that writes none.
+        engines: Those that run its artifacts on any machine, the preferred one first.
+        device_engine: The one on the device that the artifacts are made for: it also runs them in `separate`, where it
+            can. Empty if there is none.
+        passes: Its segments go through the plan's graph passes, and long tensors may be folded at its boundaries.
+        divisible: A stage of it can be cut into several segments.
+        reference: It is lowered once more in fp32 without compression, and once more without compression alone, so that
+            `verify` tells conversion, precision and compression apart.
+        on_host: It is what a host program computes around the other segments; lower precision is never chosen for it.
+        precisions: Arithmetic that it offers: the plan's ``precision``. Empty where it computes in fp32 only.
+        boundary_dtypes: What it takes and gives: the plan's ``boundary_dtype``. Empty where that is what the graph has.
+        deployment_targets: Systems it can be made for. Empty where it runs on every system.
+        weights: The section of the plan that says how it stores weights; None if it stores none.
+        compressions: Forms of weights that it knows.
+    """
+
+    artifact: str = ""
+    engines: tuple[str, ...] = ()
+    device_engine: str = ""
+    passes: bool = False
+    divisible: bool = False
+    reference: bool = False
+    on_host: bool = False
+    precisions: frozenset[str] = frozenset()
+    boundary_dtypes: frozenset[str] = frozenset()
+    deployment_targets: frozenset[str] = frozenset()
+    weights: Literal["compression", "weights"] | None = None
+    compressions: frozenset[str] = frozenset()
+
+
+class Target(ABC):
+    """One way to lower a segment.
+
+    Attributes:
+        capabilities: What it can do.
+        question: What its check asks, as a sentence of the report.
+    """
+
+    capabilities: ClassVar[Capabilities] = Capabilities()
+    question: ClassVar[str] = "what ships does what the captured segment does"
+
+    @abstractmethod
     def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
         """Write the artifact into a directory.
 
         Args:
             segment: What to lower; its specs carry the dtypes at the boundaries.
             plan: Precision, deployment target, tolerances.
-            example: The segment's golden inputs and outputs, in the graph's own dtypes.
+            example: The segment's golden inputs and outputs, in the graph's own dtypes; empty for a reference.
             directory: Where to write.
 
         Raises:
             LoweringError: The target cannot express the segment, or the saved artifact is not what was asked.
         """
-        ...
 
+    @abstractmethod
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         """Read the saved artifact back and return every difference from what was asked: none is a pass."""
-        ...
+
+    def limit_db(self, tolerances: Tolerances) -> float:
+        """SNR that the artifact must have against the captured segment."""
+        return tolerances.conversion_snr_db
+
+    def device_limit_db(self, tolerances: Tolerances, compute_units: str) -> float:
+        """SNR that the artifact must have on its device against the untouched model."""
+        return self.limit_db(tolerances)
+
+    def checks(
+        self, bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array], captured: Mapping[str, Array]
+    ) -> Iterable[Check] | None:
+        """Checks in the place of the general one, which holds each of its engines against the captured segment.
+
+        Args:
+            bundle: With the graph's own precision at its boundaries.
+            segment: One of this target.
+            golden: The recorded run.
+            captured: What the captured segment gives, from its golden input.
+
+        Returns:
+            None where the general check is right.
+        """
+        return None
+
+    def weights(self, bundle: Bundle, segment: SegmentRecord) -> Iterable[Weight]:
+        """The weights of a built segment that some form may change."""
+        from .weights import compressible_weights
+
+        return compressible_weights(bundle, segment) if self.capabilities.weights == "compression" else ()
+
+    def decoded_weights(self, bundle: Bundle, segment: SegmentRecord) -> Iterable[DecodedWeight]:
+        """Each compressed weight as the artifact holds it, beside the same one before compression."""
+        return ()
+
+    def stored_bytes(self, bundle: Bundle, segment: SegmentRecord) -> int:
+        """What the saved weights take; by default, what all files of the artifact do."""
+        path = segment.artifact.path
+        return sum(bundle.manifest.files[name].bytes for name in bundle.files.below(path) or [path])
 
 
 @cache
 def target(name: str) -> Target:
     """The target of a name. Raises `PlanError` if there is none, or more than one."""
-    found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
-    if len(found) != 1:
-        known = sorted({entry.name for entry in entry_points(group=GROUP)})
-        raise PlanError(
-            "a stage's target is the name of exactly one installed target",
-            received=f"{len(found)} for {name!r}",
-            fix=f"There are: {', '.join(known)}.",
-        )
-    made: Target = found[0].load()()
+    made: Target = plugins.load(GROUP, "target", name, PlanError)()
     return made
+
+
+def capabilities(name: str) -> Capabilities:
+    """What the target of a name can do. Raises `PlanError` as `target`."""
+    return target(name).capabilities
+
+
+def with_artifact(artifact: str) -> list[str]:
+    """Names of the targets that write a kind of artifact."""
+    return [name for name in plugins.names(GROUP) if capabilities(name).artifact == artifact]
+
+
+def check(plan: Plan) -> None:
+    """Hold a plan against what its targets can do.
+
+    Raises:
+        PlanError: A target is unknown, or does not offer the precision, element type, system or compression asked for.
+    """
+    forms: dict[str, set[CompressionForm | Literal["none"]]] = {
+        "compression": {plan.compression.form, *plan.compression.exceptions.values()},
+        "weights": {plan.weights.compress, *plan.weights.exceptions.values()},
+    }
+    for stage in plan.stages:
+        able = capabilities(stage.target)
+        asked: list[tuple[str, frozenset[str], str]] = [
+            ("precision", able.precisions, plan.precision),
+            ("boundary_dtype", able.boundary_dtypes, plan.boundary_dtype),
+            ("deployment_target", able.deployment_targets, plan.deployment_target),
+        ]
+        if able.weights:
+            asked += [("compression", able.compressions, form) for form in sorted(forms[able.weights] - {"none"})]
+        for setting, offered, value in asked:
+            if value not in offered and (offered or setting == "compression"):
+                raise PlanError(
+                    f"target {stage.target!r} of stage {stage.name!r} does not offer the {setting} {value}",
+                    fix=f"It offers: {', '.join(sorted(offered)) or 'none'}.",
+                )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import fx
@@ -16,9 +16,10 @@ from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import LoweringError
 from ..parity import compare
 from ..partition import Segment
-from ..plan.schema import Plan
+from ..plan.schema import Plan, Tolerances
 from ..runtime import host
-from ..runtime.host import HostSpec, Step
+from ..runtime.host import ARTIFACT, HostSpec, Step
+from . import Capabilities, Target
 
 _aten = torch.ops.aten
 _Lowered: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]  # operation, arguments, parameters
@@ -31,14 +32,17 @@ _ARITHMETIC = {
 }
 
 
-class HostTarget:
+class HostTarget(Target):
+    capabilities: ClassVar[Capabilities] = Capabilities(artifact=ARTIFACT, engines=("numpy",), on_host=True)
+    question: ClassVar[str] = "the host's specification does what the graph does"
+
     def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
         """Write ``<segment>.json`` and run it on the example in NumPy."""
         spec = _specification(segment)
         path = directory / f"{segment.name}.json"
         path.write_text(spec.model_dump_json(indent=1) + "\n")
         saved = HostSpec.model_validate_json(path.read_text())
-        for name, result in host.run(saved, {one.name: example[one.name] for one in segment.inputs}).items():
+        for name, result in host.run(saved, {spec.name: example[spec.name] for spec in segment.inputs}).items():
             parity = compare(example[name], result)
             if not parity.reaches(plan.tolerances.host_snr_db, plan.tolerances.negligible_max_abs):
                 raise LoweringError(
@@ -46,18 +50,21 @@ class HostTarget:
                     received=parity,
                     fix="An operation in splitter/runtime/host.py does not mean what the graph's does.",
                 )
-        return Artifact(target="host", path=path.name)
+        return Artifact(target=segment.stage.target, path=path.name)
 
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         spec = HostSpec.model_validate_json(files.read(files.home / segment.artifact.path))
         findings = []
-        if tuple(one.name for one in spec.inputs) != segment.inputs or tuple(spec.outputs) != segment.outputs:
+        if tuple(tensor.name for tensor in spec.inputs) != segment.inputs or tuple(spec.outputs) != segment.outputs:
             findings.append(f"inputs and outputs are {[i.name for i in spec.inputs]} and {list(spec.outputs)}")
         shapes = {step.result: step.shape for step in spec.steps}
         for name, step in spec.outputs.items():
             if name in tensors and shapes[step] != tensors[name].shape:
                 findings.append(f"{name} has shape {shapes[step]}, the manifest says {tensors[name].shape}")
         return findings
+
+    def limit_db(self, tolerances: Tolerances) -> float:
+        return tolerances.host_snr_db
 
 
 def _specification(segment: Segment) -> HostSpec:

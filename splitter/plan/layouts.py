@@ -11,10 +11,12 @@ from typing import Any
 from torch import fx
 
 from .. import compiler
+from ..boundary import INPUT, OUTPUT
 from ..diagnosis.compiling import compile_time
 from ..errors import PlanError, UsageError
 from ..graph.program import Program
-from ..partition import INPUT, OUTPUT, Partition, Segment, partition
+from ..lowering import capabilities
+from ..partition import Partition, Segment, partition
 from . import cuts as planner
 from . import schema as plans
 from .schema import Plan, Precision
@@ -90,11 +92,11 @@ def compare(
     if max_operations is not None or max_weight_bytes is not None:
         counts = dict(segments or {})
         for segment in partition(captured, start).segments:
-            if segment.stage.target == "coreml" and segment.name not in counts:
+            if _is_package(segment) and segment.name not in counts:
                 counts[segment.name] = _fewest(segment, start, max_operations, max_weight_bytes)
         asked = plans.with_segments(start, counts)
-    layouts = {"one package": plans.monolith(start), "a package a stage": start, "as planned": asked}
-    return asked, [_layout(name, partition(captured, one), one) for name, one in layouts.items()]
+    layouts = {"one package": plans.single_package(start), "a package a stage": start, "as planned": asked}
+    return asked, [_layout(name, partition(captured, plan), plan) for name, plan in layouts.items()]
 
 
 def _fewest(segment: Segment, plan: Plan, max_operations: int | None, max_weight_bytes: int | None) -> int:
@@ -131,10 +133,14 @@ def _layout(name: str, parts: Partition, plan: Plan) -> Layout:
     internal = [spec for spec in between if {stage_of.get(one) for one in spec.consumers} == {stage_of[spec.producer]}]
     return Layout(
         name=name,
-        packages=tuple(_package(one, plan) for one in parts.segments if one.stage.target == "coreml"),
+        packages=tuple(_package(segment, plan) for segment in parts.segments if _is_package(segment)),
         boundary_bytes=sum(spec.bytes for spec in between),
         internal_bytes=sum(spec.bytes for spec in internal),
     )
+
+
+def _is_package(segment: Segment) -> bool:
+    return capabilities(segment.stage.target).passes
 
 
 def _package(segment: Segment, plan: Plan) -> Package:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal, TypeAlias, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .. import output, reading
+from .. import lowering, output, reading
 from ..errors import PlanError
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -71,7 +71,7 @@ class Stage(_Strict):
     """
 
     name: Name
-    target: Name
+    target: str = Field(pattern=r"^[a-z][a-z0-9_-]*$")
     modules: tuple[str, ...] = ()
     exact: bool = False
     segments: int = Field(default=1, ge=1, le=64)
@@ -101,7 +101,7 @@ class TensorRule(_Strict):
 
 
 class WeightsForm(_Strict):
-    """How the weights of a stage lowered to ``kernels`` are stored. Norms, biases, layer scales and position tables
+    """How the weights of a hand-written transformer are stored. Norms, biases, layer scales and position tables
     are float32 in every form; what follows is about the weights of linear maps, ``[out, in]`` throughout.
 
     Attributes:
@@ -247,14 +247,14 @@ class Plan(_Strict):
         outputs: Names for what the model's forward returns.
         stages: In order of execution.
         tensors: Names for boundary tensors.
-        passes: Graph passes for the Core ML segments, in order: names in `splitter.passes`. Left out, those that
-            the precision needs, see `graph_passes`.
+        passes: Graph passes for the segments whose targets take them, in order: names in `splitter.passes`. Left out,
+            those that the precision needs, see `graph_passes`.
         deployment_target: Oldest system the packages must run on.
         precision: Arithmetic inside the packages.
         fp32_operations: What packages in half precision compute in float32 nonetheless, by segment: operations by the
             name that their first result has in the segment's fp32 package. `tuning.precision` chooses them.
         boundary_dtype: Element type of the packages' inputs and outputs.
-        weights: How the weights of a stage lowered to ``kernels`` are stored.
+        weights: How the weights of a hand-written transformer are stored.
         compression: How those of the packages are.
         imbalance: ε: where a stage is cut into N segments, none has more than (1 + ε) / N of its operations.
         segment_samples: Samples in one run of the model; the training segment where None.
@@ -282,8 +282,8 @@ class Plan(_Strict):
         """The passes as given, or those without which packages of the precision are too large or wrong."""
         return self.passes if self.passes is not None else self.precision.passes
 
-    def obtained(self, segment: str) -> str:
-        """What a package's arithmetic is called: ``fp32``, ``fp16``, or ``mixed``."""
+    def requested_precision(self, segment: str) -> str:
+        """What the arithmetic of a segment's package is to be called: ``fp32``, ``fp16``, or ``mixed``."""
         mixed = self.precision is Precision.FP16 and self.fp32_operations.get(segment)
         return "mixed" if mixed else self.precision.value
 
@@ -299,13 +299,13 @@ class Plan(_Strict):
             if not stage.modules:
                 raise ValueError(f"stage {stage.name!r} has no modules; only the first and last may have none")
         for stage in self.stages:
-            if stage.segments > 1 and stage.target not in ("coreml", "graph"):
+            if stage.segments > 1 and not lowering.capabilities(stage.target).divisible:
                 raise ValueError(f"stage {stage.name!r} cannot be cut: the target {stage.target!r} takes it whole")
         for rule in self.tensors:
             if rule.producer not in names:
                 raise ValueError(f"tensor {rule.name!r} names the producer {rule.producer!r}, which is no stage")
-        if self.weights != WeightsForm() and not any(stage.target == "kernels" for stage in self.stages):
-            raise ValueError("a form of weights needs a stage with the target 'kernels': no other one reads it")
+        if self.weights != WeightsForm() and not _read(self.stages, "weights"):
+            raise ValueError("the plan has a form of weights, and no stage's target reads it")
         if self.boundary_dtype is Precision.FP16 and self.deployment_target is DeploymentTarget.IOS15:
             raise ValueError("fp16 boundaries need iOS16 or later: iOS15 packages take and give float32 only")
         if not self.compression.is_lossless and self.deployment_target is DeploymentTarget.IOS15:
@@ -366,8 +366,13 @@ def changed(plan: Plan, **settings: object) -> Plan:
 def compressed(plan: Plan, form: WeightForm) -> Plan:
     """The plan with all its weights in one form: those of packages, and those of a transformer of its own."""
     whole: dict[str, object] = {"compress": form, "exceptions": {}}
-    own = any(stage.target == "kernels" for stage in plan.stages)
-    return changed(plan, compression={"form": form, "exceptions": {}}, weights=whole if own else None)
+    weights = whole if _read(plan.stages, "weights") else None
+    return changed(plan, compression={"form": form, "exceptions": {}}, weights=weights)
+
+
+def _read(stages: tuple[Stage, ...], section: str) -> bool:
+    """Whether some stage's target stores its weights as a section of the plan says."""
+    return any(lowering.capabilities(stage.target).weights == section for stage in stages)
 
 
 def save(plan: Plan, path: Path) -> None:
@@ -388,10 +393,21 @@ def with_segments(plan: Plan, counts: Mapping[str, int]) -> Plan:
     return changed(plan, stages=stages)
 
 
-def monolith(plan: Plan) -> Plan:
-    """The plan with everything between its first and its last stage in one Core ML package, for comparison."""
+def single_package(plan: Plan) -> Plan:
+    """The plan with everything between its first and its last stage in one package, for comparison.
+
+    Raises:
+        PlanError: The target of none of these stages makes packages.
+    """
     inner = plan.stages[1:-1]
-    core = Stage(name="core", target="coreml", modules=tuple(path for stage in inner for path in stage.modules))
+    target = next((stage.target for stage in inner if lowering.capabilities(stage.target).passes), None)
+    if target is None:
+        raise PlanError(
+            "no stage between the first and the last makes a package",
+            received=", ".join(f"{stage.name} → {stage.target}" for stage in inner),
+            fix="Give one of them a target that takes graph passes.",
+        )
+    core = Stage(name="core", target=target, modules=tuple(path for stage in inner for path in stage.modules))
     merged = {stage.name for stage in inner}
     tensors = [
         rule.model_dump() | {"producer": "core" if rule.producer in merged else rule.producer}

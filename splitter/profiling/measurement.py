@@ -15,10 +15,9 @@ from ..bundle.directory import Bundle
 from ..bundle.goldens import machine
 from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
-from ..partition import INPUT
-from ..runtime.engines import Engine, loaded
-from ..runtime.orchestrator import Hook, Orchestrator, default_engine
-from . import core_ml, limits, memory, work
+from ..runtime.engines import Engine, default_engine, loaded
+from ..runtime.orchestrator import Hook, Orchestrator
+from . import limits, memory, work
 from .records import BoundaryProfile, EngineProfile, Latency, Limits, Profile, RunProfile, SegmentProfile
 from .timeline import Timeline
 
@@ -128,7 +127,7 @@ class _Bench:
             others = (loaded(one, bundle, segment, compute_units=compute_units) for one in chosen[segment.name][1:])
             self.engines[segment.name] = [self._orchestrator.engines[segment.name], *others]
         golden = bundle.goldens()
-        self._given = {name: golden[name] for name, spec in bundle.tensors.items() if spec.producer == INPUT}
+        self._given = {name: golden[name] for name in bundle.inputs}
         self.walls: list[float] = []
         self.runs: dict[str, list[list[float]]] = {name: [[] for _ in many] for name, many in self.engines.items()}
         self.checks: dict[str, list[float]] = {name: [] for name in bundle.tensors}
@@ -189,9 +188,7 @@ def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup
                 compute_share=done.flops / latency.median / most.flops_per_second,
                 bandwidth_share=done.moved_bytes / latency.median / most.bytes_per_second,
                 families=_families(one, bench.inputs[segment.name]),
-                coreml=core_ml.figures(bundle.files.checked(segment.artifact.path), bench.compute_units)
-                if name == "coreml"
-                else None,
+                coreml=one.device_figures(),
             )
         )
     return SegmentProfile(

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-import jax
 import numpy as np
-from splitter_kernels import reference, xla
-from splitter_kernels.taps import Observer
+from splitter_weights import transformer
 
 from ..boundary import Array
 from ..bundle.directory import Bundle
 from ..bundle.manifest import SegmentRecord
 from ..errors import SplitterError
+from ..lowering import capabilities
 from ..parity import Parity, compare
-from ..partition import INPUT, OUTPUT
-from ..runtime.orchestrator import Hook, Orchestrator, default_engine
+from ..runtime.engines import REFERENCE, Engine, default_engine, shipped_engine
+from ..runtime.orchestrator import Hook, Orchestrator
 from ..verification.taps import TappedTransformer, skeleton
 
 Kind: TypeAlias = Literal["boundary", "tap", "stem"]
-_OFF_MAC = {"coreml": "mil", "kernels": "jax", "host": "numpy"}  # by target: what runs the file that ships
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def chosen_engines(bundle: Bundle, asked: Sequence[tuple[str, str]]) -> dict[str
 
 def _usual_engine(segment: SegmentRecord) -> str:
     usual = default_engine(segment)
-    return _OFF_MAC.get(segment.artifact.target, usual) if usual == "torch" else usual
+    return shipped_engine(segment) if usual == REFERENCE else usual
 
 
 @dataclass
@@ -109,7 +107,7 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
         golden: The bundle's goldens.
     """
     bundle = orchestrator.bundle
-    given = {name: golden[name] for name, spec in bundle.tensors.items() if spec.producer == INPUT}
+    given = {name: golden[name] for name in bundle.inputs}
     seen.arrays.clear()
     error = ""
     try:
@@ -120,8 +118,8 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
     why = "the bundle has no transformer for the kernels"
     stems = None
     for segment in bundle.segments:
-        if segment.artifact.target == "kernels":
-            found, why = _taps(bundle, segment, orchestrator.engines[segment.name].name, seen.arrays)
+        if capabilities(segment.artifact.target).artifact == transformer.ARTIFACT:
+            found, why = _taps(bundle, segment, orchestrator.engines[segment.name], seen.arrays)
             points += found
         local = _local(orchestrator, segment, golden)
         for name in segment.outputs:
@@ -134,7 +132,7 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
                     compare(golden[name], local[name]) if name in local else None,
                 )
             )
-            if OUTPUT in bundle.tensors[name].consumers and name in seen.arrays:
+            if name in bundle.outputs and name in seen.arrays:
                 stems = seen.arrays[name][0]
                 points += _stems(bundle, segment, golden[name][0], stems)
     return Chain({n: one.name for n, one in orchestrator.engines.items()}, tuple(points), stems, error, why)
@@ -162,54 +160,16 @@ def _stems(bundle: Bundle, segment: SegmentRecord, reference: Array, candidate: 
 
 
 def _taps(
-    bundle: Bundle, segment: SegmentRecord, engine_name: str, values: Mapping[str, Array]
+    bundle: Bundle, segment: SegmentRecord, engine: Engine, values: Mapping[str, Array]
 ) -> tuple[list[Point], str]:
     """The transformer's skeleton in a run of its own from what reached it; and why not, if not."""
-    if engine_name not in _LOOKS:
-        return [], f"the engine {engine_name!r} cannot be looked into"
     if any(name not in values for name in segment.inputs):
         return [], "the run did not get there"
     model = TappedTransformer(bundle, shipped=False)
     wanted = [name for name in model.taps if name in skeleton(model.taps) and not name.startswith(("input", "output"))]
-    expected = _collected(model.run, wanted)
-    inputs = {
-        f"input{branch}": values[name].astype(np.float32)
-        for branch, name in zip(("", "_t"), model.record.inputs, strict=True)
-    }
-    found = _LOOKS[engine_name](model, inputs, wanted)
+    inputs = {name: values[name].astype(np.float32) for name in segment.inputs}
+    found = engine.run_with_taps(inputs, wanted)
+    if found is None:
+        return [], f"the engine {engine.name!r} cannot be looked into"
+    expected = model.values(wanted)
     return [Point(name, segment.name, "tap", compare(expected[name], found[name])) for name in wanted], ""
-
-
-def _collected(run: Callable[[Observer], object], wanted: Collection[str]) -> dict[str, Array]:
-    """Some of the values that a run shows."""
-    found: dict[str, Array] = {}
-
-    def observe(name: str, value: Array) -> None:
-        if name in wanted:
-            found[name] = np.array(value)
-
-    run(observe)
-    return found
-
-
-_Inputs: TypeAlias = Mapping[str, Array]
-
-
-def _by_torch(model: TappedTransformer, inputs: _Inputs, wanted: Collection[str]) -> dict[str, Array]:
-    return _collected(lambda observe: model.run(observe, inputs), wanted)
-
-
-def _by_numpy(model: TappedTransformer, inputs: _Inputs, wanted: Collection[str]) -> dict[str, Array]:
-    def run(observe: Observer) -> None:
-        reference.transformer(model.config, model.tensors, inputs["input"], inputs["input_t"], observe=observe)
-
-    return _collected(run, wanted)
-
-
-def _by_jax(model: TappedTransformer, inputs: _Inputs, wanted: Collection[str]) -> dict[str, Array]:
-    function = xla.compiled(model.config, wanted)
-    *_, found = function(xla.prepared(model.tensors), *(jax.numpy.asarray(array) for array in inputs.values()))
-    return {name: np.asarray(value) for name, value in found.items()}
-
-
-_LOOKS = {"torch": _by_torch, "numpy": _by_numpy, "jax": _by_jax}

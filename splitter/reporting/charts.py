@@ -20,7 +20,7 @@ from .chain import Point
 from .drawing import ACCENT, BAD, FOURTH, INK, MUTED, RULE, SECOND, SMALL, THIRD
 from .listening import Sound
 
-CAUSES = ("conversion", "precision", "compression", "kernels")  # kinds of checks; the last is the port by hand
+CAUSES = ("conversion", "precision", "compression", "port")  # kinds of checks; the last is what is written by hand
 COLOURS = dict(zip(CAUSES, (ACCENT, SECOND, FOURTH, THIRD), strict=True))
 _MARKERS = dict(zip(CAUSES, ("o", "s", "^", "D"), strict=True))
 _ROW = 19.0  # px

@@ -12,11 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path
 
-from ..boundary import TensorSpec
+from ..boundary import INPUT, OUTPUT, TensorSpec
 from ..bundle.directory import Bundle
 from ..bundle.manifest import SegmentRecord
 from ..formatting import operations, size
-from ..partition import INPUT, OUTPUT
 from . import drawing
 from .drawing import ACCENT, FAINT, MUTED, RULE, SMALL
 

@@ -15,7 +15,9 @@ from ..bundle import goldens
 from ..bundle.directory import Bundle
 from ..bundle.manifest import Machine
 from ..errors import BundleError, SplitterError
+from ..lowering import ML_PACKAGE, capabilities
 from ..profiling import Profile
+from ..runtime.engines import REFERENCE
 from ..runtime.orchestrator import Orchestrator
 from ..separation.audio import Block, Track
 from ..verification.checks import Report as Verification
@@ -166,7 +168,7 @@ def _heard(
 
 
 def _examined(bundle: Bundle, chip: str, progress: Progress) -> doctor.DoctorReport | NotRun:
-    if not any(segment.artifact.target == "coreml" for segment in bundle.segments):
+    if not any(capabilities(segment.artifact.target).artifact == ML_PACKAGE for segment in bundle.segments):
         return NotRun("the bundle has no Core ML package")
     try:
         return doctor.examine(bundle.path, chip=chip, progress=progress)
@@ -185,7 +187,7 @@ def _profiled(
 ) -> Profile | NotRun:
     if runs == 0:
         return NotRun("left out with --runs 0")
-    pairs = list(dict.fromkeys([*asked, *chosen.items(), *((name, "torch") for name in chosen)]))
+    pairs = list(dict.fromkeys([*asked, *chosen.items(), *((name, REFERENCE) for name in chosen)]))
     try:
         return profiling.profile(
             bundle, pairs, runs=runs, warmup=warmup, compute_units=compute_units, progress=progress

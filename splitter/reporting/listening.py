@@ -19,7 +19,6 @@ from ..boundary import Array
 from ..bundle.directory import Bundle
 from ..errors import AudioError
 from ..parity import Parity, compare
-from ..partition import INPUT, OUTPUT
 from ..runtime.orchestrator import Orchestrator
 from ..separation.audio import Block, Encoding, StemWriter, Track, Window, finish, statistics
 from ..separation.overlap_add import Geometry, Pass, Stems
@@ -109,9 +108,7 @@ def golden_excerpt(bundle: Bundle, golden: Mapping[str, Array], split: Array) ->
     Args:
         split: The split's stems of it.
     """
-    specs = bundle.tensors.values()
-    (given,) = (spec.name for spec in specs if spec.producer == INPUT)
-    (returned,) = (spec.name for spec in specs if OUTPUT in spec.consumers)
+    (given,), (returned,) = bundle.inputs, bundle.outputs
     return Excerpt(bundle.manifest.golden.audio, golden[given][0], golden[returned][0], split)
 
 
@@ -124,9 +121,7 @@ def audio_excerpt(orchestrator: Orchestrator, title: str, mixture: Block, progre
         BoundaryError: The split breaks a boundary's contract on it.
     """
     bundle = orchestrator.bundle
-    specs = bundle.tensors.values()
-    (given,) = (spec.name for spec in specs if spec.producer == INPUT)
-    (returned,) = (spec.name for spec in specs if OUTPUT in spec.consumers)
+    (given,), (returned,) = bundle.inputs, bundle.outputs
     whole = bundle.program(bundle.manifest.whole)
 
     def untouched(mix: Block) -> Stems:

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .. import formatting as units
 from .. import output
 from ..diagnosis import Diagnosis, Finding
 from ..errors import UsageError
+from ..lowering import Target, target
 from ..profiling import Profile
 from ..verification.checks import Check, Status, least_to_spare
 from . import charts, diagram
@@ -68,6 +69,9 @@ def render(findings: Findings) -> str:
     player, style = (_FILES.joinpath(name).read_text(encoding="utf-8") for name in ("player.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(player.encode()).digest()).decode()
     manifest, checks = findings.bundle.manifest, findings.verification.checks
+    targets = {segment.artifact.target: target(segment.artifact.target) for segment in findings.bundle.segments}
+    ports = {name for name, kind in targets.items() if kind.capabilities.weights and not kind.capabilities.reference}
+    linked = [replace(check, kind="port") if check.kind in ports else check for check in checks]
     heard = None if isinstance(findings.listening, NotRun) else findings.listening
     profiles = _profiles(findings)
     return _TEMPLATES.get_template("page.html").render(
@@ -78,10 +82,14 @@ def render(findings: Findings) -> str:
         seconds=manifest.model.samples / manifest.model.samplerate,
         split=diagram.draw(findings.bundle, findings.engines),
         waterfall=charts.waterfall(findings.chain.points, manifest.plan.tolerances.negligible_max_abs),
-        causes=charts.causes(checks),
-        cause_rows=[_Answer.of(cause, checks) for cause in charts.CAUSES],
+        causes=charts.causes(linked),
+        cause_rows=[_Answer.of(cause, _CAUSES[cause], linked) for cause in charts.CAUSES],
         markers=_MARKERS,
-        answers=[_Answer.of(kind, checks) for kind in _QUESTIONS if any(one.kind == kind for one in checks)],
+        answers=[
+            _Answer.of(kind, question, checks)
+            for kind, question in _questions(targets).items()
+            if any(check.kind == kind for check in checks)
+        ],
         statuses=", ".join(f"{count} {status}" for status, count in _counts(checks).items()),
         doctor=None if isinstance(findings.doctor, NotRun) else findings.doctor,
         most=_MOST_PLACES,
@@ -108,21 +116,30 @@ def render(findings: Findings) -> str:
 # ---------------------------------------------------------------------------------------------- checks
 
 _MARKERS = dict(zip(charts.CAUSES, "●■▲◆", strict=True))
-_QUESTIONS: Mapping[str, str] = {
-    "files": "every file has the hash that the manifest says",
-    "partition": "the segments in order give what the whole capture gives, bit for bit",
-    "golden": "the captured programs give what the untouched model gave",
-    "boundary": "so they do with tensors rounded where they cross",
-    "host": "the host's specification does what the graph does",
-    "kernels": "the transformer written by hand does what the graph does",
-    "artifact": "what was saved is what was asked for",
+_CAUSES: Mapping[str, str] = {
     "conversion": "the fp32 package does what the captured segment does",
     "precision": "the package in the asked precision does what the fp32 one does",
     "compression": "the package with compressed weights does what the uncompressed one does",
-    "finite": "nothing overflows inside a package",
-    "package": "a run with the shipped packages gives what the untouched model gives",
-    "coreml": "Core ML predicts what the untouched model gives",
+    "port": "the transformer written by hand does what the graph does",
 }
+
+
+def _questions(targets: Mapping[str, Target]) -> dict[str, str]:
+    """What each kind of check asks."""
+    shipped = {name: kind.question for name, kind in targets.items() if not kind.capabilities.reference}
+    devices = {kind.capabilities.device_engine for kind in targets.values()}
+    return {
+        "files": "every file has the hash that the manifest says",
+        "partition": "the segments in order give what the whole capture gives, bit for bit",
+        "golden": "the captured programs give what the untouched model gave",
+        "boundary": "so they do with tensors rounded where they cross",
+        **shipped,
+        "artifact": "what was saved is what was asked for",
+        **{kind: question for kind, question in _CAUSES.items() if kind != "port"},
+        "finite": "nothing overflows inside a package",
+        "package": "a run with the shipped packages gives what the untouched model gives",
+        **dict.fromkeys(sorted(devices), "on its device, a package gives what the untouched model gives"),
+    }
 
 
 @dataclass(frozen=True)
@@ -144,7 +161,7 @@ class _Answer:
     notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, kind: str, checks: Sequence[Check]) -> _Answer:
+    def of(cls, kind: str, question: str, checks: Sequence[Check]) -> _Answer:
         mine = [one for one in checks if one.kind == kind]
         counts = _counts(mine)
         order = (Status.FAIL, Status.PASS, Status.NOT_RUN, Status.NOT_APPLICABLE)
@@ -153,7 +170,7 @@ class _Answer:
         )
         return cls(
             kind,
-            _QUESTIONS[kind],
+            question,
             next((status for status in order if counts.get(status)), Status.NOT_RUN),
             counts,
             min((one for one in mine if one.parity is not None and _decides(one)), key=least_to_spare, default=None),

@@ -19,6 +19,7 @@ from ..boundary import Array, TensorSpec
 from ..errors import LoweringError
 
 FORMAT: Literal["splitter.host/1"] = "splitter.host/1"
+ARTIFACT = "host specification"  # what targets that write one say
 Value: TypeAlias = Any  # an array or a number
 _OPERATIONS: dict[str, Callable[..., Array]] = {}
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from threading import Lock
 
 from .. import boundary
-from ..boundary import Array, TensorSpec
+from ..boundary import OUTPUT, Array, TensorSpec
 from ..bundle.directory import Bundle
 from ..bundle.manifest import SegmentRecord
 from ..errors import BoundaryError
 from ..parity import compare
-from ..partition import INPUT, OUTPUT
-from .engines import Engine, loaded
+from .engines import Engine, default_engine, loaded
 
 
 class Hook:
@@ -33,11 +31,6 @@ class Hook:
 
     def after_segment(self, segment: SegmentRecord, outputs: Mapping[str, Array]) -> None:
         """All that it gave fits."""
-
-
-def default_engine(segment: SegmentRecord) -> str:
-    """Core ML for packages on a Mac, torch for everything else."""
-    return "coreml" if segment.artifact.target == "coreml" and platform.system() == "Darwin" else "torch"
 
 
 class Orchestrator:
@@ -95,9 +88,8 @@ class Orchestrator:
         """
         specs = self.bundle.tensors
         values: dict[str, Array] = {}
-        for spec in specs.values():
-            if spec.producer == INPUT:
-                values[spec.name] = self._checked(spec, inputs, "entering the model")
+        for name in self.bundle.inputs:
+            values[name] = self._checked(specs[name], inputs, "entering the model")
         for index, segment in enumerate(self.bundle.segments):
             given = {name: values[name] for name in segment.inputs}
             for hook in self.hooks:
@@ -117,7 +109,7 @@ class Orchestrator:
             for hook in self.hooks:
                 hook.after_segment(segment, {name: values[name] for name in segment.outputs})
             del results
-        return {name: values[name] for name, spec in specs.items() if OUTPUT in spec.consumers}
+        return {name: values[name] for name in self.bundle.outputs}
 
     def _checked(self, spec: TensorSpec, arrays: Mapping[str, Array], at: str) -> Array:
         for hook in self.hooks:

@@ -21,16 +21,17 @@ from ..boundary import Array
 from ..bundle.directory import Bundle
 from ..bundle.goldens import machine
 from ..bundle.manifest import SegmentRecord
-from ..errors import BundleError, CacheError
+from ..errors import BundleError, CacheError, EngineError
+from ..lowering import capabilities
 from ..parity import compare
 from ..runtime import engines
-from ..runtime.orchestrator import Orchestrator, default_engine
+from ..runtime.engines import default_engine
+from ..runtime.orchestrator import Orchestrator
 
 MIN_SNR_DB = 100.0  # of the stems to the untouched model's: far below what a 16-bit file keeps
-FAST = "openvino-bf16"
+FAST = "bf16"  # precision
 _RUNS = 3  # timed, after one that warms up
-# What may change the answer when it is installed in another version.
-_PACKAGES = ("splitter", "torch", "jax", "jaxlib", "openvino")
+_PACKAGES = ("splitter", "torch")  # their versions may change the answer, beside those of the engines
 
 
 class Trial(BaseModel):
@@ -91,7 +92,7 @@ def fastest(
     bundle = members[0]
     given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
     for name, engine in given.items():
-        engines.able(engine, bundle.segment(name))
+        engines.require_engine(engine, bundle.segment(name))
     key = f"{_fingerprint(members, given)}.json"
     with suppress(OSError, ValidationError):
         return Choice.model_validate_json(reading.content(cache.directory("engines") / key))
@@ -126,20 +127,37 @@ def fast(members: Sequence[Bundle], asked: Mapping[str, str] | None = None) -> C
     given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
     chosen = {}
     for segment in bundle.segments:
-        host = segment.artifact.target == "host"
-        chosen[segment.name] = given.get(segment.name, default_engine(segment) if host else FAST)
-        engines.able(chosen[segment.name], segment)
+        on_host = capabilities(segment.artifact.target).on_host
+        usual = default_engine(segment) if on_host else _fast_engine(segment)
+        chosen[segment.name] = given.get(segment.name, usual)
+        engines.require_engine(chosen[segment.name], segment)
     return Choice(engines=chosen, snr_db=_end_to_end(members, chosen), trials=())
+
+
+def _fast_engine(segment: SegmentRecord) -> str:
+    """The first engine of low precision that can run a segment; the first of all where none can.
+
+    Raises:
+        EngineError: No such engine is installed.
+    """
+    names = [name for name in engines.names() if engines.engine(name).precision == FAST]
+    if not names:
+        raise EngineError(f"no engine that computes in {FAST} is installed", fix="Separate without --fast.")
+    return next((name for name in names if engines.engine(name).unsupported_reason(segment) is None), names[0])
 
 
 def _rivals(segment: SegmentRecord) -> list[str]:
     """Engines that may run a segment here, the default first. A default that is another device's has no rivals."""
     default = default_engine(segment)
-    if engines.engine(default).worth is None:
+    if engines.engine(default).max_time_ratio is None:
         return [default]
     kinds = {name: engines.engine(name) for name in engines.names()}
-    able = [name for name, kind in kinds.items() if kind.worth is not None and kind.obstacle(segment) is None]
-    return [default, *(name for name in able if name != default)]
+    automatic = [
+        name
+        for name, kind in kinds.items()
+        if kind.max_time_ratio is not None and kind.unsupported_reason(segment) is None
+    ]
+    return [default, *(name for name in automatic if name != default)]
 
 
 def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> Choice:
@@ -150,7 +168,7 @@ def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> Cho
     chosen = {segment: names[0] for segment, names in rivals.items()}
     for segment, default in [*chosen.items()]:
         ran = {one.engine: one.seconds for one in trials if one.segment == segment and one.seconds is not None}
-        chosen[segment] = _worthiest(ran, default)
+        chosen[segment] = _best(ran, default)
     snr = _end_to_end(members, chosen)
     if snr is not None and snr < MIN_SNR_DB:  # each near enough, not all together
         chosen = {segment: names[0] for segment, names in rivals.items()}
@@ -158,12 +176,12 @@ def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> Cho
     return Choice(engines=chosen, snr_db=snr, trials=tuple(trials))
 
 
-def _worthiest(seconds: Mapping[str, float], default: str) -> str:
-    """In falling order of ``worth``, each replaces the best so far, at first the default, if t < worth · t_best."""
+def _best(seconds: Mapping[str, float], default: str) -> str:
+    """In falling order of their ratio r, each replaces the best so far, at first the default, if t < r · t_best."""
     best = default if default in seconds else min(seconds, key=seconds.__getitem__, default=default)
-    worth = {name: engines.engine(name).worth or 0.0 for name in seconds}
-    for name in sorted(seconds, key=lambda name: (-worth[name], seconds[name])):
-        if seconds[name] < worth[name] * seconds[best]:
+    ratios = {name: engines.engine(name).max_time_ratio or 0.0 for name in seconds}
+    for name in sorted(seconds, key=lambda name: (-ratios[name], seconds[name])):
+        if seconds[name] < ratios[name] * seconds[best]:
             best = name
     return best
 
@@ -219,7 +237,7 @@ def _end_to_end(members: Sequence[Bundle], chosen: Mapping[str, str]) -> float |
     found = []
     for bundle in members:
         golden = bundle.goldens()
-        inputs = {spec.name: golden[spec.name] for spec in bundle.manifest.tensors if spec.producer == "input"}
+        inputs = {name: golden[name] for name in bundle.inputs}
         results = Orchestrator(bundle, chosen).run(inputs)
         found += [compare(golden[name], result).snr_db for name, result in results.items()]
     return min((snr for snr in found if snr is not None and snr != float("inf")), default=None)
@@ -232,7 +250,8 @@ def _fingerprint(members: Sequence[Bundle], given: Mapping[str, str]) -> str:
     a file that is not what its manifest says is refused when it is read.
     """
     manifests = [member.manifest.model_dump(mode="json") for member in members]
-    facts = [manifests, given, machine().model_dump(), {name: _version(name) for name in _PACKAGES}]
+    packages = {*_PACKAGES, *(package for name in engines.names() for package in engines.engine(name).distributions)}
+    facts = [manifests, given, machine().model_dump(), {name: _version(name) for name in sorted(packages)}]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

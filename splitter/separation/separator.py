@@ -239,9 +239,7 @@ def _model(orchestrator: Orchestrator, runs: Iterator[int]) -> Model:
     OpenMP keeps a team of threads for every thread that has computed, and where teams outnumber the processors, their
     threads sleep between operators.
     """
-    specs = orchestrator.bundle.tensors.values()
-    (given,) = (spec.name for spec in specs if spec.producer == "input")
-    (returned,) = (spec.name for spec in specs if "output" in spec.consumers)
+    (given,), (returned,) = orchestrator.bundle.inputs, orchestrator.bundle.outputs
 
     def run(mix: Block) -> Stems:
         stems = orchestrator.run({given: mix[None]})[returned][0]

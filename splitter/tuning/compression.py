@@ -18,16 +18,17 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .. import compiler, mil
+from .. import compiler, lowering
 from ..boundary import Array
 from ..bundle.directory import Bag, Bundle, load_any, staged
+from ..bundle.manifest import SegmentRecord
 from ..errors import PlanError, UsageError
-from ..mil.stored import stored_weights
+from ..lowering.weights import Weight
 from ..plan.schema import COMPRESSIONS, Plan, WeightForm
-from ..runtime.engines import engine
+from ..runtime.engines import loaded, shipped_engine
 from .stems import Listening, Stem, to_json, true_stems
-from .trial import Trial, excerpts
-from .weights import FORMS, Decoder, Exchange, Weight, planned, weights_of
+from .trial import Trial, captured_engines, excerpts
+from .weights import Decoder, Exchange, planned, weights_of
 
 Forms: TypeAlias = Mapping[Weight, WeightForm]
 
@@ -195,7 +196,7 @@ class Search:
         """Measure the damage of every weight in one form."""
         self.trial, self.listening = trial, listening
         self._progress = progress
-        self._decoder = Decoder(trial.bundle)
+        self._decoder = Decoder()
         self._all = weights_of(trial.bundle)
         self._exchange = Exchange(trial.bundle, self._decoder, self._all)
         self.weights = _large(self._all)
@@ -246,15 +247,21 @@ class Search:
             found.append({**found[-1], weight: form})
         return tuple(found)
 
+    def _forms(self, weight: Weight) -> list[WeightForm]:
+        """Those that its target offers."""
+        target = self.trial.bundle.segment(weight.segment).artifact.target
+        offered = lowering.capabilities(target).compressions
+        return ["none", *(form for form in COMPRESSIONS if form in offered)]
+
     def _smallest_form(self, weight: Weight) -> WeightForm:
-        return min(FORMS, key=lambda form: (weight.bytes(form), self.damage(weight, form)))
+        return min(self._forms(weight), key=lambda form: (weight.bytes(form), self.damage(weight, form)))
 
     def _steps(self, weight: Weight) -> Iterator[tuple[float, WeightForm]]:
         """Its forms on the lower hull of bytes over damage, and the price from which each is the best."""
         form = self._smallest_form(weight)
         while better := {
             other: (weight.bytes(other) - weight.bytes(form)) / saved
-            for other in FORMS
+            for other in self._forms(weight)
             if (saved := self.damage(weight, form) - self.damage(weight, other)) > 0
         }:
             form = min(better, key=lambda other: better[other])
@@ -341,14 +348,13 @@ class Search:
         return tuple(self.point(form, dict.fromkeys(self._all, form)) for form in COMPRESSIONS)
 
     def built(self, bundle: Bundle) -> Point:
-        """A built bundle, its saved files run: packages by `splitter.mil`, a transformer by NumPy."""
-        names = {"coreml": "mil", "kernels": "numpy"}
-        engines = {
-            one.name: engine(names.get(one.artifact.target, "torch"))(bundle, one, compute_units="ALL")
-            for one in bundle.segments
+        """A built bundle, the saved files of what stores weights run."""
+        engines = captured_engines(bundle) | {
+            segment.name: loaded(shipped_engine(segment), bundle, segment, compute_units="ALL")
+            for segment in _with_weights(bundle)
         }
         trial = self.trial
-        (given,) = {one for one in trial.reference[0] if bundle.tensors[one].producer == "input"}
+        (given,) = bundle.inputs
         runs = [trial.run({given: values[given]}, engines, bundle.segments) for values in trial.reference]
         size, stems = stored_bytes(bundle), self.listening.stems([_stems(trial, one) for one in runs])
         return Point("chosen", size, size / (2 * _elements(bundle)), stems)
@@ -375,18 +381,17 @@ def _large(weights: Sequence[Weight]) -> tuple[Weight, ...]:
 
 
 def _elements(bundle: Bundle) -> int:
-    """Numbers in the weights of all packages and of a transformer of its own."""
-    return sum(one.parameters for one in bundle.segments if one.artifact.target in ("coreml", "kernels"))
+    """Numbers in the weights of all segments that store some."""
+    return sum(segment.parameters for segment in _with_weights(bundle))
+
+
+def _with_weights(bundle: Bundle) -> list[SegmentRecord]:
+    """The segments whose targets store weights."""
+    return [segment for segment in bundle.segments if lowering.capabilities(segment.artifact.target).weights]
 
 
 def stored_bytes(bundle: Bundle) -> int:
     """What the saved weights of a bundle take, read off its files; position tables left out."""
-    total = 0
-    for segment in bundle.segments:
-        if segment.artifact.target == "coreml":
-            stored = stored_weights(mil.load(bundle.path / segment.artifact.path, read=bundle.files.read).function)
-            total += sum(one.bytes for one in stored.values())
-        elif segment.artifact.target == "kernels":
-            tensors = segment.artifact.details["tensors"].values()
-            total += sum(one["bytes"] for one in tensors if one["source"] != "graph")
-    return total
+    return sum(
+        lowering.target(segment.artifact.target).stored_bytes(bundle, segment) for segment in _with_weights(bundle)
+    )

@@ -14,10 +14,10 @@ from ..bundle import goldens
 from ..bundle.directory import Bundle
 from ..bundle.manifest import SegmentRecord
 from ..errors import AudioError
+from ..lowering import ML_PACKAGE, capabilities
 from ..mil.program import Function
 from ..parity import compare
-from ..partition import INPUT, OUTPUT
-from ..runtime.engines import Engine, engine
+from ..runtime.engines import REFERENCE, Engine, loaded, shipped_engine
 from ..separation import audio
 
 
@@ -70,25 +70,29 @@ def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[E
     return tuple(found)
 
 
+def captured_engines(bundle: Bundle) -> dict[str, Engine]:
+    """Every segment as it was captured."""
+    return {segment.name: loaded(REFERENCE, bundle, segment, compute_units="ALL") for segment in bundle.segments}
+
+
 class Trial:
     """A bundle of fp32 packages whose programs can be exchanged.
 
     Attributes:
-        packages: The package of each Core ML segment, by segment.
+        packages: The ML package of each segment that has one, by segment.
         reference: Every boundary tensor of each excerpt, as the captured graph computes it.
     """
 
     def __init__(self, bundle: Bundle, heard: Sequence[Excerpt]) -> None:
         self.bundle = bundle
         self.excerpts = tuple(heard)
-        specs = bundle.tensors.values()
-        (self._input,) = (spec.name for spec in specs if spec.producer == INPUT)
-        self.outputs = tuple(spec.name for spec in specs if OUTPUT in spec.consumers)
-        self._captured = {one.name: engine("torch")(bundle, one, compute_units="ALL") for one in bundle.segments}
+        (self._input,) = bundle.inputs
+        self.outputs = bundle.outputs
+        self._captured = captured_engines(bundle)
         self.packages = {
-            one.name: mil.load(bundle.path / one.artifact.path, read=bundle.files.read)
-            for one in bundle.segments
-            if one.artifact.target == "coreml"
+            segment.name: mil.load(bundle.path / segment.artifact.path, read=bundle.files.read)
+            for segment in bundle.segments
+            if capabilities(segment.artifact.target).artifact == ML_PACKAGE
         }
         self.reference = tuple(
             self.run({self._input: one.mixture[None]}, self._captured, bundle.segments) for one in self.excerpts
@@ -114,9 +118,10 @@ class Trial:
 
     def snr_db_of(self, bundle: Bundle) -> tuple[float, ...]:
         """The same with another bundle's saved packages, of the same model and passes."""
-        engines = {
-            one.name: engine("mil" if one.artifact.target == "coreml" else "torch")(bundle, one, compute_units="ALL")
-            for one in bundle.segments
+        engines = captured_engines(bundle) | {
+            segment.name: loaded(shipped_engine(segment), bundle, segment, compute_units="ALL")
+            for segment in bundle.segments
+            if segment.name in self.packages
         }
         return tuple(
             self._compared(self.run({self._input: one.mixture[None]}, engines, bundle.segments), reference)

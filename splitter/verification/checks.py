@@ -29,14 +29,14 @@ class Check:
             - ``partition``: the segments in order against the whole capture;
             - ``golden``: captured programs against the untouched model;
             - ``boundary``: the run with tensors rounded where they cross, against the untouched model;
-            - ``host``: host specification, ``kernels``: hand-written transformer, each against the graph;
+            - the name of a target: what it ships against the captured segment;
             - ``artifact``: what was saved against what was asked for;
             - ``conversion``: the fp32 uncompressed package against the captured segment;
             - ``precision``: the package before compression against that one;
             - ``compression``: the shipped package against the one before compression;
             - ``finite``: values that overflow inside a package;
             - ``package``: the run with the shipped packages against the untouched model;
-            - ``coreml``: Core ML's own prediction against the untouched model;
+            - the name of a device's engine: its own prediction against the untouched model;
             - ``port``: a tap that a port dumped against the captured graph.
         subject: Tensor or segment.
         status: The answer. ``not run`` and ``n/a`` (a silent reference, or nothing to compare) are no passes.

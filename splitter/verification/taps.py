@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -19,7 +19,8 @@ from ..bundle.manifest import SegmentRecord
 from ..errors import BundleError, UsageError
 from ..graph.program import Program
 from ..graph.shapes import TensorType
-from .kernels import with_stored_weights
+from ..lowering import with_artifact
+from ..lowering.kernels.checks import with_stored_weights
 
 _aten = torch.ops.aten
 FORMAT = "splitter.taps/1"
@@ -112,6 +113,20 @@ class TappedTransformer:
             given[str(self.nodes[name].target)] = tensor
         self._program.run(given, observe=seen)
 
+    def values(self, wanted: Collection[str], inputs: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        """Values of some taps.
+
+        Args:
+            wanted: Their names.
+            inputs: By name of the boundary tensor; the golden ones where None.
+        """
+        branches = inputs and {
+            f"input{branch}": inputs[name] for branch, name in zip(("", "_t"), self.record.inputs, strict=True)
+        }
+        values: dict[str, Array] = {}
+        self.run(lambda name, value: values.update({name: value.copy()} if name in wanted else {}), branches)
+        return values
+
     def step(self, name: str, reads: Mapping[str, Array]) -> Array:
         """One tap from the taps it reads, by the captured graph, in float32.
 
@@ -170,13 +185,14 @@ def skeleton(names: Iterable[str]) -> set[str]:
 
 
 def _transformer(bundle: Bundle) -> SegmentRecord:
+    targets = with_artifact(weights.ARTIFACT)
     for segment in bundle.segments:
-        if segment.artifact.target == "kernels":
+        if segment.artifact.target in targets:
             return segment
     raise BundleError(
         "the bundle must hold a transformer for the kernels",
-        received=", ".join(f"{one.name} → {one.artifact.target}" for one in bundle.segments),
-        fix='Give its stage the target "kernels" in the plan.',
+        received=", ".join(f"{segment.name} → {segment.artifact.target}" for segment in bundle.segments),
+        fix=f"In the plan, give its stage the target {' or '.join(map(repr, targets))}.",
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
 import numpy as np
@@ -15,13 +14,11 @@ from ..bundle import goldens
 from ..bundle.directory import Bag, Bundle
 from ..bundle.manifest import SegmentRecord
 from ..errors import BundleError, SplitterError
-from ..partition import INPUT
 from ..plan.schema import Precision
-from ..runtime.engines import engine
+from ..runtime.engines import REFERENCE, engine, loaded, shipped_engine
 from ..runtime.orchestrator import Hook, Orchestrator
 from .checks import Check, Overflow, Report, Status, compared
-from .kernels import kernel_checks
-from .packages import compression_limit, package_checks
+from .packages import compression_limit, package_checks, unrounded
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -50,29 +47,33 @@ def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progr
     whole = _run_whole(bundle, golden)
     chain = _run_chain(bundle, golden)
     local = _run_local(bundle, golden, chain)
-    partition = [_compared("partition", n, "torch", "accumulated", whole[n], chain[n], None, bundle) for n in chain]
+    partition = [_compared("partition", n, REFERENCE, "accumulated", whole[n], chain[n], None, bundle) for n in chain]
     worst = max(check.parity.max_abs for check in partition if check.parity is not None)
     checks += partition
     checks += _golden_checks(bundle, golden, local, chain, same=same)
     tolerances, plan = bundle.manifest.plan.tolerances, bundle.manifest.plan
     if plan.boundary_dtype is Precision.FP16:
-        checks += _run_checks(bundle, golden, "boundary", "torch", tolerances.boundary_fp16_snr_db)
+        checks += _run_checks(bundle, golden, "boundary", {}, tolerances.boundary_fp16_snr_db)
     overflows: list[Overflow] = []
+    packages: dict[str, str] = {}
     for segment in bundle.segments:
         progress(f"checking {segment.name}")
-        checks += _port_checks(bundle, segment, golden, local)
+        able = lowering.capabilities(segment.artifact.target)
+        if able.artifact and not able.reference:
+            checks += _port_checks(bundle, segment, golden, local)
         checks.append(_audit(bundle, segment))
-        if segment.artifact.target == "coreml":
-            found, broken = package_checks(bundle, segment, golden)
-            checks += found
+        if able.reference:
+            packages[segment.name] = shipped_engine(segment)
+            links, broken = package_checks(bundle, segment, golden)
+            checks += links
             overflows += broken
-            checks += _coreml_checks(bundle, segment, golden, compute_units)
-    if any(segment.artifact.target == "coreml" for segment in bundle.segments):
+        checks += _device_checks(bundle, segment, golden, compute_units)
+    if packages:
         progress("running the shipped packages in a row")
         half = Precision.FP16 in (plan.precision, plan.boundary_dtype)
         limit = tolerances.package_fp16_snr_db if half else tolerances.package_fp32_snr_db
         limit = min(limit, *(compression_limit(segment, tolerances) for segment in bundle.segments))
-        checks += _run_checks(bundle, golden, "package", "mil", limit)
+        checks += _run_checks(bundle, golden, "package", packages, limit)
     return Report(str(bundle.path), same, worst, tuple(checks), tuple(overflows))
 
 
@@ -101,7 +102,7 @@ def _run_whole(bundle: Bundle, golden: Mapping[str, Array]) -> dict[str, Array]:
 
 def _run_chain(bundle: Bundle, golden: Mapping[str, Array]) -> dict[str, Array]:
     """The segments in order, in the graph's own precision, from the golden input."""
-    values = {name: _aligned(golden[name]) for name, spec in bundle.tensors.items() if spec.producer == INPUT}
+    values = {name: _aligned(golden[name]) for name in bundle.inputs}
     computed: dict[str, Array] = {}
     for segment in bundle.segments:
         results = bundle.program(segment.program).run({name: values[name] for name in segment.inputs})
@@ -136,56 +137,57 @@ def _golden_checks(
     """Saved programs against the untouched model, locally and accumulated."""
     limit = None if same else bundle.manifest.plan.tolerances.golden_snr_db
     return [
-        _compared("golden", name, "torch", scope, golden[name], candidates[name], limit, bundle)
+        _compared("golden", name, REFERENCE, scope, golden[name], candidates[name], limit, bundle)
         for name in local
         for scope, candidates in (("local", local), ("accumulated", chain))
     ]
 
 
-def _run_checks(bundle: Bundle, golden: Mapping[str, Array], kind: str, packages: str, limit: float) -> list[Check]:
-    """The run as it is orchestrated, with this engine for the packages, against the untouched model."""
+def _run_checks(
+    bundle: Bundle, golden: Mapping[str, Array], kind: str, packages: Mapping[str, str], limit: float
+) -> list[Check]:
+    """The run as it is orchestrated, with these engines for some segments, against the untouched model."""
     seen: dict[str, Array] = {}
 
     class Keep(Hook):
         def after_segment(self, segment: SegmentRecord, outputs: Mapping[str, Array]) -> None:
             seen.update(outputs)
 
-    engines = {s.name: packages if s.artifact.target == "coreml" else "torch" for s in bundle.segments}
-    inputs = {name: golden[name] for name, spec in bundle.tensors.items() if spec.producer == INPUT}
+    engines = {segment.name: packages.get(segment.name, REFERENCE) for segment in bundle.segments}
+    label = " and ".join(dict.fromkeys(packages.values())) or REFERENCE
+    inputs = {name: golden[name] for name in bundle.inputs}
     try:
         Orchestrator(bundle, engines, hooks=[Keep()]).run(inputs)
     except SplitterError as error:
-        broken = [Check(kind, "all", Status.FAIL, packages, "accumulated", note=str(error))]
+        broken = [Check(kind, "all", Status.FAIL, label, "accumulated", note=str(error))]
     else:
         broken = []
-    return [_compared(kind, n, packages, "accumulated", golden[n], seen[n], limit, bundle) for n in seen] + broken
+    return [_compared(kind, n, label, "accumulated", golden[n], seen[n], limit, bundle) for n in seen] + broken
 
 
 def _port_checks(
-    bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array], local: Mapping[str, Array]
-) -> list[Check]:
-    """What is written by hand against the graph it stands for, from the golden input of the segment."""
-    target = segment.artifact.target
-    unrounded = _unrounded(bundle)
-    if target == "kernels":
-        return kernel_checks(unrounded, segment, golden, local)
-    if target != "host":
-        return []
-    try:
-        given = {one: golden[one] for one in segment.inputs}
-        results = engine("numpy")(unrounded, segment, compute_units="ALL").run(given)
-    except SplitterError as error:
-        return [Check("host", segment.name, Status.FAIL, "numpy", "local", note=str(error))]
-    limit = bundle.manifest.plan.tolerances.host_snr_db
-    return [
-        _compared("host", one, "numpy", "local", local[one], results[one], limit, bundle) for one in segment.outputs
-    ]
-
-
-def _unrounded(bundle: Bundle) -> Bundle:
-    """The bundle with the graph's own precision at its boundaries, to compare what stands between them."""
-    wide = tuple(spec.with_dtype("float32") if spec.dtype == "float16" else spec for spec in bundle.manifest.tensors)
-    return replace(bundle, manifest=bundle.manifest.model_copy(update={"tensors": wide}))
+    bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array], captured: Mapping[str, Array]
+) -> Iterable[Check]:
+    """What ships against the captured segment it stands for, from the golden input of the segment."""
+    name, wide = segment.artifact.target, unrounded(bundle)
+    target = lowering.target(name)
+    if (checks := target.checks(wide, segment, golden, captured)) is not None:
+        return checks
+    checks = []
+    limit = target.limit_db(bundle.manifest.plan.tolerances)
+    for runner in target.capabilities.engines:
+        try:
+            results = loaded(runner, wide, segment, compute_units="ALL").run(
+                {tensor: golden[tensor] for tensor in segment.inputs}
+            )
+        except SplitterError as error:
+            checks.append(Check(name, segment.name, Status.FAIL, runner, "local", note=str(error)))
+        else:
+            checks += [
+                _compared(name, tensor, runner, "local", captured[tensor], results[tensor], limit, bundle)
+                for tensor in segment.outputs
+            ]
+    return checks
 
 
 def _audit(bundle: Bundle, segment: SegmentRecord) -> Check:
@@ -199,24 +201,27 @@ def _audit(bundle: Bundle, segment: SegmentRecord) -> Check:
     return Check("artifact", segment.name, status, note="; ".join(findings) or segment.artifact.target)
 
 
-def _coreml_checks(
+def _device_checks(
     bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array], compute_units: str
 ) -> list[Check]:
-    """Core ML's own prediction, from the golden input of the segment; only a Mac can."""
-    kind = engine("coreml")
-    if obstacle := kind.obstacle(segment):
-        return [Check("coreml", segment.name, Status.NOT_RUN, "coreml", "local", note=obstacle)]
+    """The prediction of the device that the artifact is made for, from the golden input of the segment."""
+    target = lowering.target(segment.artifact.target)
+    name = target.capabilities.device_engine
+    if not name:
+        return []
+    kind = engine(name)
+    if reason := kind.unsupported_reason(segment):
+        return [Check(name, segment.name, Status.NOT_RUN, name, "local", note=reason)]
     tolerances = bundle.manifest.plan.tolerances
-    limit = tolerances.coreml_snr_db[compute_units]  # type: ignore[index]
-    limit = min(limit, compression_limit(segment, tolerances))
-    given = {one: golden[one].astype(bundle.tensors[one].dtype) for one in segment.inputs}
+    limit = min(target.device_limit_db(tolerances, compute_units), compression_limit(segment, tolerances))
+    inputs = {tensor: golden[tensor].astype(bundle.tensors[tensor].dtype) for tensor in segment.inputs}
     try:
-        results = kind(bundle, segment, compute_units=compute_units).run(given)
+        results = kind(bundle, segment, compute_units=compute_units).run(inputs)
     except SplitterError as error:
-        return [Check("coreml", segment.name, Status.FAIL, "coreml", "local", note=str(error))]
+        return [Check(name, segment.name, Status.FAIL, name, "local", note=str(error))]
     return [
-        _compared("coreml", one, f"coreml {compute_units}", "local", golden[one], results[one], limit, bundle)
-        for one in segment.outputs
+        _compared(name, tensor, f"{name} {compute_units}", "local", golden[tensor], results[tensor], limit, bundle)
+        for tensor in segment.outputs
     ]
 
 

@@ -17,8 +17,7 @@ import soundfile
 
 from splitter import arrays, cli
 from splitter.errors import EngineError
-from splitter.runtime.engines import openvino_engine
-from splitter.runtime.orchestrator import default_engine
+from splitter.runtime.engines import default_engine, openvino_engine
 from splitter.separation import selection
 
 from ..conftest import snr_db

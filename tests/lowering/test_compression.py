@@ -14,8 +14,8 @@ from splitter.bundle.files import Files
 from splitter.bundle.manifest import SegmentRecord
 from splitter.errors import LoweringError, PlanError
 from splitter.graph.capture import capture
-from splitter.lowering import compression
-from splitter.lowering.coreml import CoreMLTarget
+from splitter.lowering import weights
+from splitter.lowering.coreml import CoreMLTarget, compression
 from splitter.mil.coreml_tools import ct
 from splitter.mil.stored import StoredWeight, stored_weights
 from splitter.partition import partition
@@ -149,13 +149,13 @@ def test_small_weights_stay(toy, tmp_path):
 
 def test_exceptions_about_no_weight_are_refused(toy):
     program = toy[1].program
-    compression.check_names([program], Compression(exceptions={"inner": "int8", "down.weight": "int8"}, min_elements=9))
-    compression.check_names([program], Compression(exceptions={"inner.up": "int8"}, min_elements=9))
+    weights.check_names([program], Compression(exceptions={"inner": "int8", "down.weight": "int8"}, min_elements=9))
+    weights.check_names([program], Compression(exceptions={"inner.up": "int8"}, min_elements=9))
     for name in ("down.bias", "places.weight", "innen", "inner.up.weigh"):
         with pytest.raises(PlanError, match=name):
-            compression.check_names([program], Compression(exceptions={name: "int8"}, min_elements=9))
+            weights.check_names([program], Compression(exceptions={name: "int8"}, min_elements=9))
     with pytest.raises(PlanError, match="down.weight"):  # too small for this plan
-        compression.check_names([program], Compression(exceptions={"down.weight": "int8"}))
+        weights.check_names([program], Compression(exceptions={"down.weight": "int8"}))
 
 
 def test_the_oldest_target_cannot_hold_compressed_weights():
@@ -188,7 +188,7 @@ def test_a_package_that_was_not_compressed_fails_the_build(toy, tmp_path, monkey
 
 
 def test_a_palette_of_other_size_fails_the_build(toy, tmp_path, monkeypatch):
-    monkeypatch.setitem(compression._BITS, "pal6", 4)
+    monkeypatch.setitem(weights.BITS, "pal6", 4)
     with pytest.raises(LoweringError, match="is pal4, asked pal6"):
         lowered(toy, tmp_path, asked(form="pal6"))
 

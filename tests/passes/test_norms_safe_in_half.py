@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+from splitter.mil.overflows import OverflowWatch
 from splitter.passes.norms_safe_in_half import NormsSafeInHalf
-from splitter.verification.packages import OverflowWatch
 
 from ..conftest import snr_db
 from .harness import applied, captured, predicted, targets, types_hold

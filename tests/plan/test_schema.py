@@ -112,7 +112,7 @@ def test_form_of_weights_changes_by_its_parts():
         ("htdemucs", {"layout": "mlx", "qkv": "fused"}, "MLX's attention has its projections split"),
         ("htdemucs", {"matrices": "fp16", "compress": "int8"}, "no element type of their own"),
         ("htdemucs", {"compress": "pal3"}, "weights.compress"),
-        ("hdemucs", {"layout": "mlx"}, "needs a stage with the target 'kernels'"),
+        ("hdemucs", {"layout": "mlx"}, "no stage's target reads it"),
     ],
 )
 def test_forms_of_weights_that_contradict_are_named(family, weights, message):
@@ -140,7 +140,7 @@ def test_one_form_for_all_weights_of_a_bundle(tmp_path):
     whole = plans.compressed(plan, "int8")
     assert (whole.compression.form, whole.weights.compress) == ("int8", "int8")
     assert whole.compression.exceptions == {}
-    without = plans.compressed(plans.monolith(plans.presets()["htdemucs"]), "pal6")
+    without = plans.compressed(plans.single_package(plans.presets()["htdemucs"]), "pal6")
     assert (without.compression.form, without.weights.compress) == ("pal6", "none")
     plans.save(plan, tmp_path / "plan.toml")
     assert plans.load(tmp_path / "plan.toml") == plan

@@ -449,7 +449,7 @@ def test_core_ml_figures_come_with_its_engine_alone(demo_bundle, quick, core_ml_
         def predict(self, data):
             return TorchEngine(demo_bundle, self._segment, compute_units="ALL").run(data)
 
-    monkeypatch.setattr(CoreMLEngine, "obstacle", classmethod(lambda cls, segment: None))
+    monkeypatch.setattr(CoreMLEngine, "unsupported_reason", classmethod(lambda cls, segment: None))
     monkeypatch.setattr(ct.models, "MLModel", Model)
     result = profiling.profile(demo_bundle, [("encoder", "torch"), ("encoder", "coreml")], runs=1)
     in_torch, in_core_ml = result.segments[1].engines

@@ -4,10 +4,10 @@ import pytest
 
 from splitter import reporting
 from splitter.bundle.directory import Bundle
+from splitter.lowering.kernels import checks as kernel_causes
 from splitter.profiling import limits, memory
 from splitter.profiling.records import Limits, Memory
 from splitter.runtime.engines import engine
-from splitter.verification import kernels as kernel_causes
 
 FRESH = memory.Fresh(
     load_seconds=0.5, memory=Memory(loaded=1_000_000, running=2_000_000, process=9_000_000, how="kernel")

@@ -1,11 +1,9 @@
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-from splitter_kernels.spec import Config, parameters
 
 from splitter.plan.schema import WeightsForm
 from splitter.reporting import chain
+from splitter.runtime.engines import Engine, engine
 from splitter.runtime.engines.mil_engine import MilEngine
 from splitter.runtime.engines.numpy_engine import NumPyEngine
 from splitter.runtime.orchestrator import Orchestrator
@@ -77,15 +75,14 @@ def test_taps_are_seen_in_a_run_of_the_split(demo_bundle, engine):
     assert {one.segment for one in taps} == {"transformer"}
 
 
-def test_taps_are_seen_where_jax_ran():
-    config = Config(32, 4, 1, 64, 15, 7)
-    random = np.random.default_rng(0)
-    tensors = {name: random.standard_normal(shape).astype(np.float32) for name, shape in parameters(config).items()}
-    model = SimpleNamespace(config=config, tensors=tensors)
-    shapes = {"input": (1, 32, 5, 3), "input_t": (1, 32, 7)}
-    inputs = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+def test_taps_are_seen_where_jax_ran(demo_bundle):
+    segment, golden = demo_bundle.segment("transformer"), demo_bundle.goldens()
+    inputs = {name: golden[name] for name in segment.inputs}
     wanted = ["embedded_t", "layers.0.norm_out"]
-    by_jax, by_numpy = (chain._LOOKS[name](model, inputs, wanted) for name in ("jax", "numpy"))
+    by_jax, by_numpy = (
+        engine(name)(demo_bundle, segment, compute_units="ALL").run_with_taps(inputs, wanted)
+        for name in ("jax", "numpy")
+    )
     assert list(by_numpy) == wanted
     assert by_jax.keys() == by_numpy.keys()
     assert all(snr_db(by_numpy[name], by_jax[name]) > 110 for name in wanted)
@@ -152,6 +149,7 @@ def test_compressed_weights_are_no_part_of_the_reference(demo_bundle, monkeypatc
 
 def test_engines_that_cannot_be_looked_into_say_so(demo_bundle, monkeypatch):
     monkeypatch.setattr(NumPyEngine, "name", "opaque")
+    monkeypatch.setattr(NumPyEngine, "run_with_taps", Engine.run_with_taps)
     found = run(demo_bundle, [("transformer", "numpy")])
     assert found.taps == "the engine 'opaque' cannot be looked into"
     assert not any(one.kind == "tap" for one in found.points)

@@ -8,10 +8,10 @@ import pytest
 from splitter import Orchestrator
 from splitter.errors import BoundaryError, EngineError, UsageError
 from splitter.mil.coreml_tools import ct
-from splitter.runtime.engines import Engine, engine, names
+from splitter.runtime.engines import Engine, default_engine, engine, names
 from splitter.runtime.engines.coreml_engine import CoreMLEngine
 from splitter.runtime.engines.torch_engine import TorchEngine
-from splitter.runtime.orchestrator import Hook, default_engine
+from splitter.runtime.orchestrator import Hook
 
 from ..conftest import snr_db
 
@@ -39,20 +39,27 @@ def test_other_engines_come_near(demo_bundle, golden, engines):
 
 
 def test_engines_are_found_by_name():
-    assert names() == ["coreml", "jax", "mil", "numpy", "openvino", "openvino-bf16", "torch", "torch-rewritten"]
+    assert names() == ["coreml", "jax", "mil", "numpy", "openvino", "openvino-bf16", "torch", "torch-optimized"]
     assert engine("torch") is TorchEngine
-    with pytest.raises(EngineError, match="There are: coreml, jax, mil, numpy, openvino, openvino-bf16, torch"):
+    with pytest.raises(
+        EngineError,
+        match=r"^unknown engine 'mps'\. Installed: coreml, jax, mil, numpy, openvino, openvino-bf16, torch, torch-optimized\.$",
+    ):
         engine("mps")
 
 
 @pytest.mark.parametrize(
     ("engines", "message"),
     [
-        ({"encoder": "jax"}, r"JAX runs the transformer, not 'coreml'.*--engine SEGMENT=NAME"),
-        ({"encoder": "numpy"}, "NumPy runs host stages and the transformer"),
-        ({"analysis": "coreml"}, "Core ML runs packages, not 'host'"),
+        (
+            {"encoder": "jax"},
+            "engine 'jax' cannot run segment 'encoder': it runs cross-domain transformer, the segment is mlpackage.*"
+            "--engine SEGMENT=NAME",
+        ),
+        ({"encoder": "numpy"}, "it runs cross-domain transformer or host specification, the segment is mlpackage"),
+        ({"analysis": "coreml"}, "it runs mlpackage, the segment is host specification"),
         ({"encoder": "coreml"}, "Core ML exists on macOS only"),
-        ({"analysis": "mil"}, "the ML Program runtime runs packages, not 'host'"),
+        ({"analysis": "mil"}, "it runs mlpackage, the segment is host specification"),
     ],
 )
 def test_engine_that_cannot_run_a_segment_is_refused_not_replaced(demo_bundle, engines, message, monkeypatch):
@@ -86,7 +93,7 @@ class Broken(Engine):
     name = "broken"
 
     @classmethod
-    def obstacle(cls, segment):
+    def unsupported_reason(cls, segment):
         return None
 
     def __init__(self, bundle, segment, *, compute_units):

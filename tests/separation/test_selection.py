@@ -16,12 +16,12 @@ from splitter.separation import selection
 class Rival(TorchEngine):
     """torch, with a time and an error of its own."""
 
-    worth = 0.75
+    max_time_ratio = 0.75
     seconds, error, fails = 0.0, 0.0, False
     loads = 0
 
     @classmethod
-    def obstacle(cls, segment):
+    def unsupported_reason(cls, segment):
         return None if segment.name == "encoder" else "the encoder only"
 
     def __init__(self, bundle, segment, *, compute_units):
@@ -45,7 +45,7 @@ class Slow(TorchEngine):
 def rivals(monkeypatch, tmp_path):
     """torch slowed down, and one rival for the encoder; nothing else, and a cache of its own."""
     kinds = {"torch": Slow, "rival": type("Rival", (Rival,), {"name": "rival"})}
-    monkeypatch.setattr(engines, "engine", lambda name: kinds[name])
+    monkeypatch.setattr(engines, "engine", lambda name, real=engines.engine: kinds.get(name) or real(name))
     monkeypatch.setattr(engines, "names", lambda: list(kinds))
     monkeypatch.setattr(cache, "user_cache_path", lambda name: tmp_path / name)
     return kinds["rival"]
@@ -114,9 +114,9 @@ def test_in_turns_the_fastest_run_counts_and_little_gain_is_none(packages_bundle
     ],
 )
 def test_an_engine_is_taken_where_it_is_worth_what_it_takes(monkeypatch, seconds, best):
-    worth = {"torch": 1.0, "light": 0.95, "heavy": 0.75, "large": 0.75}
-    monkeypatch.setattr(engines, "engine", lambda name: type(name, (TorchEngine,), {"worth": worth[name]}))
-    assert selection._worthiest(seconds, "torch") == best
+    ratios = {"torch": 1.0, "light": 0.95, "heavy": 0.75, "large": 0.75}
+    monkeypatch.setattr(engines, "engine", lambda name: type(name, (TorchEngine,), {"max_time_ratio": ratios[name]}))
+    assert selection._best(seconds, "torch") == best
 
 
 @pytest.mark.parametrize(("wall", "processor", "cost"), [(3.0, 5.0, 3.0), (1.0, 5.0, 2.5)])
@@ -190,24 +190,28 @@ def test_what_is_asked_for_is_not_in_question(packages_bundle, rivals):
 
 def test_fast_is_measured_and_never_half(packages_bundle, monkeypatch):
     class Half(TorchEngine):
-        name = selection.FAST
+        name, precision = "half", "bf16"
         unable = None
 
         @classmethod
-        def obstacle(cls, segment):
+        def unsupported_reason(cls, segment):
             return cls.unable
 
         def run(self, inputs):
             return {name: array * np.float32(1 + 1e-3) for name, array in super().run(inputs).items()}
 
-    kinds = {"torch": TorchEngine, selection.FAST: Half}
-    monkeypatch.setattr(engines, "engine", lambda name: kinds[name])
+    kinds = {"torch": TorchEngine, "half": Half}
+    monkeypatch.setattr(engines, "engine", lambda name, real=engines.engine: kinds.get(name) or real(name))
+    monkeypatch.setattr(engines, "names", lambda: list(kinds))
     choice = selection.fast([packages_bundle], {"transformer": "torch"})
     assert choice.engines == {
-        "analysis": "torch", "encoder": selection.FAST, "transformer": "torch", "decoder": selection.FAST,
+        "analysis": "torch", "encoder": "half", "transformer": "torch", "decoder": "half",
         "synthesis": "torch",
     }  # fmt: skip
     assert 40 < choice.snr_db < 65
     Half.unable = "no bfloat16"
     with pytest.raises(EngineError, match="no bfloat16"):
+        selection.fast([packages_bundle])
+    del kinds["half"]
+    with pytest.raises(EngineError, match="no engine that computes in bf16 is installed"):
         selection.fast([packages_bundle])

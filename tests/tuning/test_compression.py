@@ -27,13 +27,14 @@ from splitter.tuning import compression, draw_sizes, stems
 from splitter.tuning.compression import Search, build, stored_bytes
 from splitter.tuning.stems import Listening, true_stems
 from splitter.tuning.trial import Excerpt, Trial, excerpts
-from splitter.tuning.weights import FORMS, Decoder, weights_of
+from splitter.tuning.weights import Decoder, weights_of
 
 from ..conftest import snr_db
 from ..toys import PACKAGES_PLAN, Hybrid
 
 SMALL = plans.changed(PACKAGES_PLAN, compression={"min_elements": 300})
 LIMIT = 0.5
+FORMS = ("none", *plans.COMPRESSIONS)
 
 
 def toy():
@@ -80,7 +81,7 @@ def test_weights_are_those_of_two_axes_that_see_the_input(search):
 def test_what_weights_become_is_what_packages_hold(search, tmp_path, form):
     plan = plans.compressed(search.trial.bundle.manifest.plan, form)
     (bundle,) = splitter.build(toy(), tmp_path / "b", plan=plan, reference=False).members
-    decoder = Decoder(search.trial.bundle)
+    decoder = Decoder()
     by_source = {one.source: one for one in weights_of(search.trial.bundle)}
     seen = 0
     for segment in bundle.segments:
@@ -115,9 +116,9 @@ def test_what_matrices_become_is_what_the_transformers_file_holds(demo_bundle, t
         for one in demo_bundle.segments
     )
     bundle = replace(demo_bundle, manifest=demo_bundle.manifest.model_copy(update={"segments": segments}))
-    own = [one for one in weights_of(bundle) if one.own]
+    own = [one for one in weights_of(bundle) if one.section == "weights"]
     assert {one.name for one in own} == set(record.matrices)
-    decoder = Decoder(bundle)
+    decoder = Decoder()
     for one in own:
         np.testing.assert_array_equal(decoder.decode(one, form.form_of(one.name)), held[one.name])
     stored = sum(one.bytes for one in record.tensors.values() if one.role != "values")

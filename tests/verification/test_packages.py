@@ -9,9 +9,10 @@ import splitter
 from splitter import mil
 from splitter.bundle.directory import Bundle
 from splitter.graph import program as programs
+from splitter.mil.overflows import OverflowWatch
 from splitter.plan import schema as plans
 from splitter.verification.checks import Status
-from splitter.verification.packages import OverflowWatch, package_checks
+from splitter.verification.packages import package_checks
 from splitter.verification.verify import verify_bundle
 
 from ..mil.harness import mb, package

@@ -186,7 +186,7 @@ def test_coreml_is_judged_by_its_units_limit_where_it_runs(packages_bundle, monk
 
     class Model(CoreMLEngine):
         @classmethod
-        def obstacle(cls, segment):
+        def unsupported_reason(cls, segment):
             return None
 
         def __init__(self, bundle, segment, *, compute_units):

@@ -6,38 +6,68 @@ An engine is found by name among the entry points of the group ``splitter.engine
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from importlib.metadata import entry_points
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from ... import plugins
 from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
 from ...errors import EngineError
+from ...lowering import capabilities
+
+if TYPE_CHECKING:
+    from ...profiling.records import CoreMLFigures
 
 GROUP = "splitter.engines"
-# What such an engine must be worth. It holds the weights once more: OpenVINO throughout takes 0.8 GB more on the
-# released model, and with that more than demucs.
-OF_ITS_OWN_WEIGHTS = 0.75
+REFERENCE = "torch"  # runs every captured segment as it is
+# For engines that hold the weights once more: OpenVINO throughout takes 0.8 GB more on the released model, and with
+# that more than demucs.
+OWN_WEIGHTS_TIME_RATIO = 0.75
+
+
+class NonFinite(NamedTuple):
+    """An operation that made values infinite or NaN out of finite ones.
+
+    Attributes:
+        operation: Its type, e.g. ``"square"``.
+        name: Of its result.
+        values: How many values, and of how many.
+        reaches: The segment's outputs that depend on it.
+    """
+
+    operation: str
+    name: str
+    values: tuple[int, int]
+    reaches: frozenset[str]
 
 
 class Engine(ABC):
     """One segment, ready to run.
 
     Attributes:
-        name: As it is asked for, e.g. ``"torch"``.
-        worth: The share of a slower engine's time below which `splitter.separation.selection` takes this one instead;
-            None if it never does so by itself.
+        name: As it is asked for.
+        artifacts: Kinds of artifacts that it runs, see `lowering.Capabilities`; None if it runs captured graphs.
+        max_time_ratio: `splitter.separation.selection` takes it where its time is below this share of a slower
+            engine's; None if it must be asked for by name.
+        precision: What it computes in: ``fp32``, ``bf16``; None if the artifact says.
+        distributions: Python packages whose versions may change how fast it is.
     """
 
     name: ClassVar[str]
-    worth: ClassVar[float | None] = None
+    artifacts: ClassVar[frozenset[str] | None] = None
+    max_time_ratio: ClassVar[float | None] = None
+    precision: ClassVar[str | None] = "fp32"
+    distributions: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    @abstractmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
+    def unsupported_reason(cls, segment: SegmentRecord) -> str | None:
         """Why this engine cannot run a segment on this machine; None if it can."""
+        artifact = capabilities(segment.artifact.target).artifact
+        if cls.artifacts is None or artifact in cls.artifacts:
+            return None
+        return f"it runs {' or '.join(sorted(cls.artifacts))}, the segment is {artifact or 'a captured graph'}"
 
     @abstractmethod
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
@@ -53,6 +83,13 @@ class Engine(ABC):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute every output from every input, by tensor name, in the dtypes of the bundle's specs."""
 
+    def run_watched(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[NonFinite]]:
+        """Compute as `run` does, and tell what is not finite though all that its operation was given is.
+
+        An engine that cannot look inside tells of nothing.
+        """
+        return self.run(inputs), []
+
     def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
         """Compute as `run` does but one operation at a time, and throw the outputs away.
 
@@ -67,41 +104,57 @@ class Engine(ABC):
         """
         return False
 
+    def run_with_taps(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array] | None:
+        """Values of some taps of the segment; None from an engine that cannot look inside.
+
+        Args:
+            inputs: As for `run`, in float32.
+            wanted: Names of taps.
+        """
+        return None
+
+    def device_figures(self) -> CoreMLFigures | None:
+        """What the device says of the loaded artifact; None from an engine of no device."""
+        return None
+
 
 @cache
 def engine(name: str) -> type[Engine]:
     """The engine of a name. Raises `EngineError` if there is none, or more than one."""
-    found = [entry for entry in entry_points(group=GROUP) if entry.name == name]
-    if len(found) != 1:
-        raise EngineError(
-            "an engine is named as exactly one that is installed",
-            received=f"{len(found)} for {name!r}",
-            fix=f"There are: {', '.join(names())}.",
-        )
-    kind: type[Engine] = found[0].load()
+    kind: type[Engine] = plugins.load(GROUP, "engine", name, EngineError)
     return kind
 
 
-def able(name: str, segment: SegmentRecord) -> type[Engine]:
+def require_engine(name: str, segment: SegmentRecord) -> type[Engine]:
     """The engine of a name, which can run a segment here.
 
     Raises:
         EngineError: There is none, or it cannot. Nothing else is tried in its place.
     """
     kind = engine(name)
-    if obstacle := kind.obstacle(segment):
+    if reason := kind.unsupported_reason(segment):
         raise EngineError(
-            f"engine {kind.name!r} must be able to run segment {segment.name!r}",
-            received=obstacle,
+            f"engine {name!r} cannot run segment {segment.name!r}: {reason}",
             fix="Choose another engine for it: --engine SEGMENT=NAME.",
         )
     return kind
 
 
 def loaded(name: str, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> Engine:
-    """The engine of a name, ready to run a segment. Raises `EngineError` as `able`, or if it cannot load."""
-    return able(name, segment)(bundle, segment, compute_units=compute_units)
+    """The engine of a name, ready to run a segment. Raises as `require_engine`, or if it cannot load."""
+    return require_engine(name, segment)(bundle, segment, compute_units=compute_units)
 
 
 def names() -> list[str]:
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return plugins.names(GROUP)
+
+
+def default_engine(segment: SegmentRecord) -> str:
+    """The device's own engine where the segment's artifact is made for this device, PyTorch elsewhere."""
+    device = capabilities(segment.artifact.target).device_engine
+    return device if device and engine(device).unsupported_reason(segment) is None else REFERENCE
+
+
+def shipped_engine(segment: SegmentRecord) -> str:
+    """What runs the artifact that ships, on any machine; the captured segment where nothing ships."""
+    return next(iter(capabilities(segment.artifact.target).engines), REFERENCE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,26 +12,33 @@ from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
 from ...errors import EngineError
+from ...lowering import ML_PACKAGE
 from . import Engine
+
+if TYPE_CHECKING:
+    from ...profiling.records import CoreMLFigures
 
 
 class CoreMLEngine(Engine):
     name: ClassVar[str] = "coreml"
 
+    artifacts: ClassVar[frozenset[str] | None] = frozenset({ML_PACKAGE})
+    precision: ClassVar[str | None] = None
+
     @classmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
-        if segment.artifact.target != "coreml":
-            return f"Core ML runs packages, not {segment.artifact.target!r}"
+    def unsupported_reason(cls, segment: SegmentRecord) -> str | None:
+        if reason := super().unsupported_reason(segment):
+            return reason
         return None if platform.system() == "Darwin" else f"Core ML exists on macOS only, this is {platform.system()}"
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         from ...mil.coreml_tools import ct
 
-        path = bundle.files.checked(segment.artifact.path)
+        self._path, self._compute_units = bundle.files.checked(segment.artifact.path), compute_units
         try:
-            self._model = ct.models.MLModel(str(path), compute_units=ct.ComputeUnit[compute_units])
+            self._model = ct.models.MLModel(str(self._path), compute_units=ct.ComputeUnit[compute_units])
         except Exception as error:  # Core ML raises every kind
-            raise EngineError(f"Core ML must load {path.name}", received=str(error)) from error
+            raise EngineError(f"Core ML must load {self._path.name}", received=str(error)) from error
         self._specs = bundle.tensors
         self._outputs = segment.outputs
 
@@ -40,3 +47,8 @@ class CoreMLEngine(Engine):
         results = self._model.predict(given)
         specs = (self._specs[name] for name in self._outputs)
         return {spec.name: spec.unpackaged(np.asarray(results[spec.name], dtype=spec.dtype)) for spec in specs}
+
+    def device_figures(self) -> CoreMLFigures:
+        from ...profiling import core_ml
+
+        return core_ml.figures(self._path, self._compute_units)

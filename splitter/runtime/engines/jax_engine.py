@@ -6,7 +6,7 @@ processor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -17,19 +17,16 @@ from ... import cache
 from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
-from . import OF_ITS_OWN_WEIGHTS, Engine
+from . import OWN_WEIGHTS_TIME_RATIO, Engine
 
 _CACHE_BYTES = 1 << 26  # a compiled transformer takes some 300 kB; a limit has JAX lock the cache as well
 
 
 class JaxEngine(Engine):
     name: ClassVar[str] = "jax"
-    worth: ClassVar[float | None] = OF_ITS_OWN_WEIGHTS
-
-    @classmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
-        target = segment.artifact.target
-        return None if target == "kernels" else f"JAX runs the transformer, not {target!r}"
+    artifacts: ClassVar[frozenset[str] | None] = frozenset({weights.ARTIFACT})
+    max_time_ratio: ClassVar[float | None] = OWN_WEIGHTS_TIME_RATIO
+    distributions: ClassVar[tuple[str, ...]] = ("jax", "jaxlib")
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         from splitter_kernels import xla
@@ -37,19 +34,27 @@ class JaxEngine(Engine):
         _keep_compiled()
         self._record = weights.record_of(segment.artifact.details)
         config, tensors = weights.load(bundle.path / segment.artifact.path, self._record, bundle.files.read)
-        self._weights = xla.prepared(tensors)
+        self._config, self._weights = config, xla.prepared(tensors)
         self._transformer = xla.compiled(config)
         self._dtypes = [bundle.tensors[name].dtype for name in self._record.outputs]
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        import jax
-
-        freq, time = (jax.numpy.asarray(inputs[name], np.float32) for name in self._record.inputs)
-        results = self._transformer(self._weights, freq, time)
+        results = self._transformer(self._weights, *self._branches(inputs))
         return {
             name: np.array(result, dtype)  # a copy: JAX gives read-only views
             for name, result, dtype in zip(self._record.outputs, results, self._dtypes, strict=True)
         }
+
+    def run_with_taps(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
+        from splitter_kernels import xla
+
+        *_, values = xla.compiled(self._config, wanted)(self._weights, *self._branches(inputs))
+        return {name: np.asarray(value) for name, value in values.items()}
+
+    def _branches(self, inputs: Mapping[str, Array]) -> list[Any]:
+        import jax
+
+        return [jax.numpy.asarray(inputs[name], np.float32) for name in self._record.inputs]
 
 
 def _keep_compiled() -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
-from . import Engine
+from ...lowering import ML_PACKAGE
+from . import Engine, NonFinite
 
 if TYPE_CHECKING:
     from ...mil.program import Operation
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
 class MilEngine(Engine):
     name: ClassVar[str] = "mil"
 
-    @classmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
-        target = segment.artifact.target
-        return None if target == "coreml" else f"the ML Program runtime runs packages, not {target!r}"
+    artifacts: ClassVar[frozenset[str] | None] = frozenset({ML_PACKAGE})
+    precision: ClassVar[str | None] = None
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         from ... import mil
@@ -30,12 +29,30 @@ class MilEngine(Engine):
         self._specs = bundle.tensors
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        results = self._model.predict(self._taken(inputs))
-        return {name: self._specs[name].unpackaged(array) for name, array in results.items()}
+        return self._unpackaged(self._model.predict(self._taken(inputs)))
+
+    def run_watched(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[NonFinite]]:
+        from ...mil.overflows import OverflowWatch, depending
+
+        watch = OverflowWatch()
+        results = self._unpackaged(self._model.predict(self._taken(inputs), listener=watch))
+        block = self._model.function.block
+        return results, [
+            NonFinite(
+                operation.type,
+                operation.name,
+                (broken, total),
+                frozenset(results) & depending(block, {output.name for output in operation.outputs}),
+            )
+            for operation, broken, total in watch.found
+        ]
 
     def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
         self._model.predict(self._taken(inputs), listener=_Steps(self._model.function.opset, done))
         return True
+
+    def _unpackaged(self, results: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: self._specs[name].unpackaged(array) for name, array in results.items()}
 
     def _taken(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs as the package takes them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +14,7 @@ from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
 from ...errors import BundleError
+from ...lowering import capabilities
 from .. import host
 from ..host import HostSpec
 from . import Engine
@@ -22,19 +23,19 @@ from . import Engine
 class NumPyEngine(Engine):
     name: ClassVar[str] = "numpy"
 
-    @classmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
-        target = segment.artifact.target
-        return None if target in ("host", "kernels") else f"NumPy runs host stages and the transformer, not {target!r}"
+    artifacts: ClassVar[frozenset[str] | None] = frozenset({host.ARTIFACT, weights.ARTIFACT})
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
-        load = _HostStage if segment.artifact.target == "host" else _Transformer
-        self._run = load(bundle, segment)
+        artifact = capabilities(segment.artifact.target).artifact
+        self._run = _HostStage(bundle, segment) if artifact == host.ARTIFACT else _Transformer(bundle, segment)
         self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         wide = {name: array.astype(np.float32, copy=False) for name, array in inputs.items()}
         return {name: array.astype(self._dtypes[name], copy=False) for name, array in self._run(wide).items()}
+
+    def run_with_taps(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array] | None:
+        return self._run.taps(inputs, wanted) if isinstance(self._run, _Transformer) else None
 
 
 class _HostStage:
@@ -59,3 +60,14 @@ class _Transformer:
         freq, time = (inputs[name] for name in self._record.inputs)
         results = reference.transformer(self._config, self._tensors, freq, time)
         return dict(zip(self._record.outputs, results, strict=True))
+
+    def taps(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
+        values: dict[str, Array] = {}
+
+        def observe(name: str, value: Array) -> None:
+            if name in wanted:
+                values[name] = np.array(value)
+
+        freq, time = (inputs[name] for name in self._record.inputs)
+        reference.transformer(self._config, self._tensors, freq, time, observe=observe)
+        return values

@@ -29,19 +29,20 @@ from ...bundle.manifest import SegmentRecord
 from ...errors import EngineError, SplitterError
 from ...graph.capture import exported
 from ...graph.program import Program
-from . import OF_ITS_OWN_WEIGHTS, Engine
+from ...lowering import capabilities
+from . import OWN_WEIGHTS_TIME_RATIO, Engine
 
 _GRAPH, _WEIGHTS = "segment.xml", "segment.bin"
 
 
 class OpenVINOEngine(Engine):
     name: ClassVar[str] = "openvino"
-    worth: ClassVar[float | None] = OF_ITS_OWN_WEIGHTS
-    precision: ClassVar[str] = "f32"
+    max_time_ratio: ClassVar[float | None] = OWN_WEIGHTS_TIME_RATIO
+    distributions: ClassVar[tuple[str, ...]] = ("openvino",)
 
     @classmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
-        if segment.artifact.target == "host":
+    def unsupported_reason(cls, segment: SegmentRecord) -> str | None:
+        if capabilities(segment.artifact.target).on_host:
             return "OpenVINO runs what lies between the host's stages"
         return None if find_spec("openvino") else "OpenVINO is not installed (the extra `openvino` brings it)"
 
@@ -52,7 +53,8 @@ class OpenVINOEngine(Engine):
 
         key = _key(bundle, segment)
         try:
-            self._model = compiled(cache.entry("openvino", key, convert) / _GRAPH, self.precision)
+            home = cache.entry("openvino", key, convert)
+            self._model = compiled(home / _GRAPH, "f32" if self.precision == "fp32" else "bf16")
         except SplitterError:
             raise
         except Exception as error:  # OpenVINO raises every kind
@@ -83,13 +85,13 @@ class OpenVINOBFloat16Engine(OpenVINOEngine):
     """In bfloat16, where the processor computes in it: OpenVINO would take float32 elsewhere and not say so."""
 
     name: ClassVar[str] = "openvino-bf16"
-    worth: ClassVar[float | None] = None
-    precision: ClassVar[str] = "bf16"
+    max_time_ratio: ClassVar[float | None] = None
+    precision: ClassVar[str | None] = "bf16"
 
     @classmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
-        if obstacle := super().obstacle(segment):
-            return obstacle
+    def unsupported_reason(cls, segment: SegmentRecord) -> str | None:
+        if reason := super().unsupported_reason(segment):
+            return reason
         if "BF16" in _capabilities():
             return None
         return "this processor has no instructions for bfloat16 (AMX or AVX-512), so it would be no faster"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import ClassVar
 
 import torch
@@ -13,22 +13,19 @@ from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
 from ...graph import categories as families
+from ...lowering import capabilities
 from . import Engine
 
 _ALIGNMENT = 64  # bytes; PyTorch's own, on which its choice of kernel may depend
-_QUICKER = ("norms-into-convs", "narrow-convs-as-products", "transposed-convs-as-convs")  # on a processor
+CPU_PASSES = ("norms-into-convs", "narrow-convs-as-products", "transposed-convs-as-convs")  # on a processor
 
 
 class TorchEngine(Engine):
     name: ClassVar[str] = "torch"
-    worth: ClassVar[float | None] = 1.0
-
-    @classmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
-        return None
+    max_time_ratio: ClassVar[float | None] = 1.0
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
-        self._program = bundle.program(segment.program)
+        self._bundle, self._program = bundle, bundle.program(segment.program)
         self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -38,6 +35,11 @@ class TorchEngine(Engine):
     def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
         self._program.run(self._taken(inputs), observe=lambda node, value: done(families.of_node(node)))
         return True
+
+    def run_with_taps(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
+        from ...verification.taps import TappedTransformer
+
+        return TappedTransformer(self._bundle, shipped=False).values(wanted, inputs)
 
     def _taken(self, inputs: Mapping[str, Array]) -> dict[str, Tensor]:
         """The inputs as the program takes them."""
@@ -50,22 +52,22 @@ class TorchEngine(Engine):
         return tensors
 
 
-class RewrittenTorchEngine(TorchEngine):
+class OptimizedTorchEngine(TorchEngine):
     """The captured segment after passes for processors: quicker, and no longer bit for bit the same.
 
     The passes are not held against the graph here, which would take longer than they save. `selection.fastest`
     holds what they give to the golden output before it takes this engine; nothing does where it is asked for by name.
     """
 
-    name: ClassVar[str] = "torch-rewritten"
-    worth: ClassVar[float | None] = 0.95  # a busy machine makes that much noise
+    name: ClassVar[str] = "torch-optimized"
+    max_time_ratio: ClassVar[float | None] = 0.95  # a busy machine makes that much noise
 
     @classmethod
-    def obstacle(cls, segment: SegmentRecord) -> str | None:
+    def unsupported_reason(cls, segment: SegmentRecord) -> str | None:
         target = segment.artifact.target
-        return None if target == "coreml" else f"the passes rewrite what becomes packages, not {target!r}"
+        return None if capabilities(target).passes else f"target {target!r} takes no graph passes"
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         super().__init__(bundle, segment, compute_units=compute_units)
-        for name in _QUICKER:
+        for name in CPU_PASSES:
             self._program = passes.parsed(name).apply(self._program).program

@@ -14,9 +14,9 @@ from ...sealing import flip
 
 
 def test_it_runs_what_lies_between_the_host_stages(demo_bundle, monkeypatch):
-    assert "host's stages" in OpenVINOEngine.obstacle(demo_bundle.segment("analysis"))
+    assert "host's stages" in OpenVINOEngine.unsupported_reason(demo_bundle.segment("analysis"))
     monkeypatch.setattr(openvino_engine, "find_spec", lambda name: None)
-    assert "not installed" in OpenVINOEngine.obstacle(demo_bundle.segment("encoder"))
+    assert "not installed" in OpenVINOEngine.unsupported_reason(demo_bundle.segment("encoder"))
     with pytest.raises(EngineError, match="the extra `openvino`"):
         Orchestrator(demo_bundle, {"encoder": "openvino"})
 
@@ -25,9 +25,9 @@ def test_it_runs_what_lies_between_the_host_stages(demo_bundle, monkeypatch):
 def test_bfloat16_runs_where_the_processor_computes_in_it(demo_bundle, monkeypatch, capabilities, able):
     monkeypatch.setattr(openvino_engine, "find_spec", lambda name: object())
     monkeypatch.setattr(openvino_engine, "_capabilities", lambda: capabilities)
-    assert (OpenVINOBFloat16Engine.obstacle(demo_bundle.segment("encoder")) is None) == able
-    assert "host's stages" in OpenVINOBFloat16Engine.obstacle(demo_bundle.segment("analysis"))
-    assert OpenVINOBFloat16Engine.worth is None, "never chosen for its speed alone"
+    assert (OpenVINOBFloat16Engine.unsupported_reason(demo_bundle.segment("encoder")) is None) == able
+    assert "host's stages" in OpenVINOBFloat16Engine.unsupported_reason(demo_bundle.segment("analysis"))
+    assert OpenVINOBFloat16Engine.max_time_ratio is None, "never chosen for its speed alone"
 
 
 @pytest.fixture

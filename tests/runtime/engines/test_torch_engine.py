@@ -2,24 +2,24 @@ import pytest
 
 from splitter import Orchestrator
 from splitter.errors import EngineError
-from splitter.runtime.engines.torch_engine import RewrittenTorchEngine, TorchEngine
+from splitter.runtime.engines.torch_engine import OptimizedTorchEngine, TorchEngine
 
 from ...conftest import snr_db
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
-def test_rewritten_segments_come_near_the_golden_without_the_convolutions(demo_bundle, name):
+def test_optimized_segments_come_near_the_golden_without_the_convolutions(demo_bundle, name):
     golden, segment = demo_bundle.goldens(), demo_bundle.segment(name)
     given = {tensor: golden[tensor] for tensor in segment.inputs}
-    captured, rewritten = (
-        kind(demo_bundle, segment, compute_units="ALL") for kind in (TorchEngine, RewrittenTorchEngine)
+    captured, optimized = (
+        kind(demo_bundle, segment, compute_units="ALL") for kind in (TorchEngine, OptimizedTorchEngine)
     )
-    results = rewritten.run(given)
+    results = optimized.run(given)
     assert list(results) == list(segment.outputs)
     assert min(snr_db(golden[tensor], results[tensor]) for tensor in segment.outputs) >= 110
     families, left = [], []
     assert captured.run_in_steps(given, families.append)
-    assert rewritten.run_in_steps(given, left.append)
+    assert optimized.run_in_steps(given, left.append)
     assert left.count("convolution") < families.count("convolution")
     assert left.count("normalization") < families.count("normalization")
     again = captured.run(given)
@@ -30,5 +30,5 @@ def test_rewritten_segments_come_near_the_golden_without_the_convolutions(demo_b
 
 def test_what_the_passes_do_not_rewrite_is_refused(demo_bundle):
     for name in ("analysis", "transformer", "synthesis"):
-        with pytest.raises(EngineError, match="the passes rewrite what becomes packages"):
-            Orchestrator(demo_bundle, {name: "torch-rewritten"})
+        with pytest.raises(EngineError, match="takes no graph passes"):
+            Orchestrator(demo_bundle, {name: "torch-optimized"})

@@ -6,6 +6,6 @@
 
 from .exporting import export
 from .importing import load
-from .record import FORMAT, TensorRecord, TransformerRecord, json_schema, record_of
+from .record import ARTIFACT, FORMAT, TensorRecord, TransformerRecord, json_schema, record_of
 
-__all__ = ["FORMAT", "TensorRecord", "TransformerRecord", "export", "json_schema", "load", "record_of"]
+__all__ = ["ARTIFACT", "FORMAT", "TensorRecord", "TransformerRecord", "export", "json_schema", "load", "record_of"]

@@ -15,6 +15,7 @@ from splitter.plan.schema import WeightsForm, readable
 from .form import Role, parameters_of
 
 FORMAT: Literal["splitter.transformer/2"] = "splitter.transformer/2"
+ARTIFACT = "cross-domain transformer"  # what targets that write its file say
 ALIGNMENT = 64  # bytes
 # Of any count, and of layers: far beyond any model, far below what keeps a reader busy.
 _LARGEST, _MOST_LAYERS = 2**24, 1024

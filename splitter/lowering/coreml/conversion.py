@@ -1,4 +1,4 @@
-"""A segment → ``.mlpackage``, by Core ML Tools' `torch.export` route; then read back and compared."""
+"""Converts by Core ML Tools' `torch.export` route, saves, and reads back what was saved."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..boundary import Array, TensorSpec
-from ..bundle.files import Files
-from ..bundle.manifest import Artifact, SegmentRecord
-from ..errors import LoweringError, OperationError, PackageError
-from ..graph.capture import exported
-from ..mil import load
-from ..mil.coreml_tools import ct, quiet_and_quick
-from ..mil.model import Model
-from ..mil.program import Ref
-from ..mil.stored import StoredWeight, stored_weights
-from ..partition import Segment
-from ..plan.schema import Plan, Precision
+from ...boundary import TensorSpec
+from ...bundle.files import Files
+from ...bundle.manifest import Artifact, SegmentRecord
+from ...errors import LoweringError, OperationError, PackageError
+from ...graph.capture import exported
+from ...mil import load
+from ...mil.coreml_tools import ct, quiet_and_quick
+from ...mil.model import Model
+from ...mil.program import Ref
+from ...mil.stored import StoredWeight, stored_weights
+from ...partition import Segment
+from ...plan.schema import Plan, Precision
+from ..weights import summary
 from . import compression
 
 KEYS = "io.github.splitter"  # reverse-DNS prefix of the metadata keys
@@ -31,37 +32,42 @@ KEYS = "io.github.splitter"  # reverse-DNS prefix of the metadata keys
 _HARMFUL_PASS = "common::fuse_elementwise_to_batchnorm"
 
 
-class CoreMLTarget:
-    def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
-        """Convert, describe, save, and read back."""
-        path = directory / f"{segment.name}.mlpackage"
-        model = _convert(segment, plan)
-        wanted: dict[str, compression.Compressed] = {}
-        if not plan.compression.is_lossless:
-            model, wanted = _compressed(model, segment, plan)
-        _describe(model, segment, plan, compression.summary(wanted))
-        shutil.rmtree(path, ignore_errors=True)
-        model.save(str(path))
-        saved = load(path)
-        stored = stored_weights(saved.function)
-        findings = _differences(saved, segment.name, segment.inputs, segment.outputs, plan, stored)
-        findings += compression.differences(stored, wanted, plan.compression)
-        if findings:
-            raise LoweringError(f"{path.name} must be what the plan asks for", received="; ".join(findings))
-        details = {"compressed": compression.to_details(wanted)} if wanted else {}
-        return Artifact(target="coreml", path=path.name, details=details)
+def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
+    """Convert, describe, save, and read back.
 
-    def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
-        try:
-            saved = load(files.home / segment.artifact.path, read=files.read)
-            stored = stored_weights(saved.function)
-        except (PackageError, OperationError) as error:
-            return [str(error)]
-        inputs = tuple(tensors[name] for name in segment.inputs)
-        outputs = tuple(tensors[name] for name in segment.outputs)
-        wanted = compression.from_details(segment.artifact.details.get("compressed", {}))
-        findings = _differences(saved, segment.name, inputs, outputs, plan, stored)
-        return findings + compression.differences(stored, wanted, plan.compression)
+    Raises:
+        LoweringError: Core ML Tools refuses the segment, or the saved package is not what the plan asks for.
+    """
+    path = directory / f"{segment.name}.mlpackage"
+    model = _convert(segment, plan)
+    wanted: dict[str, compression.Compressed] = {}
+    if not plan.compression.is_lossless:
+        model, wanted = _compressed(model, segment, plan)
+    _describe(model, segment, plan, summary(weight.form for weight in wanted.values()))
+    shutil.rmtree(path, ignore_errors=True)
+    model.save(str(path))
+    saved = load(path)
+    stored = stored_weights(saved.function)
+    findings = _differences(saved, segment.name, segment.inputs, segment.outputs, plan, stored)
+    findings += compression.differences(stored, wanted, plan.compression)
+    if findings:
+        raise LoweringError(f"{path.name} must be what the plan asks for", received="; ".join(findings))
+    details = {"compressed": compression.to_details(wanted)} if wanted else {}
+    return Artifact(target=segment.stage.target, path=path.name, details=details)
+
+
+def audit(segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
+    """Every difference of the saved package from what was asked for."""
+    try:
+        saved = load(files.home / segment.artifact.path, read=files.read)
+        stored = stored_weights(saved.function)
+    except (PackageError, OperationError) as error:
+        return [str(error)]
+    inputs = tuple(tensors[name] for name in segment.inputs)
+    outputs = tuple(tensors[name] for name in segment.outputs)
+    wanted = compression.from_details(segment.artifact.details.get("compressed", {}))
+    findings = _differences(saved, segment.name, inputs, outputs, plan, stored)
+    return findings + compression.differences(stored, wanted, plan.compression)
 
 
 def _compressed(
@@ -111,7 +117,7 @@ def _refused(what: str, segment: Segment, error: Exception) -> LoweringError:
 
 def _precision(plan: Plan, segment: str) -> Any:
     kept = frozenset(plan.fp32_operations.get(segment, ()))
-    if plan.obtained(segment) != "mixed":
+    if plan.requested_precision(segment) != "mixed":
         return ct.precision.FLOAT16 if plan.precision is Precision.FP16 else ct.precision.FLOAT32
     return ct.transform.FP16ComputePrecision(op_selector=lambda operation: kept.isdisjoint(_names(operation)))
 
@@ -145,7 +151,7 @@ def _metadata(segment: str, plan: Plan, forms: str) -> dict[str, str]:
     return {
         f"{KEYS}.segment": segment,
         f"{KEYS}.family": plan.family,
-        f"{KEYS}.precision": plan.obtained(segment),
+        f"{KEYS}.precision": plan.requested_precision(segment),
         f"{KEYS}.boundary_dtype": plan.boundary_dtype.value,
         f"{KEYS}.deployment_target": plan.deployment_target.value,
         f"{KEYS}.compression": forms,
@@ -188,7 +194,7 @@ def _differences(
                 )
             if not feature.description:
                 findings.append(f"{kind} {spec.name} has no description")
-    kept = set(plan.fp32_operations.get(segment, ())) if plan.obtained(segment) == "mixed" else set()
+    kept = set(plan.fp32_operations.get(segment, ())) if plan.requested_precision(segment) == "mixed" else set()
     casts = (one for one in saved.operations if one.type == "cast" and isinstance(one.inputs["x"][0], Ref))
     outputs_of = {one.inputs["x"][0].name: one.name for one in casts if one.name in saved.function.block.outputs}
     for (operation, dtype), results in sorted(facts.float_values.items()):
@@ -204,7 +210,7 @@ def _differences(
     for field in ("author", "license", "version", "short_description"):
         if not getattr(facts, field):
             findings.append(f"no {field} in the metadata")
-    for key, value in _metadata(segment, plan, compression.summary(stored)).items():
+    for key, value in _metadata(segment, plan, summary(weight.form for weight in stored.values())).items():
         if facts.user_defined.get(key) != value:
             findings.append(f"metadata {key} is {facts.user_defined.get(key)!r}, asked {value!r}")
     return findings

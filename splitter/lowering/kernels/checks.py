@@ -15,12 +15,13 @@ from splitter_kernels.spec import POSITIONS
 from splitter_weights import transformer as weights
 from threadpoolctl import threadpool_limits
 
-from ..boundary import Array
-from ..bundle.directory import Bundle
-from ..bundle.manifest import SegmentRecord
-from ..errors import CheckpointError, SplitterError
-from ..runtime.engines import engine
-from .checks import Check, Status, compared, least_to_spare
+from ...boundary import Array
+from ...bundle.directory import Bundle
+from ...bundle.manifest import SegmentRecord
+from ...errors import CheckpointError, SplitterError
+from ...runtime.engines import engine
+from ...verification.checks import Check, Status, compared, least_to_spare
+from .. import capabilities
 
 
 def kernel_checks(
@@ -33,7 +34,7 @@ def kernel_checks(
 
     Args:
         bundle: With the graph's own precision at its boundaries.
-        segment: One with the target ``kernels``.
+        segment: The transformer.
         golden: The recorded run.
         own: What the captured segment gives, from its golden input.
     """
@@ -51,24 +52,25 @@ def kernel_checks(
             limit = min(limits.values())
             checks += _compared(bundle, segment, "compression", "torch", limit, own, expected)
     except SplitterError as error:
-        return [Check("kernels", segment.name, Status.FAIL, "torch", "local", note=str(error))]
+        return [Check(segment.artifact.target, segment.name, Status.FAIL, "torch", "local", note=str(error))]
     limit = bundle.manifest.plan.tolerances.kernels_snr_db
     # XLA compiles on one core: NumPy's products keep to another, where their threads would wait busily on both.
+    engines = capabilities(segment.artifact.target).engines
     with threadpool_limits(1, "blas"), ThreadPoolExecutor() as pool:
-        running = {name: pool.submit(_run, bundle, segment, name, golden) for name in ("numpy", "jax")}
+        running = {name: pool.submit(_run, bundle, segment, name, golden) for name in engines}
     for name, run in running.items():
         try:
             results = run.result()
         except SplitterError as error:
-            checks.append(Check("kernels", segment.name, Status.FAIL, name, "local", note=str(error)))
+            checks.append(Check(segment.artifact.target, segment.name, Status.FAIL, name, "local", note=str(error)))
         else:
-            checks += _compared(bundle, segment, "kernels", name, limit, expected, results)
+            checks += _compared(bundle, segment, segment.artifact.target, name, limit, expected, results)
     return checks
 
 
 def _run(bundle: Bundle, segment: SegmentRecord, name: str, golden: Mapping[str, Array]) -> dict[str, Array]:
-    given = {one: golden[one] for one in segment.inputs}
-    return engine(name)(bundle, segment, compute_units="ALL").run(given)
+    inputs = {tensor: golden[tensor] for tensor in segment.inputs}
+    return engine(name)(bundle, segment, compute_units="ALL").run(inputs)
 
 
 def _compared(
@@ -102,7 +104,7 @@ def with_stored_weights(bundle: Bundle, segment: SegmentRecord) -> Bundle:
             )
         replaced[source] = torch.nn.Parameter(torch.from_numpy(stored[name]), replaced[source].requires_grad)
     changed = replace(program.copy(), weights=replaced)
-    return replace(bundle, _programs={segment.program: changed})
+    return bundle.with_programs({segment.program: changed})
 
 
 def _limits(bundle: Bundle, segment: SegmentRecord) -> dict[str, float]:
@@ -121,8 +123,8 @@ def _weight_checks(
     Where layer scales are small the outputs hardly show what a matrix has become.
     """
     own, stored = (
-        {key: weight.detach().numpy() for key, weight in one.program(segment.program).weights.items()}
-        for one in (bundle, decoded)
+        {key: weight.detach().numpy() for key, weight in holder.program(segment.program).weights.items()}
+        for holder in (bundle, decoded)
     )
     kept = [key for key in own if key not in limits]
     different = [key for key in kept if own[key].tobytes() != stored[key].tobytes()]

@@ -3,32 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from splitter_kernels import reference
 from splitter_kernels.spec import BRANCHES, POSITIONS, Config, SpecError
 from splitter_weights import transformer as weights
+from splitter_weights.transformer.encoding import decode, encode
+from splitter_weights.transformer.form import parameters_of
 from torch import fx
 
-from ..boundary import Array, TensorSpec
-from ..bundle.files import Files
-from ..bundle.manifest import Artifact, SegmentRecord
-from ..errors import LoweringError, SplitterError
-from ..graph.program import Program
-from ..parity import compare
-from ..partition import Segment, within
-from ..plan.schema import Plan, rank
-from .compression import check_matrices
+from ...boundary import Array, TensorSpec
+from ...bundle.directory import Bundle
+from ...bundle.files import Files
+from ...bundle.manifest import Artifact, SegmentRecord
+from ...errors import LoweringError, PlanError, SplitterError
+from ...graph.program import Program
+from ...parity import compare
+from ...partition import Segment, within
+from ...plan.schema import COMPRESSIONS, CompressionForm, Plan, Tolerances, WeightsForm, rank
+from .. import Capabilities, Target
+from ..weights import Weight, paths
+
+if TYPE_CHECKING:
+    from ...verification.checks import Check
 
 _aten = torch.ops.aten
 
 
-class KernelsTarget:
+class KernelsTarget(Target):
     """Reads configuration and tables off the graph, and proves the file with the NumPy kernels."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        artifact=weights.ARTIFACT, engines=("jax", "numpy"), weights="weights", compressions=frozenset(COMPRESSIONS)
+    )
+    question: ClassVar[str] = "the transformer written by hand does what the graph does"
 
     def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
         inputs, outputs = _branches(segment.inputs, segment.name), _branches(segment.outputs, segment.name)
@@ -44,7 +57,7 @@ class KernelsTarget:
                 received=str(error),
                 fix='Give the stage the target "graph" or "coreml" in the plan.',
             ) from error
-        return Artifact(target="kernels", path=path.name, details=record.model_dump(mode="json"))
+        return Artifact(target=segment.stage.target, path=path.name, details=record.model_dump(mode="json"))
 
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         record = weights.record_of(segment.artifact.details)
@@ -59,6 +72,65 @@ class KernelsTarget:
         except SplitterError as error:
             findings.append(str(error))
         return findings
+
+    def limit_db(self, tolerances: Tolerances) -> float:
+        return tolerances.kernels_snr_db
+
+    def checks(
+        self, bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array], captured: Mapping[str, Array]
+    ) -> list[Check]:
+        from .checks import kernel_checks
+
+        return kernel_checks(bundle, segment, golden, captured)
+
+    def weights(self, bundle: Bundle, segment: SegmentRecord) -> Iterator[Weight]:
+        record = weights.record_of(segment.artifact.details)
+        program = bundle.program(segment.program)
+        width = np.dtype(record.form.matrices.dtype).itemsize
+        for name in record.matrices:
+            source = record.sources[name]
+            values = program.weights[source].detach().numpy()
+            yield Matrix(segment.name, source, name, values, 0, (width, 4), "weights", record)
+
+    def stored_bytes(self, bundle: Bundle, segment: SegmentRecord) -> int:
+        """Position tables left out."""
+        tensors = weights.record_of(segment.artifact.details).tensors.values()
+        return sum(tensor.bytes for tensor in tensors if tensor.source != "graph")
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix(Weight):
+    """A weight of the transformer's own file.
+
+    Attributes:
+        record: Of that file.
+    """
+
+    record: weights.TransformerRecord
+
+    def decoded(self, form: CompressionForm) -> Array:
+        """Split projections have a table each."""
+        asked = WeightsForm(layout=self.record.form.layout, qkv=self.record.form.qkv, compress=form)
+        result = np.empty_like(self.values)
+        for name, parameter in parameters_of(self.record.config, asked).items():
+            if parameter.kernel == self.name:
+                stored = encode(name, parameter, self.values[parameter.slice], asked)
+                result[parameter.slice] = decode(parameter, stored, asked)
+        return result
+
+
+def check_matrices(matrices: Iterable[str], asked: WeightsForm) -> None:
+    """Every exception of a form of weights must be about some matrix.
+
+    Raises:
+        PlanError: One is not.
+    """
+    if unknown := sorted(asked.exceptions.keys() - {path for name in matrices for path in paths(name)}):
+        raise PlanError(
+            "an exception of the transformer's compression names a matrix of it, or what several are below",
+            received=", ".join(unknown),
+            fix="Names are those of kernels.spec.parameters, e.g. layers.0.linear1.weight.",
+        )
 
 
 def _prove(

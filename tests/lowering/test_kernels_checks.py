@@ -1,18 +1,18 @@
 """Whether the port or the form of the weights is blamed, on the demo's transformer in every lossy form."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from splitter_kernels import reference
 from splitter_weights import transformer as weights
 
+from splitter.bundle.directory import Bundle, file_record
+from splitter.lowering.kernels import checks as kernel_causes
+from splitter.lowering.kernels.checks import kernel_checks
 from splitter.plan import schema as plans
 from splitter.plan.schema import WeightsForm
-from splitter.verification import kernels as kernel_causes
 from splitter.verification.checks import Status
-from splitter.verification.kernels import kernel_checks
 
 MIXED = {"layers.0": "pal4", "layers_t.1": "none"}
 LOSSY = [{"matrices": "fp16"}, {"compress": "int8"}, {"compress": "pal4"}, {"compress": "int8", "exceptions": MIXED}]
@@ -33,8 +33,8 @@ def reformed(bundle, directory, form, change=lambda tensors: tensors):
         one.model_copy(update={"artifact": artifact}) if one.name == segment.name else one for one in bundle.segments
     )
     plan = plans.changed(bundle.manifest.plan, weights=form.model_dump())
-    manifest = bundle.manifest.model_copy(update={"segments": segments, "plan": plan})
-    return replace(bundle, path=directory, manifest=manifest, _programs={})
+    files = {**bundle.manifest.files, segment.artifact.path: file_record(path)}
+    return Bundle(directory, bundle.manifest.model_copy(update={"segments": segments, "plan": plan, "files": files}))
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_unreadable_file_fails(demo_bundle, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     statuses, _, notes = judged(bundle)
     assert statuses["kernels"] == FAIL
-    assert "whole safetensors file" in notes[0]
+    assert "transformer.safetensors was changed after the build" in notes[0]
 
 
 def test_source_that_is_no_weight_of_the_graph_fails(demo_bundle, tmp_path):

@@ -1,0 +1,31 @@
+"""What packages add to splitter: each thing is found by its name among the entry points of a group."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+from .errors import SplitterError
+
+
+def names(group: str) -> list[str]:
+    return sorted({entry.name for entry in entry_points(group=group)})
+
+
+def load(group: str, kind: str, name: str, error: type[SplitterError]) -> Any:
+    """What an entry point of a group refers to.
+
+    Args:
+        group: e.g. ``"splitter.targets"``.
+        kind: What the group's members are called in a message.
+        error: Raised where no package installs the name, or several do.
+    """
+    found = [entry for entry in entry_points(group=group) if entry.name == name]
+    if not found:
+        raise error(f"unknown {kind} {name!r}", fix=f"Installed: {', '.join(names(group))}.")
+    if len(found) > 1:
+        packages = ", ".join(entry.dist.name if entry.dist else entry.value for entry in found)
+        raise error(
+            f"{kind} {name!r} is installed more than once", received=packages, fix="Uninstall all but one package."
+        )
+    return found[0].load()
