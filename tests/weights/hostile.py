@@ -77,8 +77,8 @@ def package_with_sources_first():
 
 def wide_package():
     """A model of two thousand million parameters, described truly, of which each tensor is one repeated number."""
+    kwargs = {**package()["kwargs"], "channels": 512, "bottom_channels": 0}
     with torch.device("meta"):
-        kwargs = {**package()["kwargs"], "channels": 512, "bottom_channels": 0}
         described = HTDemucs(**kwargs).state_dict()
     state = OrderedDict((key, torch.zeros(1).expand(value.shape)) for key, value in described.items())
     return package(kwargs=kwargs, state=state)
