@@ -400,7 +400,7 @@ def _golden_input(path: str | Path | None, channels: int, samplerate: int, sampl
     mixture = np.resize(mixture, (channels, samples)) if mixture.shape[0] != channels else mixture
     if not np.any(mixture):
         raise AudioError("a golden input is not silent", received=heard, fix="Choose a file that begins with sound.")
-    return goldens.normalised(mixture), heard
+    return audio.normalised(mixture), heard
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

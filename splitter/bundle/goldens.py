@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..boundary import INPUT, OUTPUT, Array
+from ..boundary import INPUT, OUTPUT
 from ..errors import CaptureError
 from ..graph.capture import without_fused_attention
 from ..graph.program import Program
@@ -85,12 +84,6 @@ class _Watcher(TorchDispatchMode):
                     if value.shape == tensor.shape and value.dtype == tensor.dtype and torch.equal(value, tensor):
                         del self.missing[name]
         return result
-
-
-def normalised(mixture: Array) -> Array:
-    """What `separate` feeds the model for a track: ``(x − mean m) / (std m + 1e-8)``, m the mono mixdown."""
-    mono = mixture.mean(axis=0, dtype=np.float64)
-    return ((mixture - mono.mean()) / (mono.std(ddof=1) + 1e-8)).astype(np.float32)
 
 
 def machine() -> Machine:

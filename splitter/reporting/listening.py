@@ -188,7 +188,7 @@ def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) ->
             offset=None,
             advanced=lambda: None,
         )
-        return one_pass.read(mixture.shape[1]) * np.float32(heard.std + 1e-8) + np.float32(heard.mean)
+        return heard.restored(one_pass.read(mixture.shape[1]))
 
 
 def _write(path: Path, sound: Block, encoding: Encoding, samplerate: int) -> None:

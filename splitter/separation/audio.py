@@ -178,6 +178,30 @@ class Statistics:
     mean: float
     std: float
 
+    @classmethod
+    def of(cls, mixture: Block) -> Self:
+        """Of sound in memory, ``(channels, samples)``, in double precision."""
+        mono = mixture.mean(axis=0, dtype=np.float64)
+        return cls(mono.size, float(mono.mean()), float(mono.std(ddof=1)) if mono.size > 1 else 0.0)
+
+    @property
+    def scale(self) -> float:
+        """What sound is divided by: the deviation, kept from zero as demucs keeps it."""
+        return self.std + 1e-8
+
+    def normalised(self, sound: Block) -> Block:
+        """``(x − mean) / scale``, in double precision and rounded once."""
+        return ((sound.astype(np.float64) - self.mean) / self.scale).astype(np.float32)
+
+    def restored(self, sound: Block) -> Block:
+        """``x · scale + mean``, in place of what `normalised` took."""
+        return sound * np.float32(self.scale) + np.float32(self.mean)
+
+
+def normalised(mixture: Block) -> Block:
+    """What `separate` feeds the model for a track that is this mixture."""
+    return Statistics.of(mixture).normalised(mixture)
+
 
 def statistics(track: Track) -> Statistics:
     """Decode a track once, in double precision.

@@ -168,6 +168,5 @@ class Pass:
         """The song as the model hears it; silence outside stays exactly zero."""
         block = self._window.read(start, stop)
         inside = slice(max(0, -start), max(0, min(stop, self._statistics.samples) - start))
-        mean, std = np.float32(self._statistics.mean), np.float32(self._statistics.std + 1e-8)
-        block[:, inside] = (block[:, inside] - mean) / std
+        block[:, inside] = self._statistics.normalised(block[:, inside])
         return block

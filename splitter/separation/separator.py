@@ -139,7 +139,6 @@ class Separator:
             All stems in the model's order, ``(stems, channels, n)`` at a time, at the track's loudness.
         """
         totals = np.asarray(self.bag.weights, np.float32).sum(axis=0)[:, None, None]
-        mean, std = np.float32(heard.mean), np.float32(heard.std + 1e-8)
         step, shifts = self._geometries[0].stride, max(1, self.options.shifts)
         passes = cycle(self._passes(track, heard, progress))
         for start in range(0, heard.samples, step):
@@ -150,7 +149,7 @@ class Separator:
                 for _ in range(1, shifts):
                     shifted = shifted + next(passes).read(samples)
                 mixed += shifted / np.float32(shifts) * np.asarray(weights, np.float32)[:, None, None]
-            yield mixed / totals * std + mean
+            yield heard.restored(mixed / totals)
 
     def _passes(self, track: Track, heard: Statistics, progress: Progress) -> list[Pass]:
         """The passes over the track of the first member, of the second, and so on."""

@@ -141,9 +141,8 @@ def _truth(excerpt: Excerpt, model: ModelRecord, files: Mapping[str, Path]) -> A
         track = audio.Track(path, model.samplerate, model.channels)
         return audio.Window(track, 0).read(excerpt.start, excerpt.start + model.samples)
 
-    mono = read(excerpt.path).mean(axis=0, dtype=np.float64)
-    scale = mono.std(ddof=1) + 1e-8
-    stems: Array = np.stack([(read(files[name]) - mono.mean()) / scale for name in model.stems])
+    mixture = audio.Statistics.of(read(excerpt.path))
+    stems: Array = np.stack([mixture.normalised(read(files[name])) for name in model.stems])
     return stems[..., : _length(excerpt, model)]
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from .. import mil
 from ..boundary import Array
-from ..bundle import goldens
 from ..bundle.directory import Bundle
 from ..bundle.manifest import SegmentRecord
 from ..errors import AudioError
@@ -66,7 +65,7 @@ def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[E
                     fix="Choose another file.",
                 )
             name = f"{path.name} at {start / model.samplerate:.1f} s"
-            found.append(Excerpt(name, path, start, goldens.normalised(mixture)))
+            found.append(Excerpt(name, path, start, audio.normalised(mixture)))
     return tuple(found)
 
 

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from splitter_weights.demo import songs
 
 from splitter.errors import AudioError, UsageError
-from splitter.separation.audio import MP3_BITRATES, Encoding, StemWriter, Track, Window, finish, statistics
+from splitter.separation.audio import (
+    MP3_BITRATES,
+    Encoding,
+    Statistics,
+    StemWriter,
+    Track,
+    Window,
+    finish,
+    normalised,
+    statistics,
+)
 
 from ..conftest import snr_db
 
@@ -87,6 +97,18 @@ def test_statistics_are_those_of_the_mono_mixdown(tmp_path, sound):
 
 def test_single_sample_has_no_deviation(tmp_path):
     assert statistics(written(tmp_path / "x.wav", np.full((2, 1), 0.5, np.float32))).std == 0
+    assert Statistics.of(np.full((2, 1), 0.5, np.float32)) == Statistics(1, 0.5, 0.0)
+
+
+def test_sound_is_normalised_by_its_mono_mixdown_and_restored(sound):
+    loud = (sound * 0.01 + 0.3).astype(np.float32)
+    mono = loud.astype(np.float64).mean(axis=0)
+    expected = (loud - mono.mean()) / (mono.std(ddof=1) + 1e-8)
+    result = normalised(loud)
+    assert result.dtype == np.float32
+    assert np.array_equal(result, expected.astype(np.float32)), "to the last bit of double precision"
+    np.testing.assert_allclose(Statistics.of(loud).restored(result), loud, atol=1e-7)
+    assert np.array_equal(normalised(np.full((2, 5), 0.25, np.float32)), np.zeros((2, 5)))
 
 
 BAD = {
