@@ -137,7 +137,7 @@ def _stored(path: Path, stack: ExitStack) -> dict[str, _Stored]:
     _check_suffix(path)
     file = stack.enter_context(reading.opened(path))
     if path.suffix == ".npz":
-        return _zipped(stack.enter_context(zipfile.ZipFile(file)), path.stat().st_size)
+        return _zipped(stack.enter_context(zipfile.ZipFile(file)))
     opened = stack.enter_context(safe_open(str(path), framework="numpy"))
     slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
     return {
@@ -178,17 +178,16 @@ def _npy_from(opened: Callable[[], Any], size: int) -> _Stored:
     return _Stored(size, shape, values)
 
 
-def _zipped(archive: zipfile.ZipFile, size: int) -> dict[str, _Stored]:
-    """Arrays of an archive, whose directory is held against its own size: members neither overlap nor swell."""
+def _zipped(archive: zipfile.ZipFile) -> dict[str, _Stored]:
+    """Arrays of an archive, whose members are no larger than they can be."""
     stored: dict[str, _Stored] = {}
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
-        size -= member.compress_size
         swollen = member.file_size > (
             _DEFLATED * member.compress_size if member.compress_type else member.compress_size
         )
-        if name in stored or size < 0 or swollen:
-            raise ValueError(f"a member {name[:80]!r} that is there twice, overlaps, or is larger than it can be")
+        if name in stored or swollen:
+            raise ValueError(f"a member {name[:80]!r} that is there twice, or is larger than it can be")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError(f"a member {name[:80]!r} that is neither stored nor deflated")
         stored[name] = _npy_from(partial(archive.open, member), member.file_size)

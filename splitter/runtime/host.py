@@ -7,6 +7,7 @@ functions here are its meaning; their docstrings go into the file as definitions
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -15,12 +16,14 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from pydantic import BaseModel, ConfigDict
 
+from .. import limits
 from ..boundary import Array, TensorSpec
 from ..errors import LoweringError
 
 FORMAT: Literal["splitter.host/1"] = "splitter.host/1"
 ARTIFACT = "host specification"  # what targets that write one say
 Value: TypeAlias = Any  # an array or a number
+_WIDEST = 16  # bytes of a number: complex, in double precision
 _OPERATIONS: dict[str, Callable[..., Array]] = {}
 
 
@@ -62,9 +65,11 @@ def run(spec: HostSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """Execute a specification in NumPy, freeing each value after its last use.
 
     Raises:
-        LoweringError: A step names an operation or a value that does not exist, or gives another shape
-            or dtype than it says.
+        LoweringError: A step names an operation or a value that does not exist, cannot be computed, needs more memory
+            than there may be, or gives another shape or dtype than it says.
     """
+    if unknown := set(spec.outputs.values()) - {*inputs, *(step.result for step in spec.steps)}:
+        raise LoweringError("a host specification gives what no step computes", received=", ".join(sorted(unknown)))
     values: dict[str, Array] = dict(inputs)
     last_use = {argument: index for index, step in enumerate(spec.steps) for argument in step.arguments}
     kept = set(spec.outputs.values())
@@ -72,7 +77,16 @@ def run(spec: HostSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
         if step.op not in _OPERATIONS or any(isinstance(a, str) and a not in values for a in step.arguments):
             raise LoweringError("a host specification uses known operations on earlier results", received=step)
         arguments = [values[a] if isinstance(a, str) else a for a in step.arguments]
-        result = _OPERATIONS[step.op](*arguments, **step.parameters)
+        held = sum(value.nbytes for value in values.values())
+        try:
+            asked = _WIDEST * _elements(step.op, *arguments, **step.parameters)
+            limits.check(held + asked, f"step {step.result!r} of the host specification", LoweringError)
+            result = _OPERATIONS[step.op](*arguments, **step.parameters)
+        except LoweringError:
+            raise
+        except Exception as error:  # NumPy and Python raise every kind for parameters that do not fit
+            problem = f"step {step.result!r} of the host specification cannot be computed"
+            raise LoweringError(problem, received=f"{step.op}: {error}") from error
         if result.shape != step.shape or str(result.dtype) != step.dtype:
             raise LoweringError(
                 f"step {step.result!r} gives {step.shape} {step.dtype}", received=f"{result.shape} {result.dtype}"
@@ -82,6 +96,25 @@ def run(spec: HostSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
             if isinstance(argument, str) and last_use[argument] == index and argument not in kept:
                 values.pop(argument, None)
     return {name: values[step] for name, step in spec.outputs.items()}
+
+
+def _elements(op: str, *arguments: Value, **parameters: Any) -> int:
+    """How many numbers an operation makes, at most, where its arguments do not bound them."""
+    shapes = [np.shape(argument) for argument in arguments]
+    match op:
+        case "hann_window":
+            return parameters["length"]
+        case "pad_zero" | "pad_reflect":
+            pads = zip(shapes[0], parameters["before"], parameters["after"], strict=True)
+            return math.prod(extent + before + after for extent, before, after in pads)
+        case "stft":
+            *batch, samples = shapes[0]
+            frames = (samples - parameters["fft_length"]) // abs(parameters["hop_length"]) + 1
+            return math.prod(batch) * frames * parameters["fft_length"]
+        case "istft":
+            *batch, _, frames = shapes[0]
+            return math.prod(batch) * (frames + 1) * max(parameters["fft_length"], parameters["hop_length"])
+    return math.prod(np.broadcast_shapes(*shapes)) if len(shapes) > 1 else math.prod(shapes[0])
 
 
 @dataclass(frozen=True)

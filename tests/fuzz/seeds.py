@@ -15,7 +15,9 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 import splitter
+from splitter.boundary import TensorSpec
 from splitter.plan import schema
+from splitter.runtime import host
 
 from ..toys import GRAPHS_PLAN, HYBRID_PLAN, duo
 from . import packages
@@ -28,6 +30,39 @@ def bundles(home):
         splitter.build(duo(), Path(scratch) / "toy", plan=GRAPHS_PLAN)
         shutil.copytree(Path(scratch) / "toy", home / "manifest" / "toy")
     shutil.copytree(home / "manifest" / "toy" / "graph", home / "graph" / "toy" / "graph")
+
+
+def hosts(home):
+    """There and back, in steps of every kind."""
+    stft = {"fft_length": 32, "hop_length": 8, "scale": 0.25}
+    steps = [
+        ("window", "hann_window", [], {"length": 32}, [32], "float32"),
+        ("centre", "mean", ["mix"], {"axes": [1, 2]}, [1, 1, 1], "float32"),
+        ("spread", "std", ["mix"], {"axes": [1, 2], "correction": 1.0}, [1, 1, 1], "float32"),
+        ("moved", "subtract", ["mix", "centre"], {}, [1, 2, 64], "float32"),
+        ("scaled", "divide", ["moved", "spread"], {}, [1, 2, 64], "float32"),
+        ("rows", "reshape", ["scaled"], {"shape": [2, 64]}, [2, 64], "float32"),
+        ("mirrored", "pad_reflect", ["rows"], {"before": [0, 16], "after": [0, 16]}, [2, 96], "float32"),
+        ("bins", "stft", ["mirrored", "window"], stft, [2, 17, 9], "complex64"),
+        ("parts", "split_complex", ["bins"], {}, [2, 17, 9, 2], "float32"),
+        ("turned", "transpose", ["parts"], {"axes": [0, 3, 1, 2]}, [2, 2, 17, 9], "float32"),
+        ("cut", "slice", ["turned"], {"axis": 2, "start": 0, "stop": 16}, [2, 2, 16, 9], "float32"),
+        ("filled", "pad_zero", ["cut"], {"before": [0] * 4, "after": [0, 0, 1, 0]}, [2, 2, 17, 9], "float32"),
+        ("back", "transpose", ["filled"], {"axes": [0, 2, 3, 1]}, [2, 17, 9, 2], "float32"),
+        ("joined", "join_complex", ["back"], {}, [2, 17, 9], "complex64"),
+        ("sound", "istft", ["joined", "window"], stft | {"trim": 16, "length": 64}, [2, 64], "float32"),
+        ("louder", "multiply", ["sound", 2.0], {}, [2, 64], "float32"),
+        ("stems", "add", ["louder", 0.5], {}, [2, 64], "float32"),
+    ]
+    mix = TensorSpec(name="mix", shape=(1, 2, 64), dtype="float32", producer="input", consumers=("analysis",))
+    spec = host.HostSpec(
+        stage="analysis",
+        inputs=(mix,),
+        steps=[dict(zip(host.Step.model_fields, values, strict=True)) for values in steps],
+        outputs={"stems": "stems"},
+        definitions={},
+    )
+    (home / "host" / "all.json").write_text(spec.model_dump_json(indent=1))
 
 
 def plans(home):
@@ -80,9 +115,21 @@ def sounds(home):
 
 def main():
     shutil.rmtree(CORPUS, ignore_errors=True)
-    for name in ("manifest", "graph", "plan", "safetensors", "npz", "raw", "th", "checkpoint", "audio", "mlpackage"):
+    for name in (
+        "manifest",
+        "graph",
+        "host",
+        "plan",
+        "safetensors",
+        "npz",
+        "raw",
+        "th",
+        "checkpoint",
+        "audio",
+        "mlpackage",
+    ):
         (CORPUS / name).mkdir(parents=True)
-    for make in (bundles, plans, arrays, checkpoints, sounds):
+    for make in (bundles, hosts, plans, arrays, checkpoints, sounds):
         make(CORPUS)
     with tempfile.TemporaryDirectory() as scratch:
         packages.build(Path(scratch))

@@ -111,3 +111,53 @@ def spec(*steps, outputs):
 def test_broken_specifications_are_named(step, message):
     with pytest.raises(LoweringError, match=message):
         host.run(spec(step, outputs={"y": "y"}), {"x": np.ones(1, np.float32)})
+
+
+def step(op, *arguments, **parameters):
+    return Step(result="y", op=op, arguments=arguments, parameters=parameters, shape=(1,), dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        step("hann_window", length=1 << 40),
+        step("pad_zero", "x", before=[1 << 40, 0], after=[0, 0]),
+        step("pad_reflect", "x", before=[0, 0], after=[0, 1 << 40]),
+        step("stft", "x", "w", fft_length=4096, hop_length=1, scale=1.0),
+        step("stft", "x", "w", fft_length=4096, hop_length=-1, scale=1.0),
+        step("istft", "s", "w", fft_length=1 << 30, hop_length=1, scale=1.0, trim=0, length=1),
+        step("istft", "s", "w", fft_length=2, hop_length=1 << 40, scale=1.0, trim=0, length=1),
+        step("add", "x", "column"),
+    ],
+)
+def test_a_step_is_refused_before_it_takes_more_memory_than_there_may_be(monkeypatch, asking):
+    monkeypatch.setenv("SPLITTER_MAX_MEMORY", "32MB")
+    inputs = {
+        "x": np.ones((1, 20_000), np.float32),
+        "column": np.ones((20_000, 1), np.float32),
+        "s": np.ones((1, 3, 9), np.complex64),
+        "w": np.ones(4096, np.float32),
+    }
+    with pytest.raises(LoweringError, match="step 'y' of the host specification needs too much memory"):
+        host.run(spec(asking, outputs={"y": "y"}), inputs)
+
+
+@pytest.mark.parametrize(
+    "asking",
+    [
+        step("hann_window", length="9"),
+        step("hann_window"),
+        step("reshape", "x", shape=[7]),
+        step("slice", "x", axis=-1, start=None, stop=[]),
+        step("stft", "x", "x", fft_length=4, hop_length=0, scale=1.0),
+        step("add"),
+    ],
+)
+def test_a_step_that_cannot_be_computed_is_named(asking):
+    with pytest.raises(LoweringError, match="step 'y' of the host specification cannot be computed|gives"):
+        host.run(spec(asking, outputs={"y": "y"}), {"x": np.ones((1, 8), np.float32)})
+
+
+def test_an_output_that_no_step_gives_is_named():
+    with pytest.raises(LoweringError, match="gives what no step computes; got nowhere"):
+        host.run(spec(step("add", "x", 1.0), outputs={"y": "nowhere"}), {"x": np.ones(1, np.float32)})
