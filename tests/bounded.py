@@ -2,6 +2,7 @@
 
 import os
 import resource
+import select
 import signal
 import sys
 import traceback
@@ -65,6 +66,8 @@ def run(function, space, seconds):
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
+        if not select.select([pipe], [], [], 2 * seconds)[0]:  # code that is not Python's cannot be interrupted
+            os.kill(child, signal.SIGKILL)
         said = pipe.read().decode()
     _, status = os.waitpid(child, 0)
     return said or f"failure: the process ended with status {status}"

@@ -6,6 +6,7 @@ memory and time. What fails stays in a folder, and its seed is printed: ``--form
 
 import argparse
 import collections
+import faulthandler
 import json
 import math
 import os
@@ -57,12 +58,14 @@ def read_changed(name, count, seed, case):
         (shutil.copytree if source.is_dir() else shutil.copy)(source, path)
         form.mutated(path, generator)
         signal.alarm(SECONDS)
+        faulthandler.dump_traceback_later(2 * SECONDS, exit=True)  # in code that is not Python's
         try:
             end = bounded.outcome(lambda: form.read(path)).split(":")[0]
         except bounded.Hang as error:
             raise AssertionError(str(error)) from error
         finally:
             signal.alarm(0)
+            faulthandler.cancel_dump_traceback_later()
         ends[end] += 1
 
     changed()
