@@ -154,7 +154,7 @@ def _told(kind: Inferred | None) -> str:
     if kind is None:
         return "several tensors"
     if isinstance(kind, TensorType):
-        return f"{'×'.join(map(str, kind.shape)) or 'a scalar'} {kind.dtype}"
+        return str(kind)
     return f"a tuple of {len(kind)} tensors"
 
 

@@ -144,8 +144,16 @@ class Program:
                 it values are freed by generated code; with it, by an interpreter, one node at a time.
 
         Raises:
-            BundleError: An operator refuses its operands, e.g. an index that its table lacks.
+            BundleError: An input is of another shape or dtype than the graph was admitted with, or an operator
+                refuses its operands, e.g. an index that its table lacks.
         """
+        for node in self.input_nodes:
+            if (kind := TensorType.of(inputs[str(node.target)])) != node.meta["type"]:
+                raise BundleError(
+                    f"program {self.name!r}: input {node.target!r} is of another type than the graph's",
+                    expected=node.meta["type"],
+                    received=kind,
+                )
         args = [inputs[name] for name in self.inputs]
         if observe is None:
             with suppress(*_KERNEL_ERRORS):

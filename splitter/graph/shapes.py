@@ -35,6 +35,9 @@ class TensorType:
     def of(cls, tensor: Tensor) -> TensorType:
         return cls(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
+    def __str__(self) -> str:
+        return f"{'×'.join(map(str, self.shape)) or 'a scalar'} {self.dtype}"
+
     @property
     def itemsize(self) -> int:
         return DTYPES[self.dtype].itemsize

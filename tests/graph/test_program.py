@@ -92,6 +92,13 @@ def test_hostile_programs_are_refused(hybrid, tmp_path, change, monkeypatch):
         programs.load(path, weights).run({"mix": torch.zeros(1, 2, 64)})
 
 
+@pytest.mark.parametrize("mix", [torch.zeros(1, 2, 32), torch.zeros(2, 64), torch.zeros(1, 2, 64, dtype=torch.float64)])
+def test_input_of_another_type_is_refused(hybrid, mix):
+    """What was inferred for the graph's own inputs holds for no others."""
+    with pytest.raises(BundleError, match=r"input 'mix' is of another type.*expected 1×2×64 float32, found "):
+        hybrid.run({"mix": mix})
+
+
 def test_missing_weight_is_refused(hybrid, tmp_path):
     path, _ = saved(hybrid, tmp_path)
     save_file({"up.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
