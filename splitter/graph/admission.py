@@ -342,6 +342,12 @@ def _no_truths(arguments: Bound) -> str:
     return "raises truths to a power" if truths else ""
 
 
+def _countable(arguments: Bound) -> str:
+    """Numbers that PyTorch's kernel and its inference count alike: both in float64."""
+    ends = [_value(arguments, name, 0) for name in ("start", "end", "step")]
+    return "" if all(abs(number) < 2**53 for number in ends) else "counts beyond what float64 tells apart"
+
+
 def _recurrent(gates: int, states: int) -> Callable[[Bound], str]:
     """A recurrent network whose every weight and state has the shape that its sizes give."""
 
@@ -382,6 +388,7 @@ def _recurrent(gates: int, states: int) -> Callable[[Bound], str]:
 _RULES: Mapping[str, Iterable[Callable[[Bound], str]]] = {
     **{name: (_same_dtype,) for name in ALLOWED if name.startswith("aten.conv")},
     **{f"aten.pow.{overload}": (_no_truths,) for overload in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
+    **{f"aten.arange.{overload}": (_countable,) for overload in ("default", "start", "start_step")},
     "aten.batch_norm.default": (_statistics,),
     "aten.instance_norm.default": (_statistics,),
     "aten.lstm.input": (_recurrent(gates=4, states=2),),

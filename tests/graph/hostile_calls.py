@@ -153,7 +153,7 @@ def changed(value, kind: str, rng: random.Random):
     if isinstance(value, list) and value and rng.random() < 0.9:
         items, at = list(value), rng.randrange(len(value))
         act = rng.random()
-        inner = kind.removeprefix("Optional[")[5:].rstrip("]") or "int"
+        inner = (kind[9:-1] if kind.startswith("Optional[") else kind)[5:-1] or "int"
         if act < 0.7:
             items[at] = changed(items[at], "Tensor" if isinstance(items[at], TensorType) else inner, rng)
         elif act < 0.85:

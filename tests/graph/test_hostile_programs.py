@@ -101,6 +101,8 @@ _ARGUMENTS = {
     "one twice": node("y", "aten.relu.default", "%x", kwargs={"self": {"node": "x"}}),
     "an integer beyond 64 bits": node("y", "aten.select.int", "%x", 0, 2**64, shape=(4,)),
     "an integer no axis has": node("y", "aten.unfold.default", "%x", 0, 2**40, 1),
+    "an integer no model has": node("y", "aten.roll.default", "%x", [2**40], [0]),
+    "a step that is not counted": node("y", "aten.arange.start_step", 3, -1, -(2**62), shape=(1,), dtype="int64"),
     "an end beyond 64 bits": node("y", "aten.slice.Tensor", "%x", 0, 0, -(2**70)),
     "a list of too few": node("y", "aten.max_pool2d.default", "%x", [2]),
     "nested lists": node("y", "aten.permute.default", "%x", [[1, 0]]),
@@ -308,6 +310,65 @@ def test_hostile_program_is_refused(hostile, tmp_path, monkeypatch):
         programs.load(*saved(hostile.content, tmp_path))
     assert len(str(refused.value)) < 1200
     assert str(refused.value).isprintable()
+
+
+def _lstm(**shapes):
+    """A layer whose weights and states fit, but for those that are given; ``layers`` and ``biases`` go to the operator."""
+    layers, biases = shapes.pop("layers", 1), shapes.pop("biases", True)
+    shapes = {"h": (1, 4, 3), "c": (1, 4, 3), "wi": (12, 4), "wh": (12, 3), "bi": (12,), "bh": (12,)} | shapes
+    made = [node(name, "aten.ones.default", list(shape), shape=shape) for name, shape in shapes.items()]
+    source = node("v", "aten.view.default", "%x", [1, 4, 4], shape=(1, 4, 4))
+    weights = [f"%{name}" for name in shapes if name not in ("h", "c")]
+    layer = node(
+        "l", "aten.lstm.input", "%v", ["%h", "%c"], weights, biases, layers, 0.0, False, False, False, shape=None
+    )
+    return program(source, *made, layer, node("y", "getitem", "%l", 0, shape=(1, 4, 3)))
+
+
+def test_recurrent_layer_is_admitted(tmp_path):
+    loaded = programs.load(*saved(_lstm(), tmp_path))
+    assert loaded.run({"x": torch.rand(4, 4)})["y"].shape == (1, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"h": (1, 5, 3)}, {"h": (2, 4, 3)}, {"h": (4, 3)}, {"c": (1, 4, 4)}, {"c": (1, 1, 3)}, {"wi": (12, 5)},
+        {"wi": (11, 4)}, {"wh": (12, 4)}, {"wh": (3, 3)}, {"bi": (3,)}, {"bh": (12, 1)}, {"bh": (0,)}, {"layers": 2},
+        {"layers": 0}, {"layers": -1}, {"biases": False},
+    ],
+)  # fmt: skip
+def test_recurrent_layer_that_does_not_fit_is_refused(shapes, tmp_path):
+    """PyTorch's kernels for processors follow the sizes they are told, past the end of a smaller weight."""
+    with pytest.raises(BundleError, match=r"node 'l' \(aten\.lstm\.input\) (needs|has)"):
+        programs.load(*saved(_lstm(**shapes), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kept", "computed", "message"),
+    [
+        (("%n", "%n"), True, "must read its running statistics, or"),  # the kernel would write to them
+        ((None, None), False, "must read its running statistics, or"),
+        (("%n", None), False, "must read its running statistics, or"),
+        (("%x", "%n"), False, "has a running_mean of another size"),
+        (("%n", "%m"), False, "has a running_var of another size"),
+    ],
+)
+def test_normalization_never_writes_its_statistics(kept, computed, message, tmp_path):
+    made = [node("n", "aten.ones.default", [4], shape=(4,)), node("m", "aten.ones.default", [2], shape=(2,))]
+    norm = node("y", "aten.batch_norm.default", "%x", None, None, *kept, computed, 0.1, 1e-5, False)
+    with pytest.raises(BundleError, match=rf"node 'y' \(aten\.batch_norm\.default\) {message}"):
+        programs.load(*saved(program(*made, norm), tmp_path))
+
+
+def test_list_of_fewer_items_than_the_kernel_reads_is_refused(tmp_path):
+    """Where PyTorch itself takes it for several."""
+    view = node("v", "aten.view.default", "%x", [1, 4, 4], shape=(1, 4, 4))
+    pool = node("y", "aten.max_pool2d.default", "%v", [2], shape=(1, 2, 2))
+    with pytest.raises(
+        BundleError, match=r"node 'y' has a wrong argument 'kernel_size'.*expected List\[int\] of 2, found"
+    ):
+        programs.load(*saved(program(view, pool), tmp_path))
 
 
 @pytest.mark.parametrize("count", [admission.MAX_NODES - 1, 200_000])  # and an input and a weight
