@@ -54,7 +54,7 @@ class ToyTarget(PlainTarget):
         precisions=frozenset(Precision),
         boundary_dtypes=frozenset({Precision.FP32}),
         weights="compression",
-        compressions=frozenset(COMPRESSIONS) - {"pal8"},
+        compressions=frozenset(COMPRESSIONS) - {"pal4"},
     )
 
     def decoded_weights(self, bundle: Bundle, segment: SegmentRecord) -> Iterator[DecodedWeight]:
