@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -81,27 +83,19 @@ def test_a_tensor_is_not_made_a_list_of_numbers_that_memory_does_not_hold(limite
         convert(torch.ones(10, dtype=torch.int32))
 
 
-def chain(count):
-    """Values of 1 kB, each the sum of the one before with itself; so many are needed at the end."""
-
+@pytest.mark.parametrize("operation", [mb.abs, mb.exp])  # which do not look at memory themselves
+def test_an_execution_holds_what_is_still_needed_and_no_more(tmp_path, limited, operation):
     def build(x):
         parts = [x]
-        for _ in range(count):
-            parts.append(mb.add(x=parts[-1], y=parts[-1]))
-        total = parts[0]
-        for part in parts[1:]:
-            total = mb.maximum(x=total, y=part)
-        return total
+        for _ in range(20):
+            parts.append(operation(x=parts[-1]))
+        return tuple(parts[1:])
 
-    return build
-
-
-def test_an_execution_holds_what_is_still_needed_and_no_more(tmp_path, limited):
-    model = load(package(chain(20), {"x": X}, tmp_path))
-    limited(22 * 1024)  # x, the sums of it, and a maximum
-    assert np.array_equal(*model.predict({"x": X}).values(), X)
+    model = load(package(build, {"x": X}, tmp_path))
+    limited(21 * 1024)
+    assert len(model.predict({"x": X})) == 20
     limited(21 * 1024 - 1)
-    with pytest.raises(OperationError, match=r"^(add|maximum) '.*' of op.mlpackage: the result needs too much memory"):
+    with pytest.raises(OperationError, match=r"^(abs|exp) '.*_19' of op.mlpackage: the result needs too much memory"):
         model.predict({"x": X})
 
 
@@ -126,3 +120,12 @@ def test_weights_count(tmp_path, limited, spare):
     else:
         with pytest.raises(PackageError, match="weight.bin holds more than there is memory for"):
             load(path)
+
+
+def test_a_state_keeps_no_more_than_itself(limited):
+    limited(1 << 20)
+    states = {"s": torch.zeros(4)}
+    part = torch.arange(256.0)[8:12]
+    find("write_state", "CoreML8").function(input="s", data=part, context=SimpleNamespace(states=states))
+    assert torch.equal(states["s"], part)
+    assert states["s"].untyped_storage().nbytes() == 16
