@@ -348,6 +348,12 @@ def _countable(arguments: Bound) -> str:
     return "" if all(abs(number) < 2**53 for number in ends) else "counts beyond what float64 tells apart"
 
 
+def _not_empty(arguments: Bound) -> str:
+    """PyTorch's kernel gives an empty tensor back as it is, its inference does not."""
+    empty = any(isinstance(kind, TensorType) and 0 in kind.shape for kind in arguments.values())
+    return "rearranges an empty tensor" if empty else ""
+
+
 def _recurrent(gates: int, states: int) -> Callable[[Bound], str]:
     """A recurrent network whose every weight and state has the shape that its sizes give."""
 
@@ -389,6 +395,8 @@ _RULES: Mapping[str, Iterable[Callable[[Bound], str]]] = {
     **{name: (_same_dtype,) for name in ALLOWED if name.startswith("aten.conv")},
     **{f"aten.pow.{overload}": (_no_truths,) for overload in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
     **{f"aten.arange.{overload}": (_countable,) for overload in ("default", "start", "start_step")},
+    "aten.pixel_shuffle.default": (_not_empty,),
+    "aten.pixel_unshuffle.default": (_not_empty,),
     "aten.batch_norm.default": (_statistics,),
     "aten.instance_norm.default": (_statistics,),
     "aten.lstm.input": (_recurrent(gates=4, states=2),),

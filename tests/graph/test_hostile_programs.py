@@ -101,6 +101,7 @@ _ARGUMENTS = {
     "one twice": node("y", "aten.relu.default", "%x", kwargs={"self": {"node": "x"}}),
     "an integer beyond 64 bits": node("y", "aten.select.int", "%x", 0, 2**64, shape=(4,)),
     "an integer no axis has": node("y", "aten.unfold.default", "%x", 0, 2**40, 1),
+    "an empty picture": node("y", "aten.pixel_unshuffle.default", "%e", 2, shape=(20, 1, 0)),
     "an integer no model has": node("y", "aten.roll.default", "%x", [2**40], [0]),
     "a step that is not counted": node("y", "aten.arange.start_step", 3, -1, -(2**62), shape=(1,), dtype="int64"),
     "an end beyond 64 bits": node("y", "aten.slice.Tensor", "%x", 0, 0, -(2**70)),
@@ -114,7 +115,11 @@ _ARGUMENTS = {
     "an unknown wrapper": node("y", "aten.relu.default", "%x", kwargs={"x": {"pickle": "cos\nsystem"}}),
 }
 ARGUMENTS = [
-    Hostile(f"argument: {name}", program(entry), r"node 'y' (\(|has |lacks |is malformed)")
+    Hostile(
+        f"argument: {name}",
+        program(node("e", "aten.zeros.default", [5, 2, 0], shape=(5, 2, 0)), entry),
+        r"node 'y' (\(|has |lacks |is malformed)",
+    )
     for name, entry in _ARGUMENTS.items()
 ]
 
