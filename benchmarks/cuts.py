@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import fx
 
 import splitter
-from splitter import mil
+from splitter import mil, models
 from splitter.bundle.directory import Bundle
 from splitter.errors import UsageError
 from splitter.graph.program import Program
@@ -30,7 +30,7 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
     table = Table(title=f"bytes between the pieces, {checkpoint or 'demo'}", title_justify="left")
     for column in ("stage", "pieces", "peer", "its balance", "its MB", "the planner's balance", "the planner's MB"):
         table.add_column(column, justify="right")
-    preset = plans.presets()["htdemucs"]
+    preset = models.presets()["htdemucs"]
     stages = [s.model_copy(update={"target": "coreml"}) if s.name == "transformer" else s for s in preset.stages]
     with tempfile.TemporaryDirectory() as scratch:
         for plan in (plans.changed(preset, stages=stages), plans.single_package(preset)):

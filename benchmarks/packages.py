@@ -18,7 +18,7 @@ from rich.table import Table
 from splitter_weights import checkpoints
 
 import splitter
-from splitter import mil
+from splitter import mil, models
 from splitter.bundle.directory import Bundle
 from splitter.mil.program import Operation, Ref
 from splitter.mil.types import StateType, TensorType
@@ -51,7 +51,7 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
 
 
 def _bundle(checkpoint: str | None, out: Path, precision: str) -> Bundle:
-    preset = plans.presets()["htdemucs"]
+    preset = models.presets()["htdemucs"]
     stages = [s.model_copy(update={"target": "coreml"}) if s.name == "transformer" else s for s in preset.stages]
     plan = plans.changed(preset, stages=stages, precision=precision)
     return splitter.build(checkpoint or "demo", out, plan=plan, reference=False).members[0]

@@ -2,46 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
-from splitter_weights import checkpoints
-from splitter_weights.checkpoints import Checkpoint
-from splitter_weights.demo import songs
 from torch import Tensor, nn
 
-from . import lowering
+from . import lowering, models
 from . import passes as graph_passes
 from .boundary import Array, TensorSpec
 from .bundle import goldens
 from .bundle.directory import Bag, Bundle, file_records, load_any, staged, write_manifest
 from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
-from .errors import AudioError, PartitionError, PassError, UsageError
+from .errors import PartitionError, PassError, PlanError
 from .graph import program as programs
 from .graph.capture import capture
 from .lowering.weights import check_names, compressed_forms
+from .models import Family, Model
 from .partition import Partition, Segment, partition, run
 from .plan import schema as plans
 from .plan.schema import Plan, WeightForm
-from .separation import audio
 
 Progress: TypeAlias = Callable[[str], None]
 
 _WEIGHTS, _WHOLE, _GOLDENS = "graph/weights.safetensors", "graph/model.json", "goldens.safetensors"
-_GOLDEN_SEED = 20_260_101
-_GOLDEN_START = 1.0  # seconds into the song, where every stem sounds
-_VERSIONED = ("splitter", "torch", "coremltools", "demucs", "numpy", "safetensors")
+_VERSIONED = ("splitter", "torch", "coremltools", "numpy", "safetensors")
 
 
 def build(
@@ -67,8 +59,7 @@ def build(
     """Build the bundle of a model, or a bag of bundles for a model that is a bag.
 
     Args:
-        model: A name or a checkpoint file, see `splitter_weights.checkpoints.load`; or a module like
-            demucs's, with ``sources``, ``samplerate``, ``audio_channels`` and ``segment``.
+        model: A name or a checkpoint file that a model family knows, see `splitter.models`; or a module of one.
         out: Directory to create.
         plan: The plan to obey; the preset for the model's class by default.
         deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next four do.
@@ -111,26 +102,30 @@ def build(
     graph_passes.check_order(passes or (plan.passes if plan and plan.passes else ()))
     if plan is not None:
         plan = plans.changed(plan, **settings)
-    # What contradicts itself under any preset should not wait for the download of a model.
-    _arranged(plan or plans.changed(plans.presets()["htdemucs"], **settings), single_package, compress)
+    if plan is not None:
+        _arranged(plan, single_package, compress)
+    else:  # what contradicts itself under every preset should not wait for the download of a model
+        _check_settings(settings, single_package, compress)
     with staged(out, force=force) as directory:
         if isinstance(model, nn.Module):
-            bag = checkpoints.of_module(model)
+            family, ensemble = models.of_module(model)
         else:
             progress(f"loading {model}")
-            bag = checkpoints.load(model, random_init=random_init)
-        for member in bag.members:
-            single = len(bag.members) == 1
+            family, ensemble = models.load(model, random_init=random_init)
+        for member in ensemble.members:
+            single = len(ensemble.members) == 1
             target = directory if single else directory / member.name
             target.mkdir(exist_ok=True)
             label = "" if single else f"{member.name}: "
-            obeyed = plan or plans.changed(plans.preset_for(_class_path(member.model)), **settings)
-            obeyed = _arranged(obeyed, single_package, compress)
-            _build_one(member, target, obeyed, segment, golden_audio, reference, partial(_labelled, progress, label))
-        if len(bag.members) > 1:
-            names = tuple(member.name for member in bag.members)
+            obeyed = plan or plans.changed(models.preset_for(member), **settings)
+            obeyed = family.prepared(member.module, _arranged(obeyed, single_package, compress), segment)
+            recording = None if golden_audio is None else Path(golden_audio)
+            _build_one(family, member, target, obeyed, recording, reference, partial(_labelled, progress, label))
+        if len(ensemble.members) > 1:
+            names = tuple(member.name for member in ensemble.members)
             digests = tuple(Bundle.load(directory / name).manifest.digest for name in names)
-            write_manifest(directory, BagManifest(name=bag.name, members=names, digests=digests, weights=bag.weights))
+            manifest = BagManifest(name=ensemble.name, members=names, digests=digests, weights=ensemble.weights)
+            write_manifest(directory, manifest)
     return load_any(out)
 
 
@@ -140,6 +135,19 @@ def _arranged(plan: Plan, single_package: bool, compress: WeightForm | None) -> 
     plan = plan if compress is None else plans.compressed(plan, compress)
     lowering.check(plan)
     return plan
+
+
+def _check_settings(settings: Mapping[str, object], single_package: bool, compress: WeightForm | None) -> None:
+    """Refuse settings that agree with no preset, by the last one's reason. Raises `PlanError`."""
+    refusals = []
+    for preset in models.presets().values():
+        try:
+            _arranged(plans.changed(preset, **settings), single_package, compress)
+        except PlanError as error:
+            refusals.append(error)
+        else:
+            return
+    raise refusals[0]
 
 
 def captured(
@@ -152,23 +160,11 @@ def captured(
         plan: The preset for the model's class by default.
         random_init: Seed of random weights for a named configuration.
     """
-    member = checkpoints.load(model, random_init=random_init).members[0]
-    obeyed = plan or plans.preset_for(_class_path(member.model))
-    obeyed = plans.changed(obeyed, segment_samples=_segment_samples(member.model, obeyed, None))
-    _, whole, _ = _captured(member.model, obeyed, None)
-    return whole, obeyed
-
-
-def _captured(
-    model: nn.Module, plan: Plan, golden_audio: str | Path | None
-) -> tuple[dict[str, Tensor], programs.Program, str]:
-    """The golden input by name, the graph captured on it, and what is heard in it."""
-    assert plan.segment_samples is not None
-    samples, channels, samplerate = plan.segment_samples, int(model.audio_channels), int(model.samplerate)  # type: ignore[arg-type]
-    _set_segment(model, samples)
-    mix, heard = _golden_input(golden_audio, channels, samplerate, samples)
-    inputs = {next(iter(inspect.signature(model.forward).parameters)): torch.from_numpy(mix)[None]}
-    return inputs, capture(model, inputs, plan.outputs), heard
+    family, ensemble = models.load(model, random_init=random_init)
+    member = ensemble.members[0]
+    obeyed = family.prepared(member.module, plan or models.preset_for(member), None)
+    example = family.example(member.module, obeyed, None)
+    return capture(member.module, example.inputs, obeyed.outputs, family.patches()), obeyed
 
 
 def _labelled(progress: Progress, label: str, step: str) -> None:
@@ -176,23 +172,23 @@ def _labelled(progress: Progress, label: str, step: str) -> None:
 
 
 def _build_one(
-    checkpoint: Checkpoint,
+    family: Family,
+    model: Model,
     directory: Path,
     plan: Plan,
-    seconds: float | None,
-    golden_audio: str | Path | None,
+    recording: Path | None,
     reference: bool,
     progress: Progress,
 ) -> None:
-    model = checkpoint.model
-    samples = _segment_samples(model, plan, seconds)
-    plan = plans.changed(plan, segment_samples=samples)
+    """Build the bundle of one model, which the family has prepared with the plan."""
     progress("capturing the graph")
-    inputs, whole, heard = _captured(model, plan, golden_audio)
+    example = family.example(model.module, plan, recording)
+    inputs = example.inputs
+    whole = capture(model.module, inputs, plan.outputs, family.patches())
     progress("cutting it into segments")
     parts = partition(whole, plan)
     progress("recording goldens of the untouched model")
-    golden = goldens.record(model, whole, parts, inputs)
+    golden = goldens.record(model.module, whole, parts, inputs)
     _check_exact(golden, parts, inputs)
 
     (directory / "graph").mkdir()
@@ -211,20 +207,19 @@ def _build_one(
         progress(f"lowering {segment.name} to {segment.stage.target}")
         segments.append(_lowered(segment, *passed[segment.name], specs, plan, golden, directory, reference=reference))
 
+    versioned = [*_VERSIONED, *([family.distribution] if family.distribution else [])]
     write_manifest(
         directory,
         Manifest(
-            versions={"python": platform.python_version()} | {name: version(name) for name in _VERSIONED},
+            versions={"python": platform.python_version()} | {name: version(name) for name in versioned},
             model=ModelRecord(
-                name=checkpoint.name,
-                model_class=_class_path(model),
-                arguments=dict(checkpoint.arguments),
-                stems=tuple(model.sources),  # type: ignore[arg-type]
-                samplerate=int(model.samplerate),  # type: ignore[arg-type]
-                channels=int(model.audio_channels),  # type: ignore[arg-type]
-                samples=samples,
-                checkpoint_sha256=checkpoint.sha256,
-                random_init=checkpoint.random_init,
+                name=model.name,
+                family=family.name,
+                model_class=model.class_path,
+                arguments=dict(model.arguments),
+                checkpoint_sha256=model.sha256,
+                random_init=model.random_init,
+                audio=family.audio(model.module, plan),
             ),
             plan=plan,
             tensors=tuple(specs.values()),
@@ -232,7 +227,7 @@ def _build_one(
             segments=tuple(segments),
             weights=_WEIGHTS,
             whole=_WHOLE,
-            golden=GoldenRecord(path=_GOLDENS, audio=heard, machine=goldens.machine()),
+            golden=GoldenRecord(path=_GOLDENS, audio=example.description, machine=goldens.machine()),
             files=file_records(directory),
         ),
     )
@@ -371,41 +366,5 @@ def _check_exact(golden: Mapping[str, Tensor], parts: Partition, inputs: Mapping
             )
 
 
-def _segment_samples(model: nn.Module, plan: Plan, seconds: float | None) -> int:
-    samplerate, trained = int(model.samplerate), int(model.segment * model.samplerate)  # type: ignore[arg-type, operator]
-    samples = round(seconds * samplerate) if seconds is not None else plan.segment_samples or trained
-    if not 0 < samples <= trained:
-        raise UsageError(
-            f"a segment is longer than 0 s and no longer than the model was trained for, {trained / samplerate:g} s",
-            received=f"{samples / samplerate:g} s",
-        )
-    return samples
-
-
-def _set_segment(model: nn.Module, samples: int) -> None:
-    """Make the model work at this length, really smaller rather than padded: its own attribute, as demucs sets it."""
-    model.segment = Fraction(samples, int(model.samplerate))  # type: ignore[arg-type, assignment]
-
-
-def _golden_input(path: str | Path | None, channels: int, samplerate: int, samples: int) -> tuple[Array, str]:
-    """One segment of sound as `separate` would feed it, and what it is."""
-    if path is None:
-        stems = songs.synthesise(_GOLDEN_START + (samples + 1) / samplerate, _GOLDEN_SEED, samplerate)
-        start = round(_GOLDEN_START * samplerate)
-        mixture = songs.mixture(stems)[:, start : start + samples]
-        heard = f"synthesised song, seed {_GOLDEN_SEED}"
-    else:
-        track = audio.Track(Path(path), samplerate, channels)
-        mixture, heard = audio.Window(track, 0).read(0, samples), Path(path).name
-    mixture = np.resize(mixture, (channels, samples)) if mixture.shape[0] != channels else mixture
-    if not np.any(mixture):
-        raise AudioError("a golden input is not silent", received=heard, fix="Choose a file that begins with sound.")
-    return audio.normalised(mixture), heard
-
-
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     save_file({name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, path)
-
-
-def _class_path(model: nn.Module) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import splitter
-from splitter import mil, passes
+from splitter import mil, models, passes
 from splitter.bundle.directory import load_any
 from splitter.diagnosis import examine
 from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
@@ -35,7 +35,7 @@ def test_bag_becomes_one_bundle_a_member(tmp_path, song_path):
     save_file(tensors, tmp_path / "b.safetensors", metadata)
     (tmp_path / "pair.yaml").write_text("models: [a, b]\nweights: [[1., 0., 1., 1.], [0., 1., 1., 1.]]")
     said = []
-    preset = plans.presets()["htdemucs"]  # without packages, which take long to convert and say nothing of bags
+    preset = models.presets()["htdemucs"]  # without packages, which take long to convert and say nothing of bags
     stages = [one.model_copy(update={"target": "graph"}) if one.target == "coreml" else one for one in preset.stages]
     plan = plans.changed(preset, stages=stages)
     bag = splitter.build(tmp_path / "pair.yaml", tmp_path / "out", plan=plan, progress=said.append)
@@ -58,7 +58,7 @@ def test_module_of_the_users_own(tmp_path):
     mix = torch.randn(1, 2, 64)
     restored = splitter.Orchestrator(bundle).run({"mix": mix.numpy()})["restored"]
     assert np.array_equal(restored, model(mix).detach().numpy())
-    with pytest.raises(CheckpointError, match="no attribute sources"):
+    with pytest.raises(CheckpointError, match="of no installed model family.*needs the attributes sources"):
         splitter.build(Hybrid(), tmp_path / "c", plan=HYBRID_PLAN)
 
 
@@ -72,21 +72,9 @@ def test_silent_golden_audio_is_refused(tmp_path):
     import soundfile
 
     soundfile.write(tmp_path / "silence.wav", np.zeros((100_000, 2)), 44_100)
-    with pytest.raises(AudioError, match="not silent"):
+    with pytest.raises(AudioError, match="golden input is silent: silence.wav"):
         splitter.build("demo", tmp_path / "b", golden_audio=tmp_path / "silence.wav")
     assert {file.name for file in tmp_path.iterdir()} == {"silence.wav"}
-
-
-def test_golden_audio_is_what_was_heard(tmp_path, song_path, monkeypatch):
-    import soundfile
-
-    from splitter import compiler
-
-    mix, heard = compiler._golden_input(song_path, 2, 44_100, 66_150)
-    sound = soundfile.read(song_path, frames=66_150, dtype="float32")[0].T
-    assert heard == "song.wav"
-    assert np.corrcoef(mix[0], sound[0])[0, 1] == pytest.approx(1)
-    assert mix.mean(0).std() == pytest.approx(1, abs=1e-3)
 
 
 def test_cut_that_changes_a_bit_is_caught(monkeypatch, tmp_path):

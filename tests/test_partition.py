@@ -6,8 +6,11 @@ from demucs.hdemucs import HDemucs
 from splitter_weights import checkpoints
 from torch import nn
 
+from splitter import models
 from splitter.errors import PartitionError
-from splitter.graph.capture import capture, without_fused_attention
+from splitter.graph.capture import capture
+from splitter.graph.patches import without_fused_attention
+from splitter.models.demucs import DemucsFamily
 from splitter.partition import partition, run
 from splitter.plan import schema as plans
 
@@ -15,7 +18,7 @@ from .toys import HYBRID_PLAN, Hybrid
 
 
 def cut(model, mix, plan):
-    whole = capture(model.eval(), {"mix": mix}, plan.outputs)
+    whole = capture(model.eval(), {"mix": mix}, plan.outputs, DemucsFamily().patches())
     return whole, partition(whole, plan)
 
 
@@ -115,7 +118,7 @@ def test_hdemucs_v3_needs_only_its_plan():
     torch.manual_seed(0)
     model = HDemucs(sources=["a", "b"], channels=4, nfft=1024, segment=2).eval()
     mix = torch.randn(1, 2, 22_050)
-    _, parts = cut(model, mix, plans.presets()["hdemucs"])
+    _, parts = cut(model, mix, models.presets()["hdemucs"])
     with torch.no_grad():  # with gradients PyTorch runs its recurrent layers by another kernel
         assert torch.equal(run(parts, {"mix": mix})["stems"], model(mix))
     assert [segment.name for segment in parts.segments] == ["analysis", "encoder", "decoder", "synthesis"]
@@ -134,7 +137,7 @@ def test_htdemucs_6s_has_the_published_boundaries():
     model = checkpoints.load("htdemucs_6s", random_init=0).members[0].model
     assert model.segment == Fraction(39, 5)
     mix = torch.randn(1, 2, 343_980, generator=torch.Generator().manual_seed(0))
-    _, parts = cut(model, mix, plans.presets()["htdemucs"])
+    _, parts = cut(model, mix, models.presets()["htdemucs"])
     assert specs(parts) == {
         "mix": ((1, 2, 343_980), "input", ("analysis",)),
         "spectrogram": ((1, 4, 2048, 336), "analysis", ("encoder",)),

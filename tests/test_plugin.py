@@ -12,15 +12,16 @@ import pytest
 import soundfile
 
 import splitter
-from splitter import diagnosis, lowering, plugins, profiling, reporting, tuning
+from splitter import diagnosis, lowering, models, plugins, profiling, reporting, tuning
 from splitter.bundle.directory import Bundle, file_records, load_any, write_manifest
-from splitter.errors import EngineError, PlanError
+from splitter.errors import EngineError, PlanError, UsageError
 from splitter.plan import layouts
 from splitter.plan import schema as plans
 from splitter.profiling import limits, memory
 from splitter.reporting import page
 from splitter.reporting.findings import NotRun
 from splitter.runtime import engines
+from splitter.separation import Separator
 from splitter.verification.checks import Status
 from splitter.verification.packages import package_checks
 from splitter.verification.verify import verify_bundle
@@ -48,9 +49,11 @@ def installed(tmp_path_factory):
         patch.syspath_prepend(site)
         patch.setenv("PYTHONPATH", str(site), prepend=":")
         importlib.invalidate_caches()
+        models.families.cache_clear()
         yield
     lowering.target.cache_clear()
     engines.engine.cache_clear()
+    models.families.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,42 @@ def test_they_are_found_beside_the_installed():
         engines.engine("mps")
     with pytest.raises(PlanError, match=r"^unknown target 'metal'\. Installed: .*\btoy, toy-mlpackage, toy-plain\.$"):
         lowering.target("metal")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A model without an audio record, by its name."""
+    return splitter.build("toy-classifier", tmp_path_factory.mktemp("classifier") / "classifier.bundle").members[0]
+
+
+def test_family_without_sound_is_built_by_name_and_verified(classifier):
+    model = classifier.manifest.model
+    assert (model.family, model.audio, model.samples) == ("toy", None, None)
+    assert classifier.manifest.versions["splitter-toy-plugin"] == "0.1.0"
+    assert classifier.manifest.golden.audio == "noise, seed 0"
+    report = verify_bundle(classifier)
+    assert report.passed
+    assert {check.kind for check in report.checks} >= {"partition", "golden", "conversion", "package"}
+
+
+def test_family_without_sound_has_all_but_songs(classifier, monkeypatch, tmp_path):
+    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
+    monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)
+    profile = profiling.profile(classifier, [], runs=1, warmup=1)
+    assert profile.samples is None
+    findings = reporting.gather(classifier, runs=0)
+    assert findings.listening == NotRun("the model does not separate sound")
+    assert "toy-classifier" in page.render(findings)
+    with pytest.raises(UsageError, match="the model 'toy-classifier' does not separate sound"):
+        Separator(load_any(classifier.path))
+    asked, _ = layouts.compare("toy-classifier", plan=None, segments={"features": 2}, random_init=0)
+    assert asked.stages[0].segments == 2
+    from click.testing import CliRunner
+
+    from splitter.cli.shell import command
+
+    shown = CliRunner().invoke(command, ["inspect", str(classifier.path)])
+    assert (shown.exit_code, "stems" in shown.output, "pooled" in shown.output) == (0, False, True)
 
 
 def test_it_is_built_with_passes_and_references(half):
@@ -184,9 +223,9 @@ def test_one_package_is_made_by_the_stages_own_target():
 
 @pytest.mark.slow
 def test_plan_compares_its_packages():
-    stages = [stage.model_dump() for stage in plans.presets()["htdemucs"].stages]
+    stages = [stage.model_dump() for stage in models.presets()["htdemucs"].stages]
     plan = plans.changed(
-        plans.presets()["htdemucs"],
+        models.presets()["htdemucs"],
         stages=[stage | ({"target": "toy"} if stage["target"] == "coreml" else {}) for stage in stages],
     )
     asked, found = layouts.compare("demo", plan=plan, segments={"encoder": 2})

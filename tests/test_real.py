@@ -14,7 +14,7 @@ from demucs.apply import apply_model
 from splitter_weights import checkpoints
 
 import splitter
-from splitter import mil, passes, reporting, tuning, verify
+from splitter import mil, models, passes, reporting, tuning, verify
 from splitter.bundle.directory import load_any
 from splitter.diagnosis import examine
 from splitter.mil import ops
@@ -94,7 +94,7 @@ def test_build_and_verify_pass(real_path):
 
 def test_segments_in_order_equal_the_model_bit_for_bit(real_path, model):
     bundle = splitter.Bundle.load(real_path)
-    mix = torch.randn(1, 2, bundle.manifest.model.samples, generator=torch.Generator().manual_seed(1))
+    mix = torch.randn(1, 2, bundle.audio.samples, generator=torch.Generator().manual_seed(1))
     stems = splitter.Orchestrator(bundle).run({"mix": mix.numpy()})["stems"]
     assert np.array_equal(stems, model(mix).detach().numpy())
 
@@ -147,7 +147,7 @@ def test_the_kernels_agree_with_the_captured_model_at_every_tap(request, bundle)
 
 def in_half(path, **settings):
     """Encoder, transformer and decoder as packages in half precision, with a golden of recorded music."""
-    preset = plans.presets()["htdemucs"]
+    preset = models.presets()["htdemucs"]
     stages = [s.model_copy(update={"target": "coreml"}) if s.name == "transformer" else s for s in preset.stages]
     plan = plans.changed(preset, stages=stages, precision="fp16", **settings)
     return splitter.build(CHECKPOINT, path, plan=plan, golden_audio=DATA / "audio" / "falcon69_mix.flac").members[0]

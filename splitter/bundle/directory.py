@@ -29,7 +29,7 @@ from ..graph.program import Program, Weights
 from ..plan.schema import readable
 from . import signing
 from .files import BUILD_AGAIN, Files
-from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, BagManifest, FileRecord, Manifest, SegmentRecord
+from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, AudioRecord, BagManifest, FileRecord, Manifest, SegmentRecord
 
 _FORMATS = (BUNDLE_FORMAT, BAG_FORMAT)
 _OLDER = ("splitter.bundle/1", "splitter.bag/1")
@@ -84,6 +84,18 @@ class Bundle:
     def tensors(self) -> Mapping[str, TensorSpec]:
         """Every boundary tensor by name."""
         return {spec.name: spec for spec in self.manifest.tensors}
+
+    @property
+    def audio(self) -> AudioRecord:
+        """What the model separates. Raises `UsageError` if it is no separator."""
+        model = self.manifest.model
+        if model.audio is None:
+            raise UsageError(
+                f"the model {model.name!r} does not separate sound",
+                expected="a bundle with an audio record",
+                received=f"one of the family {model.family!r} without",
+            )
+        return model.audio
 
     @cached_property
     def files(self) -> Files:
@@ -148,7 +160,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Bag:
-    """Several bundles whose stems are averaged with weights, e.g. ``htdemucs_ft``."""
+    """Several bundles whose stems are averaged with weights."""
 
     path: Path
     name: str
@@ -159,7 +171,8 @@ class Bag:
     def of(cls, bundle: Bundle) -> Bag:
         """A single bundle seen as a bag of one."""
         model = bundle.manifest.model
-        return cls(bundle.path, model.name, (bundle,), ((1.0,) * len(model.stems),))
+        stems = model.audio.stems if model.audio else ()
+        return cls(bundle.path, model.name, (bundle,), ((1.0,) * len(stems),))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -203,10 +216,9 @@ def load_any(path: Path | str, *, check_hashes: bool = False, trusted_key: Path 
     members = tuple(Bundle.load(directory / name, check_hashes=check_hashes) for name in manifest.members)
     if tuple(member.manifest.digest for member in members) != manifest.digests:
         raise _damaged(directory / FILENAME, "its members have other digests than it lists")
-    first = members[0].manifest.model
+    first = members[0].audio
     for member in members[1:]:
-        other = member.manifest.model
-        if (other.stems, other.samplerate, other.channels) != (first.stems, first.samplerate, first.channels):
+        if member.audio.model_copy(update={"samples": first.samples}) != first:
             raise _damaged(directory / FILENAME, "its members differ in stems, sample rate or channels")
     if len(manifest.weights) != len(members) or any(len(row) != len(first.stems) for row in manifest.weights):
         raise _damaged(directory / FILENAME, f"its weights are not {len(members)} × {len(first.stems)}")

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..boundary import INPUT, OUTPUT
 from ..errors import CaptureError
-from ..graph.capture import without_fused_attention
+from ..graph.patches import without_fused_attention
 from ..graph.program import Program
 from ..partition import Partition
 from .manifest import Machine

@@ -22,30 +22,47 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ModelRecord(Record):
-    """The model a bundle was built from.
+class AudioRecord(Record):
+    """What a separator says of itself: it takes a mixture and gives the stems of it.
 
     Attributes:
-        name: As it was asked for, e.g. ``"htdemucs"``.
-        model_class: Import path.
-        arguments: The constructor's keyword arguments, fractions as ``"39/5"``.
         stems: Names of the sources, in the order of the output, as the checkpoint gives them.
         samplerate: In Hz.
         channels: Audio channels.
         samples: Length of one run.
-        checkpoint_sha256: Of the checkpoint file; None with ``random_init``.
-        random_init: Seed of random weights; such a bundle separates nothing.
+    """
+
+    stems: tuple[str, ...] = Field(min_length=1)
+    samplerate: int = Field(ge=1)
+    channels: int = Field(ge=1)
+    samples: int = Field(ge=1)
+
+
+class ModelRecord(Record):
+    """The model a bundle was built from.
+
+    Attributes:
+        name: As it was asked for.
+        family: The model family, an entry point of ``splitter.models``.
+        model_class: Import path.
+        arguments: The constructor's keyword arguments, fractions as ``"39/5"``.
+        checkpoint_sha256: Of the checkpoint file; None without one.
+        random_init: Seed of random weights; what such a bundle computes means nothing.
+        audio: Of a separator; None for other models.
     """
 
     name: str
+    family: str
     model_class: str
     arguments: dict[str, Any]
-    stems: tuple[str, ...]
-    samplerate: int
-    channels: int
-    samples: int
     checkpoint_sha256: str | None
     random_init: int | None
+    audio: AudioRecord | None = None
+
+    @property
+    def samples(self) -> int | None:
+        """Length of one run of a separator."""
+        return self.audio.samples if self.audio else None
 
 
 class Artifact(Record):
@@ -156,7 +173,7 @@ class BagManifest(Record):
 
     Attributes:
         digest: As a bundle's.
-        name: As it was asked for, e.g. ``"htdemucs_ft"``.
+        name: As it was asked for.
         members: Directories of the member bundles.
         digests: Of the members' manifests.
         weights: ``weights[member][stem]``; each stem is the weighted mean over the members.

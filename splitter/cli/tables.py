@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..bundle.directory import Bundle
+from ..bundle.manifest import AudioRecord
 from ..formatting import cosine, deviation, duration, limit, operations, share, size, snr, time
 from ..verification.checks import Report, Status
 from ..verification.port import PortReport
@@ -27,6 +28,13 @@ _SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _PLACES = 3  # of a rule's findings; the JSON document has all
 
 
+def _audio(sound: AudioRecord | None) -> str:
+    if sound is None:
+        return ""
+    seconds = sound.samples / sound.samplerate
+    return f"stems {', '.join(sound.stems)}; {sound.samples} samples at {sound.samplerate} Hz ({seconds:.2f} s) a run\n"
+
+
 def bundle_tables(bundle: Bundle) -> RenderableType:
     """Segments and boundary tensors of a bundle."""
     manifest = bundle.manifest
@@ -34,8 +42,7 @@ def bundle_tables(bundle: Bundle) -> RenderableType:
     weights = f"random weights, seed {model.random_init}" if model.random_init is not None else "trained weights"
     head = Text(
         f"{model.name}: {model.model_class}, {weights}\n"
-        f"stems {', '.join(model.stems)}; {model.samples} samples at {model.samplerate} Hz "
-        f"({model.samples / model.samplerate:.2f} s) a run\n"
+        f"{_audio(model.audio)}"
         f"{plan.deployment_target}, {plan.precision} packages, {plan.boundary_dtype} boundaries"
     )
     segments = Table(title="segments", title_justify="left")
@@ -301,8 +308,9 @@ def profile_tables(profile: Profile) -> RenderableType:
 
 def _machine_text(profile: Profile, number: int) -> Text:
     run, machine = profile.run, profile.machine
+    runs = f"{profile.samples} samples a run, " if profile.samples is not None else ""
     return Text(
-        f"{f'[{number}] ' if number else ''}{profile.model}: {profile.samples} samples a run, {profile.precision} "
+        f"{f'[{number}] ' if number else ''}{profile.model}: {runs}{profile.precision} "
         f"packages; {profile.system}\n"
         f"{machine.processor}, PyTorch {machine.torch}, threads: {machine.threads}; at most "
         f"{operations(profile.limits.flops_per_second)}FLOP/s in a matrix product and "

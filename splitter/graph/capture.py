@@ -1,20 +1,15 @@
 """Model → graph: `torch.export` of the module as it is, functionalised.
 
 The model's forward is never rewritten. What cannot be traced as it stands is patched by name for the
-duration of the capture, in `_PATCHES`, each with its reason.
+duration of the capture, see `patches` and each model family.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from types import FunctionType
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,23 +28,27 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_structure
 
 from ..errors import CaptureError
-from ..patching import replaced
+from .patches import without_fused_attention, without_unfold_backward_decomposition
 from .program import Program
 from .shapes import TensorType
 
+Patch: TypeAlias = Callable[[], AbstractContextManager[None]]
 _ASSERTIONS = frozenset({torch.ops.aten._assert_tensor_metadata.default})
 # What autograd needs to tell apart is one operator here.
 _CHECKED: dict[Any, Any] = {torch.ops.aten._unsafe_view.default: torch.ops.aten.view.default}
 
 
 @torch.no_grad()
-def capture(model: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, ...]) -> Program:
+def capture(
+    model: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, ...], patches: Sequence[Patch] = ()
+) -> Program:
     """Capture the whole model as one program.
 
     Args:
         model: The unmodified module, in eval mode.
         inputs: Example inputs by the name of the forward's argument; their shapes become the graph's.
         outputs: Names for what the forward returns.
+        patches: Context managers of the model's family, which hold while it is captured.
 
     Returns:
         A program whose run equals ``model(*inputs)`` bit for bit on the same machine; under
@@ -63,7 +62,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, 
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # torch.export's own: tree specs, RNN weight lists
-        for patch in _PATCHES:
+        for patch in (without_unfold_backward_decomposition, without_fused_attention, *patches):
             stack.enter_context(patch())
         try:
             exported = torch.export.export(model, tuple(inputs.values()), strict=False)
@@ -73,7 +72,7 @@ def capture(model: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, 
             raise CaptureError(
                 "torch.export must be able to capture the model",
                 received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                fix="A data-dependent branch or assertion needs a named patch in splitter/graph/capture.py.",
+                fix="A data-dependent branch or assertion needs a named patch in the model's family.",
             ) from error
     return _unlift(exported, tuple(inputs), outputs)
 
@@ -188,76 +187,3 @@ def exported(program: Program) -> ExportedProgram:
 
 def _fake(kind: TensorType) -> Tensor:
     return torch.empty(kind.shape, dtype=getattr(torch, kind.dtype))
-
-
-# --------------------------------------------------------------------------------------- patches
-
-
-@dataclass(frozen=True)
-class _WithoutAssertions:
-    """Recompile one named function without its ``assert`` statements, as ``python -O`` would.
-
-    The function's own source is used, so nothing of it is copied here. It is replaced in every module
-    that imported it by name.
-    """
-
-    module: str
-    function: str
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        if self.module not in sys.modules:  # the model being captured does not use it
-            yield
-            return
-        home = importlib.import_module(self.module)
-        original: FunctionType = getattr(home, self.function)
-        # Compiled in the function's own namespace, then taken out of it again.
-        namespace = dict(vars(home))
-        code = compile(inspect.getsource(original), inspect.getsourcefile(original) or "", "exec", optimize=1)
-        exec(code, namespace)
-        with ExitStack() as stack:
-            for holder in list(sys.modules.values()):
-                if getattr(holder, "__dict__", {}).get(self.function) is original:
-                    stack.enter_context(replaced(holder, self.function, namespace[self.function]))
-            yield
-
-
-@contextmanager
-def _without_unfold_backward_decomposition() -> Iterator[None]:
-    """Let the C++ meta kernel give `unfold_backward`'s shape.
-
-    PyTorch's Python decomposition of it runs one `index_add` per sample of the window when `istft`
-    is traced: 41 of the 46 s that the capture of HT Demucs took. Only the traced shape comes from it.
-    """
-    from torch._decomp import decomposition_table
-
-    operator = torch.ops.aten.unfold_backward.default
-    decomposition = decomposition_table.pop(operator, None)
-    try:
-        yield
-    finally:
-        if decomposition is not None:
-            decomposition_table[operator] = decomposition
-
-
-@contextmanager
-def without_fused_attention() -> Iterator[None]:
-    """Keep PyTorch's attention modules on the operators their source shows.
-
-    In inference `nn.MultiheadAttention` and `nn.TransformerEncoderLayer` otherwise swap in fused kernels
-    that differ in the last bit (2e-7 on HT Demucs) and that nothing but PyTorch has.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-_PATCHES: tuple[Callable[[], Any], ...] = (
-    # `assert (out[...] == x0).all()` in reflect padding: a branch on data, which no capture can take.
-    _WithoutAssertions("demucs.hdemucs", "pad1d"),
-    _without_unfold_backward_decomposition,
-    without_fused_attention,
-)

@@ -1,6 +1,6 @@
 """Runs of operations that treat the rows of one axis alike, executed some rows at a time.
 
-HT Demucs folds 512 frequency bands into the batch of its residual branches: a dozen operations read and write
+A hybrid separator folds 512 frequency bands into the batch of its residual branches: a dozen operations read and write
 33 MB each, and memory is what they wait for. Attention writes 231 MB of scores only to reduce them again. Some rows
 at a time, the same operations stay in the cache and in memory that is at hand. Each operation still rounds its own
 result; only the number of rows it sees at once is another.

@@ -1,6 +1,6 @@
 """Drop ``expand`` where the next operator broadcasts by itself.
 
-Core ML Tools folds an expanded constant into the package at its full size: HT Demucs's frequency
+Core ML Tools folds an expanded constant into the package at its full size: a frequency
 embedding becomes 33 MB instead of 98 kB, and the encoder 45 MB instead of 12.
 
 Before::

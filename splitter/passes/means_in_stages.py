@@ -1,7 +1,7 @@
 """Take a mean of many values as a mean of means, each of at most 128.
 
 A half-precision accumulator stops growing when its next term is below half its last digit: 2,048 ones, and nothing is
-added any more. HT Demucs averages 16.5 million values in its time branch.
+added any more. A branch over a waveform averages 16.5 million values.
 
 Before::
 

@@ -1,6 +1,6 @@
 """Compute a convolution to few channels as one matrix product and a sum of shifted rows.
 
-A processor's convolution kernels work on blocks of 16 channels and rearrange what comes in; HT Demucs's residual
+A processor's convolution kernels work on blocks of 16 channels and rearrange what comes in; residual
 branches go from 48 channels to 6, and the product reads those 48 once, as they lie.
 
 Before, where o k < i and as much is padded as the kernel takes away::

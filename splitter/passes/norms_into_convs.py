@@ -1,8 +1,8 @@
 """Normalise a pointwise convolution's weights instead of its outputs.
 
 What such a convolution's outputs have for mean and variance follows from the mean and covariance of its inputs. Where
-those are few channels, that takes almost nothing, and the many outputs are written once and never read for it: HT
-Demucs's residual branches go from 6 channels to 96.
+those are few channels, that takes almost nothing, and the many outputs are written once and never read for it.
+Residual branches of hybrid separators go from 6 channels to 96.
 
 Before, over all channels of one batch row::
 

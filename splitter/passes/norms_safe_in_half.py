@@ -1,6 +1,6 @@
 """Write ``group_norm`` out so that nothing in it overflows, or vanishes, in half precision.
 
-The variance squares activations. Half precision ends at 65,504 and HT Demucs's reach 2,589 on real music: infinity
+The variance squares activations. Half precision ends at 65,504 and activations reach 2,589 on real music: infinity
 makes 1/√var zero, and stems come out at −9.7 dB. A fixed scale would mend that, and lose the rows that are nearly
 silent (eps times its square is below half's smallest number). So every normalised row gets a power of two of its own,
 1 where nothing exceeds 8.

@@ -1,7 +1,7 @@
 """Convolve the rows of a spectrogram where they lie, instead of moving them into the batch and back.
 
-HT Demucs runs its residual branches (DConv) along time, each frequency for itself, and for that makes 512 frequencies
-a batch of 512. What moves there and back is the whole spectrogram, twice a layer; the Neural Engine works on one batch.
+Hybrid separators run residual branches along time, each frequency for itself, and for that make 512 frequencies a
+batch of 512. What moves there and back is the whole spectrogram, twice a layer; the Neural Engine works on one batch.
 
 Before::
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ def compare(
             if _is_package(segment) and segment.name not in counts:
                 counts[segment.name] = _fewest(segment, start, max_operations, max_weight_bytes)
         asked = plans.with_segments(start, counts)
-    layouts = {"one package": plans.single_package(start), "a package a stage": start, "as planned": asked}
+    layouts = {"a package a stage": start, "as planned": asked}
+    with suppress(PlanError):  # a plan of which nothing between first and last stage makes packages
+        layouts = {"one package": plans.single_package(start), **layouts}
     return asked, [_layout(name, partition(captured, plan), plan) for name, plan in layouts.items()]
 
 

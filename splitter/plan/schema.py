@@ -1,7 +1,7 @@
 """The plan: which node belongs to which stage, what tensors are called, budgets, precision. Data only.
 
-A plan is a TOML file. The presets in ``splitter/plans/`` serve the families splitter knows; another
-model needs another file, not other code. What each key means is said on the classes below.
+A plan is a TOML file. Model families bring presets, see `splitter.models`; another model needs another file, not
+other code. What each key means is said on the classes below.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, get_args
 
@@ -323,26 +322,6 @@ def load(path: Path) -> Plan:
         raise PlanError(f"{path} is no valid plan", received=readable(error)) from error
     except (OSError, ValueError, RecursionError) as error:  # Python's own limit of digits is a ValueError
         raise PlanError(f"{path} is no readable TOML file", received=error) from error
-
-
-def presets() -> dict[str, Plan]:
-    """The plans that come with splitter, by family."""
-    files = sorted(resources.files(__package__).joinpath("presets").iterdir(), key=lambda file: file.name)
-    plans = [Plan.model_validate(tomllib.loads(file.read_text())) for file in files if file.name.endswith(".toml")]
-    return {plan.family: plan for plan in plans}
-
-
-def preset_for(model_class: str) -> Plan:
-    """The preset that fits a model class, given by its import path."""
-    known = presets()
-    for plan in known.values():
-        if model_class in plan.models:
-            return plan
-    raise PlanError(
-        "a model needs a plan that fits its class",
-        received=f"{model_class}; there are presets for {', '.join(m for p in known.values() for m in p.models)}",
-        fix="Write a plan for it and pass it with --plan.",
-    )
 
 
 def changed(plan: Plan, **settings: object) -> Plan:

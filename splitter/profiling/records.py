@@ -196,7 +196,7 @@ class Profile(Record):
         bundle: Its directory.
         model: Its name.
         checkpoint_sha256: Of the checkpoint it was built from; None for random weights.
-        samples: Length of a run.
+        samples: Length of a run of a separator; None of other models.
         precision: Of its packages.
         system: Operating system.
         machine: Processor, threads and PyTorch.
@@ -208,7 +208,7 @@ class Profile(Record):
     bundle: str
     model: str
     checkpoint_sha256: str | None
-    samples: int
+    samples: int | None
     precision: str
     system: str
     machine: Machine
@@ -254,7 +254,7 @@ def apart(profile: Profile) -> tuple[Profile, ...]:
     return profile.model_copy(update={"others": ()}), *profile.others
 
 
-def check_same_model(profile: Profile, name: str, checkpoint_sha256: str | None, samples: int) -> None:
+def check_same_model(profile: Profile, name: str, checkpoint_sha256: str | None, samples: int | None) -> None:
     """Hold a profile against the model that it is to be shown with.
 
     Raises:
@@ -264,9 +264,13 @@ def check_same_model(profile: Profile, name: str, checkpoint_sha256: str | None,
     if (there, profile.samples) != (here, samples):
         raise UsageError(
             "profiles side by side are of one checkpoint and one length",
-            received=f"{profile.model}, {profile.samples} samples, beside {name}, {samples}",
+            received=f"{profile.model}, {_length(profile.samples)}, beside {name}, {_length(samples)}",
             fix="Copy the bundle to the other machine and profile it there.",
         )
+
+
+def _length(samples: int | None) -> str:
+    return "not of sound" if samples is None else f"{samples} samples a run"
 
 
 def json_schema() -> dict[str, Any]:

@@ -132,7 +132,7 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
                     compare(golden[name], local[name]) if name in local else None,
                 )
             )
-            if name in bundle.outputs and name in seen.arrays:
+            if name in bundle.outputs and name in seen.arrays and bundle.manifest.model.audio is not None:
                 stems = seen.arrays[name][0]
                 points += _stems(bundle, segment, golden[name][0], stems)
     return Chain({n: one.name for n, one in orchestrator.engines.items()}, tuple(points), stems, error, why)
@@ -150,7 +150,7 @@ def _local(orchestrator: Orchestrator, segment: SegmentRecord, golden: Mapping[s
 
 
 def _stems(bundle: Bundle, segment: SegmentRecord, reference: Array, candidate: Array) -> list[Point]:
-    names = bundle.manifest.model.stems
+    names = bundle.audio.stems
     return [
         Point(name, segment.name, "stem", compare(r, x)) for name, r, x in zip(names, reference, candidate, strict=True)
     ]

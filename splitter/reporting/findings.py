@@ -107,10 +107,10 @@ def gather(
     """
     chosen = chain.chosen_engines(bundle, engines)
     recorded = tuple(one for path in profiles for one in _recorded(bundle, path))
-    model = bundle.manifest.model
     part = None
     if audio is not None:  # first of all: it may lack what is asked for
-        part = audio.name, listening.part(Track(audio, model.samplerate, model.channels), start, seconds)
+        sound = bundle.audio
+        part = audio.name, listening.part(Track(audio, sound.samplerate, sound.channels), start, seconds)
     progress("loading")
     seen = chain.Seen()
     split = Orchestrator(bundle, chosen, compute_units=compute_units, hooks=[seen])
@@ -140,9 +140,9 @@ def gather(
 def _recorded(bundle: Bundle, path: Path) -> list[Recorded]:
     model = bundle.manifest.model
     found = profiling.apart(profiling.read(path))
-    for one in found:
-        profiling.check_same_model(one, model.name, model.checkpoint_sha256, model.samples)
-    return [Recorded(path.name, one) for one in found]
+    for profile in found:
+        profiling.check_same_model(profile, model.name, model.checkpoint_sha256, model.samples)
+    return [Recorded(path.name, profile) for profile in found]
 
 
 def _heard(
@@ -153,6 +153,8 @@ def _heard(
     progress: Progress,
 ) -> Listening | NotRun:
     bundle = split.bundle
+    if bundle.manifest.model.audio is None:
+        return NotRun("the model does not separate sound")
     if part is None and found.stems is None:
         return NotRun(found.error)
     try:

@@ -173,18 +173,18 @@ def part(track: Track, start: float, seconds: float) -> Block:
 
 
 def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) -> Stems:
-    model = bundle.manifest.model
+    sound = bundle.audio
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "excerpt.wav"
-        _write(path, mixture, Encoding("wav", "FLOAT", "none"), model.samplerate)
-        track = Track(path, model.samplerate, model.channels)
+        _write(path, mixture, Encoding("wav", "FLOAT", "none"), sound.samplerate)
+        track = Track(path, sound.samplerate, sound.channels)
         one_pass = Pass(
             run,
-            Window(track, history=model.samples),
+            Window(track, history=sound.samples),
             heard := statistics(track),
-            Geometry.of(model=model.samples, samplerate=model.samplerate, overlap=_OVERLAP, segment=None),
-            stems=len(model.stems),
-            channels=model.channels,
+            Geometry.of(model=sound.samples, samplerate=sound.samplerate, overlap=_OVERLAP, segment=None),
+            stems=len(sound.stems),
+            channels=sound.channels,
             offset=None,
             advanced=lambda: None,
         )
@@ -202,12 +202,12 @@ def _write(path: Path, sound: Block, encoding: Encoding, samplerate: int) -> Non
 
 def panel(bundle: Bundle, excerpt: Excerpt) -> Listening:
     """Encode and draw an excerpt. One gain for mixture and stems, so that their loudness compares."""
-    samplerate = bundle.manifest.model.samplerate
+    samplerate = bundle.audio.samplerate
     heard = (excerpt.mixture, excerpt.reference, excerpt.split)
     gain = math.floor(20 * math.log10(_PEAK / max(float(np.abs(one).max()) for one in heard)))
     make = _Studio(samplerate, excerpt.mixture * _ratio(gain))
     stems = []
-    for name, r, x in zip(bundle.manifest.model.stems, excerpt.reference, excerpt.split, strict=True):
+    for name, r, x in zip(bundle.audio.stems, excerpt.reference, excerpt.split, strict=True):
         error = x.astype(np.float64) - r
         peak = float(np.abs(error).max())
         more = math.floor(20 * math.log10(_DIFFERENCE_PEAK / peak)) - gain if peak else None

@@ -79,7 +79,6 @@ def render(findings: Findings) -> str:
         bundle=findings.bundle,
         manifest=manifest,
         model=manifest.model,
-        seconds=manifest.model.samples / manifest.model.samplerate,
         split=diagram.draw(findings.bundle, findings.engines),
         waterfall=charts.waterfall(findings.chain.points, manifest.plan.tolerances.negligible_max_abs),
         causes=charts.causes(linked),

@@ -92,8 +92,8 @@ class Separator:
         self.bag, self.options = bag, options
         self.engines, self.otherwise = dict(engines or {}), dict(otherwise or {})
         self._runs = count(1)
-        model = bag.members[0].manifest.model
-        self.stems, self.samplerate, self.channels = model.stems, model.samplerate, model.channels
+        sound = bag.members[0].audio
+        self.stems, self.samplerate, self.channels = sound.stems, sound.samplerate, sound.channels
         if options.two_stems is not None and options.two_stems not in self.stems:
             raise UsageError(
                 f"the stem is one of {bag.name}'s", received=options.two_stems, fix=f"It has {', '.join(self.stems)}."
@@ -103,7 +103,7 @@ class Separator:
         _check_filename(options.filename)
         self._geometries = [
             Geometry.of(
-                model=member.manifest.model.samples,
+                model=member.audio.samples,
                 samplerate=self.samplerate,
                 overlap=options.overlap,
                 segment=options.segment,

@@ -178,15 +178,15 @@ def _unreachable(limit: float, reached: str) -> PlanError:
 
 
 def _listening(trial: Trial, stems: Path | None) -> Listening:
-    model = trial.bundle.manifest.model
-    truth = true_stems(stems, model.stems) if stems else None
-    return Listening(trial.excerpts, [_stems(trial, one) for one in trial.reference], model, truth)
+    sound = trial.bundle.audio
+    truth = true_stems(stems, sound.stems) if stems else None
+    return Listening(trial.excerpts, [_stems(trial, values) for values in trial.reference], sound, truth)
 
 
 def _stems(trial: Trial, values: Mapping[str, Array]) -> Array:
     """The model's output, ``(stems, channels, samples)``; a model of one stem may leave the first axis out."""
     (output,) = trial.outputs
-    return values[output].reshape(len(trial.bundle.manifest.model.stems), -1, values[output].shape[-1])
+    return values[output].reshape(len(trial.bundle.audio.stems), -1, values[output].shape[-1])
 
 
 class Search:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..boundary import Array
-from ..bundle.manifest import ModelRecord
+from ..bundle.manifest import AudioRecord
 from ..errors import AudioError, UsageError
 from ..separation import audio
 from .trial import Excerpt
@@ -48,7 +48,7 @@ class Listening:
         self,
         heard: Sequence[Excerpt],
         reference: Sequence[Array],
-        model: ModelRecord,
+        sound: AudioRecord,
         truth: Mapping[str, Path] | None = None,
     ) -> None:
         """Read the true stems.
@@ -57,16 +57,16 @@ class Listening:
             heard: What was listened to.
             reference: The uncompressed model's stems of each excerpt, ``(stems, channels, samples)``, at the
                 loudness of the model's input.
-            model: Says the stems' names, the sampling rate and the length of one run.
+            sound: Says the stems' names, the sampling rate and the length of one run.
             truth: File of each true stem of the first excerpt's song.
 
         Raises:
             AudioError: A file cannot be read, or every stem is silent.
         """
-        self.excerpts, self.reference, self.names = tuple(heard), tuple(reference), model.stems
-        self._lengths = [_length(one, model) for one in heard]
+        self.excerpts, self.reference, self.names = tuple(heard), tuple(reference), sound.stems
+        self._lengths = [_length(one, sound) for one in heard]
         self._truth: list[Array | None] = [
-            _truth(one, model, truth) if truth and one.path == heard[0].path else None for one in heard
+            _truth(one, sound, truth) if truth and one.path == heard[0].path else None for one in heard
         ]
         for one, stems, length in zip(heard, reference, self._lengths, strict=True):
             if not np.any(stems[..., :length]):
@@ -129,21 +129,21 @@ def true_stems(directory: Path, names: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _length(excerpt: Excerpt, model: ModelRecord) -> int:
-    heard = audio.statistics(audio.Track(excerpt.path, model.samplerate, model.channels))
-    return min(model.samples, heard.samples - excerpt.start)
+def _length(excerpt: Excerpt, sound: AudioRecord) -> int:
+    heard = audio.statistics(audio.Track(excerpt.path, sound.samplerate, sound.channels))
+    return min(sound.samples, heard.samples - excerpt.start)
 
 
-def _truth(excerpt: Excerpt, model: ModelRecord, files: Mapping[str, Path]) -> Array:
+def _truth(excerpt: Excerpt, sound: AudioRecord, files: Mapping[str, Path]) -> Array:
     """True stems, scaled as the model's input was."""
 
     def read(path: Path) -> Array:
-        track = audio.Track(path, model.samplerate, model.channels)
-        return audio.Window(track, 0).read(excerpt.start, excerpt.start + model.samples)
+        track = audio.Track(path, sound.samplerate, sound.channels)
+        return audio.Window(track, 0).read(excerpt.start, excerpt.start + sound.samples)
 
     mixture = audio.Statistics.of(read(excerpt.path))
-    stems: Array = np.stack([mixture.normalised(read(files[name])) for name in model.stems])
-    return stems[..., : _length(excerpt, model)]
+    stems: Array = np.stack([mixture.normalised(read(files[name])) for name in sound.stems])
+    return stems[..., : _length(excerpt, sound)]
 
 
 def _energy(array: Array) -> float:

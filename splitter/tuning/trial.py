@@ -48,23 +48,23 @@ def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[E
     Raises:
         AudioError: A file cannot be read, or is silent there.
     """
-    model = bundle.manifest.model
+    sound = bundle.audio
     found = []
     for path in paths:
-        track = audio.Track(path, model.samplerate, model.channels)
+        track = audio.Track(path, sound.samplerate, sound.channels)
         heard = audio.statistics(track)
-        runs = min(each, max(1, heard.samples // model.samples))
-        step = 0 if runs == 1 else (heard.samples - model.samples) // (runs - 1)
-        window = audio.Window(track, model.samples)
+        runs = min(each, max(1, heard.samples // sound.samples))
+        step = 0 if runs == 1 else (heard.samples - sound.samples) // (runs - 1)
+        window = audio.Window(track, sound.samples)
         for start in (run * step for run in range(runs)):
-            mixture = window.read(start, start + model.samples)
+            mixture = window.read(start, start + sound.samples)
             if not np.any(mixture):
                 raise AudioError(
                     "an excerpt to measure on is not silent",
-                    received=f"{path.name} from {start / model.samplerate:.1f} s",
+                    received=f"{path.name} from {start / sound.samplerate:.1f} s",
                     fix="Choose another file.",
                 )
-            name = f"{path.name} at {start / model.samplerate:.1f} s"
+            name = f"{path.name} at {start / sound.samplerate:.1f} s"
             found.append(Excerpt(name, path, start, audio.normalised(mixture)))
     return tuple(found)
 

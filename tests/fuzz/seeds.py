@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
 import splitter
+from splitter import models
 from splitter.boundary import TensorSpec
 from splitter.plan import schema
 from splitter.runtime import host
@@ -67,7 +68,7 @@ def hosts(home):
 
 def plans(home):
     schema.save(HYBRID_PLAN, home / "plan" / "hybrid.toml")
-    schema.save(next(iter(schema.presets().values())), home / "plan" / "preset.toml")
+    schema.save(next(iter(models.presets().values())), home / "plan" / "preset.toml")
 
 
 def arrays(home):

@@ -10,6 +10,7 @@ from demucs.htdemucs import HTDemucs
 from splitter.graph import operators, shapes
 from splitter.graph.capture import capture
 from splitter.graph.shapes import Constant, TensorType
+from splitter.models.demucs import DemucsFamily
 
 from ..toys import Duo, Hybrid
 
@@ -34,7 +35,7 @@ FAMILIES = {
 def captured(request):
     torch.manual_seed(0)
     model, samples = FAMILIES[request.param]()
-    return capture(model.eval(), {"mix": torch.randn(1, 2, samples)}, ("stems",))
+    return capture(model.eval(), {"mix": torch.randn(1, 2, samples)}, ("stems",), DemucsFamily().patches())
 
 
 def test_everything_that_is_captured_is_listed(captured):

@@ -1,7 +1,6 @@
-import tomllib
-
 import pytest
 
+from splitter import models
 from splitter.errors import PlanError
 from splitter.plan import schema as plans
 from splitter.plan.schema import DeploymentTarget, Precision
@@ -9,15 +8,8 @@ from splitter.plan.schema import DeploymentTarget, Precision
 from ..toys import HYBRID_PLAN
 
 
-def test_presets_fit_demucs_classes():
-    assert plans.preset_for("demucs.htdemucs.HTDemucs").family == "htdemucs"
-    assert plans.preset_for("demucs.hdemucs.HDemucs").family == "hdemucs"
-    with pytest.raises(PlanError, match=r"Write a plan for it and pass it with --plan"):
-        plans.preset_for("torch.nn.Linear")
-
-
 def test_defaults_are_those_of_the_documentation():
-    plan = plans.presets()["htdemucs"]
+    plan = models.presets()["htdemucs"]
     assert (plan.deployment_target, plan.precision, plan.boundary_dtype) == (
         DeploymentTarget.IOS17,
         Precision.FP32,
@@ -93,7 +85,7 @@ def test_changed_keeps_what_is_not_given():
 
 
 def test_form_of_weights_changes_by_its_parts():
-    plan = plans.presets()["htdemucs"]
+    plan = models.presets()["htdemucs"]
     assert plan.weights.is_lossless
     half = plans.changed(plan, weights={"matrices": "fp16"})
     mlx = plans.changed(half, weights={"layout": "mlx"})
@@ -117,8 +109,8 @@ def test_form_of_weights_changes_by_its_parts():
 )
 def test_forms_of_weights_that_contradict_are_named(family, weights, message):
     with pytest.raises(PlanError, match=message):
-        plans.changed(plans.presets()[family], weights=weights)
-    assert plans.changed(plans.presets()[family], weights={}) == plans.presets()[family]
+        plans.changed(models.presets()[family], weights=weights)
+    assert plans.changed(models.presets()[family], weights={}) == models.presets()[family]
 
 
 def test_forms_of_weights_are_by_the_longest_name_that_fits():
@@ -136,11 +128,11 @@ def test_half_matrices_may_stand_beside_compressed_ones():
 
 
 def test_one_form_for_all_weights_of_a_bundle(tmp_path):
-    plan = plans.changed(plans.presets()["htdemucs"], compression={"exceptions": {"encoder": "pal4"}})
+    plan = plans.changed(models.presets()["htdemucs"], compression={"exceptions": {"encoder": "pal4"}})
     whole = plans.compressed(plan, "int8")
     assert (whole.compression.form, whole.weights.compress) == ("int8", "int8")
     assert whole.compression.exceptions == {}
-    without = plans.compressed(plans.single_package(plans.presets()["htdemucs"]), "pal6")
+    without = plans.compressed(plans.single_package(models.presets()["htdemucs"]), "pal6")
     assert (without.compression.form, without.weights.compress) == ("pal6", "none")
     plans.save(plan, tmp_path / "plan.toml")
     assert plans.load(tmp_path / "plan.toml") == plan
@@ -149,11 +141,3 @@ def test_one_form_for_all_weights_of_a_bundle(tmp_path):
 @pytest.mark.parametrize(("layout", "axes"), [("b c f t", 4), ("b (t f) c", 3), ("b (s c) f t", 4), ("", 0)])
 def test_rank_counts_axes(layout, axes):
     assert plans.rank(layout) == axes
-
-
-def test_presets_are_plain_toml():
-    for family, plan in plans.presets().items():
-        again = plans.Plan.model_validate(
-            tomllib.loads((plans.resources.files("splitter.plan") / "presets" / f"{family}.toml").read_text())
-        )
-        assert again == plan

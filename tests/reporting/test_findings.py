@@ -41,7 +41,7 @@ def test_report_holds_what_verify_doctor_and_profile_give(findings, demo_bundle)
         "decoder.mlpackage",
     ]
     assert all(one.measured for one in findings.doctor.diagnoses)
-    assert [one.name for one in findings.listening.stems] == list(demo_bundle.manifest.model.stems)
+    assert [one.name for one in findings.listening.stems] == list(demo_bundle.audio.stems)
     for index, stem in enumerate(findings.listening.stems):
         expected = snr_db(demo_bundle.goldens()["stems"][0, index], findings.chain.stems[index])
         assert stem.parity.snr_db == pytest.approx(expected)

@@ -84,7 +84,11 @@ HOSTILE = "</script><img src=//x onerror=alert(1)>\"'&$\\frac{1}{2}$"
 def test_names_are_never_markup(findings):
     manifest = findings.bundle.manifest
     model = manifest.model.model_copy(
-        update={"name": HOSTILE, "stems": tuple(f"{HOSTILE}{n}" for n in range(4)), "model_class": HOSTILE}
+        update={
+            "name": HOSTILE,
+            "model_class": HOSTILE,
+            "audio": manifest.model.audio.model_copy(update={"stems": tuple(f"{HOSTILE}{n}" for n in range(4))}),
+        }
     )
     golden = manifest.golden.model_copy(update={"audio": HOSTILE})
     tensors = tuple(

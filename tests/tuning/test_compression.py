@@ -18,7 +18,7 @@ from splitter_weights import transformer
 import splitter
 from splitter import cli, mil
 from splitter.bundle.directory import load_any
-from splitter.bundle.manifest import ModelRecord
+from splitter.bundle.manifest import AudioRecord
 from splitter.errors import AudioError, PlanError, UsageError
 from splitter.mil.stored import decoded
 from splitter.plan import schema as plans
@@ -130,10 +130,10 @@ def test_what_matrices_become_is_what_the_transformers_file_holds(demo_bundle, t
 
 
 def listening(reference, truth=None, assumed=None):
-    model = ModelRecord.model_construct(stems=("a", "b"), samples=reference.shape[-1])
+    sound = AudioRecord.model_construct(stems=("a", "b"), samples=reference.shape[-1])
     made = Listening.__new__(Listening)
     made.excerpts = (Excerpt("x", None, 0, reference),)
-    made.reference, made.names = (reference,), model.stems
+    made.reference, made.names = (reference,), sound.stems
     made._lengths, made._truth = [reference.shape[-1]], [truth]
     return made
 
@@ -196,14 +196,14 @@ def test_true_stems_are_scaled_as_the_input_is(tmp_path, search):
     """Truth that is the model's own output, at the song's loudness, leaves no error at all."""
     trial = search.trial
     heard = trial.excerpts[0]
-    model = trial.bundle.manifest.model
-    track = splitter.separation.audio.Track(heard.path, model.samplerate, model.channels)
-    mono = (song := splitter.separation.audio.Window(track, 0).read(0, model.samples)).mean(axis=0, dtype=np.float64)
+    sound = trial.bundle.audio
+    track = splitter.separation.audio.Track(heard.path, sound.samplerate, sound.channels)
+    mono = (song := splitter.separation.audio.Window(track, 0).read(0, sound.samples)).mean(axis=0, dtype=np.float64)
     own = trial.reference[0]["restored"][0]
     loud = own * (mono.std(ddof=1) + 1e-8) + mono.mean()
-    soundfile.write(tmp_path / "restored.wav", loud.T, model.samplerate, subtype="FLOAT")
+    soundfile.write(tmp_path / "restored.wav", loud.T, sound.samplerate, subtype="FLOAT")
     assert song.shape == loud.shape
-    made = Listening([heard], [own[None]], model, {"restored": tmp_path / "restored.wav"})
+    made = Listening([heard], [own[None]], sound, {"restored": tmp_path / "restored.wav"})
     ((noise, error),) = made._noises(0, own[None])
     assert noise == 0
     assert error < 1e-9 * float(np.sum(own**2))

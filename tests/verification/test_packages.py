@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import splitter
-from splitter import mil
+from splitter import mil, models
 from splitter.bundle.directory import Bundle
 from splitter.graph import program as programs
 from splitter.mil.overflows import OverflowWatch
@@ -33,7 +33,7 @@ def half(tmp_path_factory) -> Bundle:
 def small(tmp_path_factory) -> Bundle:
     """The same with its weights in eight bits, the decoder's largest in four."""
     path = tmp_path_factory.mktemp("small") / "small.bundle"
-    plan = plans.changed(plans.presets()["htdemucs"], compression={"exceptions": {"decoder.0.rewrite": "pal4"}})
+    plan = plans.changed(models.presets()["htdemucs"], compression={"exceptions": {"decoder.0.rewrite": "pal4"}})
     plan = plans.changed(plan, compression={"form": "int8"}, precision="fp16", passes=["keep-broadcasts-small"])
     return splitter.build("demo", path, plan=plan).members[0]
 

@@ -9,7 +9,7 @@ from splitter_weights import checkpoints
 
 from splitter.bundle.directory import Bundle
 from splitter.errors import BundleError, UsageError
-from splitter.graph.capture import without_fused_attention
+from splitter.graph.patches import without_fused_attention
 from splitter.verification import taps
 from splitter.verification.taps import TappedTransformer
 

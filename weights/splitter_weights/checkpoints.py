@@ -21,6 +21,7 @@ from .configurations import CONFIGURATIONS, RELEASED
 
 DEMO = "demo"
 NAMES = (DEMO, *CONFIGURATIONS)
+SUFFIXES = (*inspection.SUFFIXES, ".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def load(model: str | Path, *, random_init: int | None = None) -> CheckpointBag:
     path = Path(model)
     if random_init is not None:
         return _randomly_initialised(str(model), random_init)
-    if path.suffix in (*inspection.SUFFIXES, ".yaml", ".yml") or path.exists():
+    if path.suffix in SUFFIXES or path.exists():
         return _from_file(path)
     if str(model) == DEMO:
         with resources.as_file(resources.files(__package__).joinpath("demo/demo.safetensors")) as demo:
@@ -78,19 +79,6 @@ def load(model: str | Path, *, random_init: int | None = None) -> CheckpointBag:
         received=model,
         fix=f"Names are {', '.join(NAMES)}; files end in .safetensors, .th or .yaml.",
     )
-
-
-def of_module(model: nn.Module) -> CheckpointBag:
-    """A module of the user's own, seen as a checkpoint without a file."""
-    missing = [name for name in ("sources", "samplerate", "audio_channels", "segment") if not hasattr(model, name)]
-    if missing:
-        raise CheckpointError(
-            "a model says what it separates",
-            received=f"no attribute {', '.join(missing)}",
-            fix="Set them on the module.",
-        )
-    member = Checkpoint(type(model).__name__.lower(), model.eval(), {}, None)
-    return CheckpointBag(member.name, (member,), ((1.0,) * len(model.sources),))  # type: ignore[arg-type]
 
 
 def _from_file(path: Path) -> CheckpointBag:

@@ -145,7 +145,7 @@ def _prove(
             raise LoweringError(
                 f"the NumPy kernels give {name!r} at {plan.tolerances.kernels_snr_db:g} dB of the graph",
                 received=parity,
-                fix="This transformer differs from HT Demucs's in a way the graph's shapes do not show.",
+                fix="This transformer differs from the kernels' in a way that the shapes of its graph do not show.",
             )
 
 
