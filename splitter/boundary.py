@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .errors import BoundaryError
+from .names import Name
 
 Array: TypeAlias = NDArray[Any]
 INPUT, OUTPUT = "input", "output"  # producer of what the model is given, consumer of what it gives
@@ -68,12 +69,12 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Name
     shape: tuple[Annotated[int, Field(ge=0)], ...]
     dtype: Annotated[str, Field(pattern=_NUMBERS)]
     layout: str = ""
-    producer: str
-    consumers: tuple[str, ...]
+    producer: Name
+    consumers: tuple[Name, ...]
     about: str = ""
     fold: Fold | None = None
     bytes: int = -1

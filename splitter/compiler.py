@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import lowering, models
+from . import lowering, models, names
 from . import passes as graph_passes
 from .boundary import Array, TensorSpec
 from .bundle import goldens
 from .bundle.directory import Bag, Bundle, file_records, load_any, staged, write_manifest
 from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
-from .errors import PartitionError, PassError, PlanError
+from .errors import CheckpointError, PartitionError, PassError, PlanError
 from .graph import program as programs
 from .graph.capture import capture
 from .lowering.weights import check_names, compressed_forms
@@ -113,20 +114,40 @@ def build(
             progress(f"loading {model}")
             family, ensemble = models.load(model, random_init=random_init)
         for member in ensemble.members:
+            _check_name(member)
             single = len(ensemble.members) == 1
             target = directory if single else directory / member.name
             target.mkdir(exist_ok=True)
             label = "" if single else f"{member.name}: "
             obeyed = plan or plans.changed(models.preset_for(member), **settings)
             obeyed = family.prepared(member.module, _arranged(obeyed, single_package, compress), segment)
+            _check_stems(family, member, obeyed)
             recording = None if golden_audio is None else Path(golden_audio)
             _build_one(family, member, target, obeyed, recording, reference, partial(_labelled, progress, label))
         if len(ensemble.members) > 1:
-            names = tuple(member.name for member in ensemble.members)
-            digests = tuple(Bundle.load(directory / name).manifest.digest for name in names)
-            manifest = BagManifest(name=ensemble.name, members=names, digests=digests, weights=ensemble.weights)
+            members = tuple(member.name for member in ensemble.members)
+            digests = tuple(Bundle.load(directory / name).manifest.digest for name in members)
+            manifest = BagManifest(name=ensemble.name, members=members, digests=digests, weights=ensemble.weights)
             write_manifest(directory, manifest)
     return load_any(out)
+
+
+def _check_name(member: models.Model) -> None:
+    """It becomes the name of a folder."""
+    if reason := names.fault(member.name, names.MOST_BYTES):
+        raise CheckpointError(f"{member.name!r} cannot be the name of a model: {reason}", fix="Rename it.")
+
+
+def _check_stems(family: models.Family, member: models.Model, plan: Plan) -> None:
+    """Each becomes the name of a file; before minutes of work."""
+    try:
+        family.audio(member.module, plan)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"the stems of model {member.name!r} cannot be written to files",
+            received=plans.readable(error),
+            fix="Rename them in the model's `sources`.",
+        ) from error
 
 
 def _arranged(plan: Plan, single_package: bool, compress: WeightForm | None) -> Plan:
@@ -227,7 +248,7 @@ def _build_one(
             segments=tuple(segments),
             weights=_WEIGHTS,
             whole=_WHOLE,
-            golden=GoldenRecord(path=_GOLDENS, audio=example.description, machine=goldens.machine()),
+            golden=GoldenRecord(path=_GOLDENS, audio=names.visible(example.description), machine=goldens.machine()),
             files=file_records(directory),
         ),
     )

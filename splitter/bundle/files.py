@@ -88,17 +88,9 @@ class Files:
             referenced: Files and directories that the manifest names elsewhere.
 
         Raises:
-            BundleError: A file is missing, of another size, a link or outside of the bundle; a referenced file is not
-                listed; or a referenced directory holds a file that is not.
+            BundleError: A file is missing, of another size, or a link; a referenced file is not listed; or a
+                referenced directory holds a file that is not.
         """
-        for name in self.records:
-            pure = PurePosixPath(name)
-            if pure.is_absolute() or ".." in pure.parts or str(pure) != name:
-                raise BundleError(
-                    f"the manifest in {self.home} lists a file outside of the bundle",
-                    received=repr(name),
-                    fix=BUILD_AGAIN,
-                )
         directories = {str(one) for name in self.records for one in PurePosixPath(name).parents} - {"."}
         for name in sorted(directories | self.records.keys()):
             self._check_entry(name, is_file=name in self.records)

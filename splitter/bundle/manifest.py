@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from .. import names
 from ..boundary import TensorSpec
+from ..names import Name, RelativePath
 from ..plan.schema import Plan
 
 BUNDLE_FORMAT: Literal["splitter.bundle/2"] = "splitter.bundle/2"
@@ -22,6 +24,15 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Document(Record):
+    """What a file says as a whole: none of its strings, in no part, hides characters from who reads them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _visible(cls, content: Any) -> Any:
+        return names.check_visible(content)
+
+
 class AudioRecord(Record):
     """What a separator says of itself: it takes a mixture and gives the stems of it.
 
@@ -32,10 +43,16 @@ class AudioRecord(Record):
         samples: Length of one run.
     """
 
-    stems: tuple[str, ...] = Field(min_length=1)
+    stems: tuple[Name, ...] = Field(min_length=1)
     samplerate: int = Field(ge=1)
     channels: int = Field(ge=1)
     samples: int = Field(ge=1)
+
+    @field_validator("stems")
+    @classmethod
+    def _files_of_their_own(cls, stems: tuple[str, ...]) -> tuple[str, ...]:
+        names.check_distinct(stems)
+        return stems
 
 
 class ModelRecord(Record):
@@ -51,7 +68,7 @@ class ModelRecord(Record):
         audio: Of a separator; None for other models.
     """
 
-    name: str
+    name: Name
     family: str
     model_class: str
     arguments: dict[str, Any]
@@ -75,8 +92,8 @@ class Artifact(Record):
             ``form`` and the ``source`` of each weight that the plan's `compression` is about.
     """
 
-    target: str
-    path: str = ""
+    target: Name
+    path: RelativePath | Literal[""] = ""
     details: dict[str, Any] = {}
 
 
@@ -97,17 +114,17 @@ class SegmentRecord(Record):
         uncompressed: The uncompressed artifact in the precision of a compressed one; empty if there is none.
     """
 
-    name: str
-    stage: str
-    program: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    name: Name
+    stage: Name
+    program: RelativePath
+    inputs: tuple[Name, ...]
+    outputs: tuple[Name, ...]
     operators: int
     parameters: int
     passes: dict[str, int]
     artifact: Artifact
-    reference: str = ""
-    uncompressed: str = ""
+    reference: RelativePath | Literal[""] = ""
+    uncompressed: RelativePath | Literal[""] = ""
 
 
 class Machine(Record):
@@ -129,7 +146,7 @@ class GoldenRecord(Record):
         machine: Where it was recorded.
     """
 
-    path: str
+    path: RelativePath
     audio: str
     machine: Machine
 
@@ -139,7 +156,7 @@ class FileRecord(Record):
     sha256: str
 
 
-class Manifest(Record):
+class Manifest(Document):
     """A bundle's table of contents.
 
     Attributes:
@@ -160,15 +177,15 @@ class Manifest(Record):
     model: ModelRecord
     plan: Plan
     tensors: tuple[TensorSpec, ...]
-    nodes: dict[str, str]
+    nodes: dict[Name, str]
     segments: tuple[SegmentRecord, ...] = Field(min_length=1)
-    weights: str
-    whole: str
+    weights: RelativePath
+    whole: RelativePath
     golden: GoldenRecord
-    files: dict[str, FileRecord]
+    files: dict[RelativePath, FileRecord]
 
 
-class BagManifest(Record):
+class BagManifest(Document):
     """Several bundles whose stems are averaged.
 
     Attributes:
@@ -181,8 +198,8 @@ class BagManifest(Record):
 
     digest: Digest = ""
     format: Literal["splitter.bag/2"] = BAG_FORMAT
-    name: str
-    members: tuple[str, ...] = Field(min_length=1)
+    name: Name
+    members: tuple[Name, ...] = Field(min_length=1)
     digests: tuple[str, ...]
     weights: tuple[tuple[float, ...], ...]
 

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .. import lowering, output, reading
+from .. import lowering, names, output, reading
 from ..errors import PlanError
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -286,11 +286,16 @@ class Plan(_Strict):
         mixed = self.precision is Precision.FP16 and self.fp32_operations.get(segment)
         return "mixed" if mixed else self.precision.value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _visible(cls, content: Any) -> Any:
+        return names.check_visible(content)
+
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
-        names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError(f"two stages share a name: {names}")
+        stages = [stage.name for stage in self.stages]
+        if len(set(stages)) != len(stages):
+            raise ValueError(f"two stages share a name: {stages}")
         paths = Counter(path for stage in self.stages for path in {*stage.modules})
         if shared := [path for path, count in paths.items() if count > 1]:
             raise ValueError(f"two stages have the same modules: {shared}; a module's nodes belong to one stage")
@@ -301,7 +306,7 @@ class Plan(_Strict):
             if stage.segments > 1 and not lowering.capabilities(stage.target).divisible:
                 raise ValueError(f"stage {stage.name!r} cannot be cut: the target {stage.target!r} takes it whole")
         for rule in self.tensors:
-            if rule.producer not in names:
+            if rule.producer not in stages:
                 raise ValueError(f"tensor {rule.name!r} names the producer {rule.producer!r}, which is no stage")
         if self.weights != WeightsForm() and not _read(self.stages, "weights"):
             raise ValueError("the plan has a form of weights, and no stage's target reads it")

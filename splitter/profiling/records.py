@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from .. import reading
-from ..bundle.manifest import Machine, Record
+from ..bundle.manifest import Document, Machine, Record
 from ..errors import UsageError
 from ..plan.schema import readable
 
@@ -189,7 +189,7 @@ class Limits(Record):
     bytes_per_second: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class Profile(Record):
+class Profile(Document):
     """A bundle on a machine.
 
     Attributes:

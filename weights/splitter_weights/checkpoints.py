@@ -14,6 +14,7 @@ from demucs.hf import DEFAULT_NAMESPACE, hf_repo_name
 from demucs.htdemucs import HTDemucs
 from torch import nn
 
+from splitter import names
 from splitter.errors import CheckpointError, UsageError
 
 from . import bags, inspection
@@ -29,7 +30,7 @@ class Checkpoint:
     """A model and where it comes from.
 
     Attributes:
-        name: e.g. ``"htdemucs"`` or the file's stem.
+        name: e.g. ``"htdemucs"``, or the file's stem made safe by `splitter.names.readable`.
         model: demucs's own module, in eval mode.
         arguments: The constructor's keyword arguments as JSON values, fractions as ``"39/5"``.
         sha256: Of the file; None with random weights.
@@ -83,14 +84,22 @@ def load(model: str | Path, *, random_init: int | None = None) -> CheckpointBag:
 
 def _from_file(path: Path) -> CheckpointBag:
     if path.suffix in (".yaml", ".yml"):
-        return _bag(path.stem, path, lambda signature: path.with_name(f"{signature}.safetensors"))
+        return _bag(_named_after(path), path, lambda signature: path.with_name(f"{signature}.safetensors"))
     if path.suffix not in inspection.SUFFIXES:
         raise CheckpointError(
             f"{path} is no checkpoint",
             expected=f"a file whose name ends in {' or '.join(inspection.SUFFIXES)}",
             fix="Give the model file, not its directory.",
         )
-    return _single(path.stem, path)
+    return _single(_named_after(path), path)
+
+
+def _named_after(path: Path) -> str:
+    """The model's name: the file's, with ``_`` for what cannot be in the name of a folder on every system."""
+    name = names.readable(path.stem)
+    if reason := names.fault(name, names.MOST_BYTES):
+        raise CheckpointError(f"the name of {path} cannot be the name of a model: {reason}", fix="Rename the file.")
+    return name
 
 
 def _from_hub(name: str) -> CheckpointBag:

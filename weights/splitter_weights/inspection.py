@@ -24,6 +24,7 @@ from torch import nn
 
 from splitter import limits, reading
 from splitter.errors import CheckpointError
+from splitter.names import Name
 from splitter.plan.schema import readable
 
 from . import pickles, safetensors_files, torch_files
@@ -67,7 +68,7 @@ class _CommonArguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
 
-    sources: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9 _-]{1,40}$")]] = Field(min_length=1, max_length=32)
+    sources: list[Name] = Field(min_length=1, max_length=32)
     audio_channels: Annotated[int, Field(ge=1, le=8)] = 2
     channels: _Channels = 48
     channels_time: _Channels | None = None
