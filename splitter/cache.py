@@ -6,14 +6,13 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from . import reading
+from . import output, reading
 from .errors import CacheError
 
 _RECORD = "sha256"  # hashes of the files beside it, as `sha256sum` writes them
@@ -51,17 +50,15 @@ def entry(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
     """
     home = directory(kind) / key
     if not _is_whole(home):
-        staging = Path(tempfile.mkdtemp(prefix=".filling-", dir=home.parent))
-        try:
-            fill(staging)
-            (staging / _RECORD).write_text(_hashes(staging))
-            shutil.rmtree(home, ignore_errors=True)
-            with suppress(OSError):  # another process was faster
-                staging.rename(home)
-            if not home.is_dir():
-                raise FileNotFoundError(f"{home} cannot be made")
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        with output.staging(home.parent, "filling") as folder:
+            made = folder / key
+            made.mkdir()
+            fill(made)
+            (made / _RECORD).write_text(_hashes(made))
+            with output.alone(home.parent):
+                if not _is_whole(home):  # another process may have been faster
+                    shutil.rmtree(home, ignore_errors=True)
+                    made.rename(home)
     return home
 
 

@@ -7,9 +7,7 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -248,19 +246,16 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
         raise BundleError(f"{out} must not exist yet", received="a bundle there", fix="Use --force to replace it.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        directory = Path(tempfile.mkdtemp(prefix=f".{out.name}.building-", dir=out.parent))
-    except OSError as error:
-        raise BundleError(f"{out.parent} must be a writable directory", received=str(error)) from error
-    try:
-        yield directory
-        output.as_created(directory)
-        _move(directory, out)
+        with output.staging(out.parent, "building") as folder:
+            directory = folder / out.name
+            directory.mkdir()
+            yield directory
+            output.as_created(directory)
+            _move(directory, out, force=force)
     except OSError as error:
         raise BundleError(
             f"{out} must be writable and have room", received=str(error), fix="Nothing was left behind."
         ) from error
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def write_manifest(directory: Path, manifest: Manifest | BagManifest) -> None:
@@ -292,20 +287,28 @@ def _replaceable(out: Path) -> bool:
     return False
 
 
-def _move(directory: Path, out: Path) -> None:
+def _move(directory: Path, out: Path, *, force: bool) -> None:
     """Put a directory in another's place; what was there ends up where the first one was."""
-    if not out.exists():
+    try:
         directory.rename(out)
-    elif not _exchange(directory, out):
+        return
+    except OSError:
+        if not os.path.lexists(out):
+            raise
+    if not force or out.is_symlink() or not _replaceable(out):
+        raise BundleError(
+            f"{out} was made by another process meanwhile",
+            fix="Choose another directory, or use --force to replace it.",
+        )
+    if not _exchange(directory, out):
         # No exchange on this system: between the two renames there is no bundle, but never half a one.
-        old = directory.with_name(directory.name + ".old")
+        old = directory.with_name(f"{out.name}.old")
         out.rename(old)
         try:
             directory.rename(out)
         except OSError:
             old.rename(out)
             raise
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

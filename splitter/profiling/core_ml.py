@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from .. import output
 from ..errors import EngineError
 from .records import CoreMLFigures, Device
 
@@ -24,8 +24,8 @@ def figures(package: Path, compute_units: str) -> CoreMLFigures:
     from ..mil.coreml_tools import ct
 
     units = ct.ComputeUnit[compute_units]
-    with tempfile.TemporaryDirectory() as scratch:
-        compiled = str(Path(scratch) / f"{package.stem}.mlmodelc")
+    with output.scratch("profiling") as scratch:
+        compiled = str(scratch / f"{package.stem}.mlmodelc")
         try:
             started = perf_counter()
             ct.models.utils.compile_model(str(package), compiled)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from matplotlib import image
 from matplotlib.colors import ListedColormap
 from scipy.signal import ShortTimeFFT, windows
 
+from .. import output
 from ..boundary import Array
 from ..bundle.directory import Bundle
 from ..errors import AudioError
@@ -174,8 +174,8 @@ def part(track: Track, start: float, seconds: float) -> Block:
 
 def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) -> Stems:
     sound = bundle.audio
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "excerpt.wav"
+    with output.scratch("listening") as scratch:
+        path = scratch / "excerpt.wav"
         _write(path, mixture, Encoding("wav", "FLOAT", "none"), sound.samplerate)
         track = Track(path, sound.samplerate, sound.channels)
         one_pass = Pass(
@@ -259,8 +259,8 @@ class _Studio:
         return Sound(self._mp3(samples.astype(np.float32)), envelope, self._spectrogram(samples))
 
     def _mp3(self, samples: Block) -> bytes:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "sound.mp3"
+        with output.scratch("listening") as scratch:
+            path = scratch / "sound.mp3"
             _write(path, samples, Encoding("mp3", "MPEG_LAYER_III", "none", _BITRATE), self._samplerate)
             return path.read_bytes()
 

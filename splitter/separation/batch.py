@@ -6,12 +6,11 @@ batch has done before it was interrupted counts in the next one, see `splitter.s
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import os
-import shutil
 import signal
+import stat
 import struct
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -21,6 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeAlias
 
+from .. import output
 from ..bundle.directory import Bag, Bundle, file_record
 from ..bundle.manifest import FileRecord
 from ..errors import AudioError, BundleError, InternalError, SplitterError, UsageError, WorkerError
@@ -29,7 +29,7 @@ from .separator import Options, Progress, Separator
 from .workers import Worker, share
 
 ATTEMPTS = 4  # of a file whose worker is killed
-_STAGING = ".separating-"
+_STAGING = "separating"
 _PROGRESS = struct.Struct("<dd")  # seconds done, seconds in all
 
 Work: TypeAlias = Callable[[Path, Path, Path, Progress], SplitterError | None]  # track, out, staging directory
@@ -130,7 +130,10 @@ def separate_file(
 
 
 def _separated(separator: Separator, path: Path, out: Path, progress: Progress, work: Work) -> Outcome:
-    outputs, home = separator.outputs(path, out), separator.home(out)
+    try:
+        outputs, home = separator.outputs(path, out), separator.home(out)
+    except UsageError as nameless:
+        return Outcome(path, {}, nameless)
     if os.path.realpath(path) in {os.path.realpath(target) for target in outputs.values()}:
         refused = UsageError(
             "stems do not overwrite the track itself", received=path, fix="Choose another -o or --filename."
@@ -140,7 +143,7 @@ def _separated(separator: Separator, path: Path, out: Path, progress: Progress, 
         return Outcome(path, outputs, attempts=0)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            with _staging(home) as staging:
+            with _staging(out, home) as staging:
                 error = work(path, out, staging, progress)
         except AudioError as unwritable:
             error = unwritable
@@ -170,13 +173,15 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
     outputs, home = separator.outputs(path, out), separator.home(out)
     try:
         source = _hashed(path)
-        waiting = {name: staging / f"{index}.{target.name}" for index, (name, target) in enumerate(outputs.items())}
+        waiting = {name: staging / f"{index}{target.suffix}" for index, (name, target) in enumerate(outputs.items())}
         try:
             _check_places(outputs.values(), home)
             separator.write(separator.track(path), waiting, progress)
             stems = {target: waiting[name] for name, target in outputs.items()}
-            receipts.place(receipts.made(separator, source, home, stems), staging, home)
-            _move(stems, staging)
+            receipt = receipts.made(separator, source, home, stems)
+            with output.alone(home):
+                receipts.place(receipt, staging, home)
+                _move(stems, staging, home)
         except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
             reason = getattr(error, "strerror", None) or str(error)
             raise AudioError(
@@ -203,36 +208,71 @@ def _check_places(targets: Iterable[Path], home: Path) -> None:
 
     Raises:
         AudioError: A stem cannot be moved to its place.
+        OSError: Nor can a file of its name be.
     """
     for target in targets:
-        there = next(one for one in (target, *target.parents) if one.exists())
-        if target.is_dir() or (there != target and not there.is_dir()):
+        below = [target, *target.parents]
+        there = next(place for place in below if os.path.lexists(place))
+        for place in below[: below.index(home)]:
+            if place != target:
+                _check_no_link(place)
+        if (target.is_dir() and not target.is_symlink()) or (there != target and not there.is_dir()):
             raise AudioError(f"{target} must be a file, or nothing yet", received="something else there")
-        if there.stat().st_dev != home.stat().st_dev:
+        if there.lstat().st_dev != home.stat().st_dev:
             raise AudioError(
                 f"{target} must be on the file system of {home}", received="another", fix="Choose -o there."
             )
 
 
-def _move(stems: Mapping[Path, Path], staging: Path) -> None:
-    """Move all stems, or none: what was there before is put back unless every one arrives."""
-    with ExitStack() as undoing:
+def _check_no_link(folder: Path) -> None:
+    if folder.is_symlink():
+        raise AudioError(
+            f"{folder} is a link, which leads out of the output folder",
+            fix="Remove it, or give -o the folder that it leads to.",
+        )
+
+
+def _move(stems: Mapping[Path, Path], staging: Path, home: Path) -> None:
+    """Move all stems, or none: what was there before is put back unless every one arrives.
+
+    No link is followed, even one that was made while the song ran; in the place of a stem it is replaced.
+    """
+    with ExitStack() as folders, ExitStack() as undoing:
         for index, (target, made) in enumerate(stems.items()):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                kept = target.rename(staging / f"{index}.before")
-                undoing.callback(kept.replace, target)
-            else:
-                undoing.callback(target.unlink, missing_ok=True)
-            made.replace(target)
+            folder = folders.enter_context(output.folder_below(home.parent, target.parent.relative_to(home.parent)))
+            if _is_folder(target.name, folder):
+                raise IsADirectoryError(errno.EISDIR, "a folder is in the place of a stem", str(target))
+            kept = staging / f"{index}.before"
+            try:
+                os.rename(target.name, kept, src_dir_fd=folder)
+                undoing.callback(os.replace, kept, target.name, dst_dir_fd=folder)
+            except FileNotFoundError:
+                undoing.callback(_remove, target.name, folder)
+            os.replace(made, target.name, dst_dir_fd=folder)
         undoing.pop_all()
+
+
+def _is_folder(name: str, folder: int) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _remove(name: str, folder: int) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
 
 
 def _check_outputs(separator: Separator, paths: Sequence[Path], out: Path) -> None:
     tracks = {os.path.realpath(path): path for path in paths}
     written: dict[str, Path] = {}
     for path in paths:
-        for target in separator.outputs(path, out).values():
+        try:
+            outputs = separator.outputs(path, out)
+        except UsageError:  # its name: it fails when its turn comes, and the others do not
+            continue
+        for target in outputs.values():
             real = os.path.realpath(target)
             if tracks.get(real, path) != path:
                 raise UsageError(
@@ -253,7 +293,8 @@ def _forget(separator: Separator, paths: Sequence[Path], out: Path) -> None:
     home = separator.home(out)
     try:
         for path in paths:
-            receipts.discard(home, separator.outputs(path, out))
+            with suppress(UsageError):
+                receipts.discard(home, separator.outputs(path, out))
     except OSError as error:
         raise _unwritable(home, error) from error
 
@@ -267,37 +308,22 @@ def _hashed(path: Path) -> FileRecord:
 
 
 @contextmanager
-def _staging(home: Path) -> Iterator[Path]:
+def _staging(out: Path, home: Path) -> Iterator[Path]:
     """A directory for stems until they are complete. Those that killed batches left are removed first.
-
-    Everyone who has one holds a shared lock on ``home``, which the system gives up with the process. Who could have it
-    alone knows that nobody else is at work.
 
     Raises:
         AudioError: There cannot be one.
     """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        lock = os.open(home, os.O_RDONLY)
-    except OSError as error:
-        raise _unwritable(home, error) from error
-    try:
-        with suppress(OSError):  # others are at work, or this file system has no locks: then nothing is removed
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in home.glob(f"{_STAGING}*"):
-                shutil.rmtree(left, ignore_errors=True)
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_SH)
+    with ExitStack() as stack:
         try:
-            staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=home))
+            out.mkdir(parents=True, exist_ok=True)
+            _check_no_link(home)
+            with output.folder_below(out, home.relative_to(out)):
+                pass
+            staging = stack.enter_context(output.staging(home, _STAGING))
         except OSError as error:
             raise _unwritable(home, error) from error
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        os.close(lock)
+        yield staging
 
 
 def _unwritable(home: Path, error: OSError) -> AudioError:

@@ -7,13 +7,13 @@ is done already is left alone, so any row may be run again, anywhere that sees t
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from .. import output
 from ..bundle.directory import load_any
 from .batch import Outcome, separate_file
 from .separator import Options, Separator
@@ -64,14 +64,14 @@ class SeparateTracks:
         if "bytes" not in row:
             outcome = separate_file(self._separator, path, self._out)
         else:
-            with tempfile.TemporaryDirectory() as directory:
-                copy = Path(directory) / path.name
+            with output.scratch("row") as folder:
+                copy = folder / path.name
                 copy.write_bytes(row["bytes"])
                 outcome = separate_file(self._separator, copy, self._out)
         return self._row(row["path"], outcome)
 
     def _row(self, path: str, outcome: Outcome) -> dict[str, Any]:
-        names = self._separator.outputs(Path(path), self._out)
-        stems = {name: str(outcome.stems[name]) if name in outcome.stems else None for name in names}
+        written = self._separator.written
+        stems = {name: str(outcome.stems[name]) if name in outcome.stems else None for name in written}
         error = None if outcome.error is None else str(outcome.error)
         return {"path": path, "stems": stems, "error": error, "attempts": outcome.attempts}

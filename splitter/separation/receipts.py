@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from .. import reading
+from .. import output, reading
 from ..bundle.directory import file_record
 from ..bundle.manifest import FileRecord, Record
 from .separator import Separator
@@ -64,14 +65,14 @@ def place(receipt: Receipt, staging: Path, home: Path) -> None:
     """Put a receipt where `complete` looks for it, in one step."""
     waiting = staging / "receipt"
     waiting.write_text(receipt.model_dump_json(indent=1) + "\n")
-    target = _place(home, receipt.stems)
-    target.parent.mkdir(exist_ok=True)
-    waiting.replace(target)
+    with _folder(home) as folder:
+        os.replace(waiting, _place(home, receipt.stems).name, dst_dir_fd=folder)
 
 
 def discard(home: Path, outputs: Mapping[str, Path]) -> None:
     """Forget what these stems were made from."""
-    _place(home, _names(home, outputs)).unlink(missing_ok=True)
+    with suppress(FileNotFoundError), _folder(home, make=False) as folder:
+        os.unlink(_place(home, _names(home, outputs)).name, dir_fd=folder)
 
 
 def complete(separator: Separator, path: Path, home: Path, outputs: Mapping[str, Path]) -> bool:
@@ -99,6 +100,11 @@ def _place(home: Path, names: Iterable[str]) -> Path:
     """One receipt for each set of files."""
     key = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:32]
     return home / DIRECTORY / f"{key}.json"
+
+
+def _folder(home: Path, *, make: bool = True) -> AbstractContextManager[int]:
+    """Descriptor of the folder of receipts. No link in the output folder is followed."""
+    return output.folder_below(home.parent, Path(home.name, DIRECTORY), make=make)
 
 
 def _names(home: Path, outputs: Mapping[str, Path]) -> dict[str, Path]:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from .. import cache, reading
+from .. import cache, output, reading
 from ..boundary import Array
 from ..bundle.directory import Bundle
 from ..bundle.goldens import machine
 from ..bundle.manifest import SegmentRecord
-from ..errors import BundleError, CacheError, EngineError
+from ..errors import BundleError, CacheError, EngineError, UsageError
 from ..lowering import capabilities
 from ..parity import compare
 from ..runtime import engines
@@ -104,11 +102,8 @@ def fastest(
     for one in choice.trials:
         if one.failure:
             say(f"{one.engine} is out of the question for {one.segment}: {one.failure}")
-    with suppress(OSError):  # a cache that cannot be written is measured again
-        kept = cache.directory("engines") / key
-        with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
-            file.write(choice.model_dump_json(indent=1))
-        Path(file.name).replace(kept)
+    with suppress(OSError, UsageError), output.whole(cache.directory("engines") / key) as waiting:
+        waiting.write_text(choice.model_dump_json(indent=1))
     return choice
 
 

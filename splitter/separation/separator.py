@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +18,7 @@ import torch
 
 from ..bundle.directory import Bag
 from ..errors import UsageError
+from ..names import path_fault, readable
 from ..runtime.orchestrator import Orchestrator
 from .audio import Block, Encoding, Statistics, StemWriter, Track, Window, finish, statistics
 from .overlap_add import Geometry, Model, Pass, Stems
@@ -39,7 +40,7 @@ class Options:
         two_stems: Only this stem and the rest.
         other_method: What "the rest" is: the sum of the other stems, the mixture minus the stem, or nothing.
         encoding: File format and clip handling.
-        filename: Below ``OUT/<model>/``; may hold ``{track}``, ``{trackext}``, ``{stem}`` and ``{ext}``.
+        filename: Below ``OUT/<model>/`` in any case; may hold ``{track}``, ``{trackext}``, ``{stem}`` and ``{ext}``.
         seed: Of the random shifts, the same for every file.
     """
 
@@ -183,21 +184,37 @@ class Separator:
         """The directory of the model."""
         return out / self.bag.name
 
-    def outputs(self, path: Path, out: Path) -> dict[str, Path]:
-        """Where each stem of a file will be written."""
-        two, method = self.options.two_stems, self.options.other_method
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The stems that each track gets, by name."""
+        two = self.options.two_stems
         if two is None:
-            names: Sequence[str] = self.stems
-        else:
-            rest = {"add": [f"no_{two}"], "minus": [f"minus_{two}"], "none": []}[method]
-            names = [two, *rest]
-        extension = self.options.encoding.container
-        return {
-            name: self.home(out) / self.options.filename.format(
-                track=path.stem, trackext=path.suffix.removeprefix("."), stem=name, ext=extension
+            return self.stems
+        rest = {"add": [f"no_{two}"], "minus": [f"minus_{two}"], "none": []}[self.options.other_method]
+        return (two, *rest)
+
+    def outputs(self, path: Path, out: Path) -> dict[str, Path]:
+        """Where each stem of a file will be written.
+
+        Raises:
+            UsageError: The template and the track's name make no path below the directory of the model.
+        """
+        return {name: self.home(out) / self._place(path, name) for name in self.written}
+
+    def _place(self, path: Path, stem: str) -> str:
+        """Where a stem goes below the directory of the model."""
+        place = self.options.filename.format(
+            track=readable(path.stem),
+            trackext=readable(suffix) if (suffix := path.suffix.removeprefix(".")) else "",
+            stem=stem,
+            ext=self.options.encoding.container,
+        )
+        if reason := path_fault(place):
+            raise UsageError(
+                f"{str(path)!r} gives its stem {stem!r} no possible file name: {reason}",
+                fix="Rename the track, or choose another --filename.",
             )
-            for name in names
-        }  # fmt: skip
+        return place
 
     def write(self, track: Track, files: Mapping[str, Path], progress: Progress = Progress()) -> None:
         """Separate a track into a file for each stem of `outputs`, by its name.
@@ -261,6 +278,11 @@ def _check_filename(template: str) -> None:
     if "stem" not in fields:
         raise UsageError("a filename template tells the stems apart", received=repr(template), fix="Use {stem} in it.")
     try:
-        template.format(**dict.fromkeys(_FIELDS, ""))
+        example = template.format(**dict.fromkeys(_FIELDS, "name"))
     except (ValueError, LookupError) as error:
         raise UsageError("a filename template holds text", received=f"{template!r}: {error}") from error
+    if reason := path_fault(example):
+        raise UsageError(
+            f"the filename template {template!r} makes no path below the output folder: {reason}",
+            fix="Leave out what leads elsewhere; -o says where the output folder is.",
+        )

@@ -10,7 +10,6 @@ weights of a choice in their forms together, and at last by the packages that we
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .. import compiler, lowering
+from .. import compiler, lowering, output
 from ..boundary import Array
 from ..bundle.directory import Bag, Bundle, load_any, staged
 from ..bundle.manifest import SegmentRecord
@@ -129,9 +128,9 @@ def build(
     """
     if not max_sdr_drop_db > 0:
         raise UsageError("an SDR drop to allow is more than 0 dB", received=f"{max_sdr_drop_db:g} dB")
-    with staged(Path(out), force=force) as directory, tempfile.TemporaryDirectory(prefix="splitter-") as work:
+    with staged(Path(out), force=force) as directory, output.scratch("tuning") as work:
         base = compiler.build(
-            model, Path(work) / "base", plan=plan, compress="none", progress=progress, **options | {"reference": False}
+            model, work / "base", plan=plan, compress="none", progress=progress, **options | {"reference": False}
         )
         if len(base.members) != 1:
             raise UsageError(

@@ -13,7 +13,6 @@ each is contained in the next.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -25,7 +24,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import nn
 
-from .. import compiler
+from .. import compiler, output
 from .. import passes as graph_passes
 from ..bundle.directory import Bag, Bundle, load_any, staged
 from ..diagnosis.placement import placed
@@ -134,11 +133,11 @@ def build(
         given = graph_passes.preset(preset) if preset else plan.passes if plan else None
         options["passes"] = Precision.FP16.passes if given is None else given
     asked = options.pop("boundary_dtype", None) or (plan.boundary_dtype if plan else None)
-    with staged(Path(out), force=force) as directory, tempfile.TemporaryDirectory(prefix="splitter-") as work:
+    with staged(Path(out), force=force) as directory, output.scratch("tuning") as work:
         wide = _single(
             compiler.build(
                 model,
-                Path(work) / "fp32",
+                work / "fp32",
                 plan=plan,
                 precision="fp32",
                 boundary_dtype="fp32",

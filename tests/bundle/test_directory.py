@@ -266,7 +266,9 @@ def test_empty_directory_may_become_a_bundle(tmp_path):
 
 PLACES = {
     "model name": lambda content, name: content["model"].update(name=name),
-    "stem": lambda content, name: content["model"].update(stems=[name, *content["model"]["stems"][1:]]),
+    "stem": lambda content, name: content["model"]["audio"].update(
+        stems=[name, *content["model"]["audio"]["stems"][1:]]
+    ),
     "segment": lambda content, name: content["segments"][0].update(name=name),
     "tensor": lambda content, name: content["tensors"][0].update(name=name),
     "producer": lambda content, name: content["tensors"][0].update(producer=name),
@@ -325,7 +327,7 @@ def test_a_hostile_name_in_a_bag_is_refused(tmp_path, place, kind):
 
 @pytest.mark.parametrize("stems", [["kept", "Kept"], ["kept", "kept"]])
 def test_stems_are_files_of_their_own(manifest_only, stems):
-    edit(manifest_only, lambda content: content["model"].update(stems=stems))
+    edit(manifest_only, lambda content: content["model"]["audio"].update(stems=stems))
     with pytest.raises(BundleError, match="are one file on some systems"):
         Bundle.load(manifest_only)
 

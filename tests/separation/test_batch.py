@@ -1,10 +1,10 @@
 """Batches of files: all stems or none, each file once, resumed after whatever ended them."""
 
-import fcntl
 import os
 import random
 import threading
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import soundfile
 from benchmarks.processes import workers
 from splitter.bundle.directory import Bag, load_any
 from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
-from splitter.separation import Options, Progress, Separator
+from splitter.separation import Options, Progress, Separator, batch
 from splitter.separation.audio import Encoding
 from splitter.separation.batch import ATTEMPTS, deliver, separate, separate_file
 from splitter.separation.workers import cores
@@ -134,17 +134,17 @@ def test_a_folder_in_the_way_of_a_stem_is_refused_before_anything_runs(tmp_path,
 
 @pytest.mark.parametrize("there", [True, False])
 def test_stems_that_cannot_all_be_moved_stay_as_they_were(tmp_path, toy, monkeypatch, there):
-    track, replace = noise(tmp_path / "a.wav"), Path.replace
+    track, replace = noise(tmp_path / "a.wav"), os.replace
     stems = [*separate([track], toy, tmp_path / "out", options=Options(shifts=0))[0].stems.values()]
     for stem in stems:
         stem.write_text("mine") if there else stem.unlink()
 
-    def refuse(made, target):
-        if target == stems[-1] and not made.name.endswith(".before"):
+    def refuse(made, target, **folders):
+        if target == stems[-1].name and not made.name.endswith(".before"):
             raise PermissionError(13, "no")
-        return replace(made, target)
+        return replace(made, target, **folders)
 
-    monkeypatch.setattr(Path, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     (outcome,) = separate([track], toy, tmp_path / "out", options=Options(shifts=0), force=True)
     assert "got no. None was left behind" in str(outcome.error)
     assert [stem.exists() and stem.read_text() for stem in stems] == ["mine" if there else False] * len(stems)
@@ -165,8 +165,10 @@ def test_stems_stay_on_one_file_system(tmp_path, toy, monkeypatch):
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is but one file system")
     monkeypatch.setattr(Separator, "write", lambda *given: pytest.fail("it has run"))
-    options = Options(filename=f"{elsewhere}/splitter-test/{{track}}-{{stem}}.{{ext}}")
-    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out", options=options)
+    (tmp_path / "out" / "duo" / "a").mkdir(parents=True)
+    lstat = Path.lstat  # a file system mounted there
+    monkeypatch.setattr(Path, "lstat", lambda path: lstat(elsewhere if path.name == "a" else path))
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
     assert "must be on the file system of" in str(outcome.error)
 
 
@@ -322,15 +324,15 @@ def test_a_worker_killed_between_two_stems_has_not(tmp_path, toy, monkeypatch):
         pass
 
     def work(path, out, staging, progress):
-        def replace(source, target, move=os.replace):
+        def replace(source, target, move=os.replace, **folders):
             moves.append(target)
             if len(moves) == 3:  # receipt, one stem, and then
                 raise Killed
-            move(source, target)
+            move(source, target, **folders)
 
         try:
             with monkeypatch.context() as patch:
-                patch.setattr("pathlib.Path.replace", replace)
+                patch.setattr(os, "replace", replace)
                 return deliver(separator, path, out, staging, progress)
         except Killed:
             raise WorkerError("it lives") from None
@@ -340,18 +342,13 @@ def test_a_worker_killed_between_two_stems_has_not(tmp_path, toy, monkeypatch):
     assert target.read_bytes() != first.stems["rest"].read_bytes()
 
 
-def test_what_killed_batches_left_goes_unless_somebody_is_at_work(tmp_path, toy):
+def test_what_killed_batches_left_goes(tmp_path, toy):
     home = tmp_path / "out" / "duo"
-    left = home / ".separating-abandoned" / "0.kept.wav"
+    left = home / f".separating-{'0' * 16}" / "0.wav"
     left.parent.mkdir(parents=True)
     left.write_text("half a stem")
-    other = os.open(home, os.O_RDONLY)
-    fcntl.flock(other, fcntl.LOCK_SH)
     separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
-    assert left.exists()
-    os.close(other)
-    separate([noise(tmp_path / "b.wav")], toy, tmp_path / "out")
-    assert {path.name for path in home.iterdir()} == {"a", "b", ".separated"}
+    assert {path.name for path in home.iterdir()} == {"a", ".separated"}
 
 
 def test_who_is_at_work_is_left_alone(tmp_path, toy):
@@ -494,3 +491,168 @@ def test_who_is_told_may_end_the_batch(tmp_path, toy, monkeypatch):
     assert len(stopped) == 2, caught  # while the traceback is held, and all frames in it
     assert {name.split("/")[1] for name in content(tmp_path / "out")} == {"0"}
     assert not list((tmp_path / "out").rglob(".separating-*"))
+
+
+# ------------------------------------------------------------------------- names and links of others
+
+
+def elsewhere(path):
+    """All that lies outside the output folder."""
+    return {file.relative_to(path) for file in path.rglob("*") if file.relative_to(path).parts[0] != "out"}
+
+
+TEMPLATES = {
+    "absolute": "/{stem}.{ext}",
+    "upwards": "../{stem}.{ext}",
+    "upwards twice": "../../x/{track}/{stem}.{ext}",
+    "roundabout": "a/../../{stem}.{ext}",
+    "upwards at last": "{stem}/..",
+    "itself": "./{stem}.{ext}",
+    "windows": "..\\{stem}.{ext}",
+    "drive": "c:{stem}.{ext}",
+    "NUL": "\0{stem}",
+    "newline": "{track}\n{stem}",
+    "escape": "\x1b[2J{stem}",
+    "bidi": "\u202e{stem}",
+    "device": "CON/{stem}",
+    "trailing dot": "{stem}.",
+    "hidden": ".{stem}",
+    "very long": "x" * 300 + "{stem}",
+    "very deep": "x/" * 600 + "{stem}",
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_template_stays_below_the_output_folder(tmp_path, toy, kind):
+    track, before = noise(tmp_path / "a.wav"), elsewhere(tmp_path)
+    with pytest.raises(UsageError, match="makes no path below the output folder"):
+        separate([track], toy, tmp_path / "out", options=Options(filename=TEMPLATES[kind]))
+    assert elsewhere(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+TRACKS = {
+    "...wav": "__",
+    "..": None,
+    ".wav": "_wav",
+    "con.wav": "_con",
+    "a\x1b[2J.wav": "a_[2J",
+    "a\nb.wav": "a_b",
+    "a\u202eb.wav": "a_b",
+    "a\\..\\b.wav": "a_.._b",
+    "c:b.wav": "c_b",
+    "what?.wav": "what_",
+    "a. .wav": "a__",
+    ".separated.wav": "_separated",
+    f".separating-{'0' * 16}.wav": f"_separating-{'0' * 16}",
+    "歌" * 80 + ".wav": "歌" * 80,
+}
+
+
+@pytest.mark.parametrize("name", TRACKS)
+def test_a_track_of_any_name_stays_below_the_output_folder(tmp_path, toy, name):
+    track = tmp_path / name
+    if TRACKS[name] is not None:
+        noise(tmp_path / "sound.wav").rename(track)
+    before = elsewhere(tmp_path)
+    (outcome,) = separate([track], toy, tmp_path / "out")
+    if TRACKS[name] is None:
+        assert isinstance(outcome.error, AudioError)
+    else:
+        assert {stem.parent for stem in outcome.stems.values()} == {tmp_path / "out" / "duo" / TRACKS[name]}
+        assert all(stem.is_file() for stem in outcome.stems.values())
+    assert elsewhere(tmp_path) == before
+
+
+def test_a_track_whose_name_is_too_long_for_its_stems_fails_alone_and_at_once(tmp_path, toy, monkeypatch):
+    options = Options(filename="{track} - {stem}.{ext}")
+    long, good = noise(tmp_path / ("x" * 248 + ".wav")), noise(tmp_path / "a.wav")
+    outcomes = separate([long, good], toy, tmp_path / "out", options=options)
+    assert "gives its stem 'kept' no possible file name" in str(outcomes[0].error)
+    assert "it has 259 bytes, more than 255" in str(outcomes[0].error)
+    assert outcomes[1].error is None
+
+
+def test_a_path_that_the_system_does_not_take_fails_before_anything_runs(tmp_path, toy, monkeypatch):
+    monkeypatch.setattr(Separator, "write", lambda *given: pytest.fail("it has run"))
+    deep = tmp_path
+    while len(os.fsencode(deep)) < 4096 - 900:
+        deep /= "x" * 200
+    options = Options(filename="x" * 250 + "/" + "y" * 250 + "/" + "z" * 250 + "/" + "{track}/{stem}" + "w" * 200)
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, deep, options=options)
+    assert "File name too long" in str(outcome.error)
+
+
+PLANTED = {"model": "out/duo", "track": "out/duo/a", "receipts": "out/duo/.separated"}
+
+
+@pytest.mark.parametrize("where", PLANTED)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_planted_link_to_a_folder_is_not_followed(tmp_path, toy, where, force):
+    (tmp_path / "mine").mkdir()
+    link = tmp_path / PLANTED[where]
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "mine")
+    track = noise(tmp_path / "a.wav")
+    try:
+        (outcome,) = separate([track], toy, tmp_path / "out", force=force)
+        error = outcome.error
+    except AudioError as refused:
+        error = refused
+    assert isinstance(error, AudioError)
+    assert not [*(tmp_path / "mine").iterdir()]
+    assert not [*(tmp_path / "out").rglob("*.wav")]
+
+
+def test_a_link_that_is_planted_while_a_song_runs_is_not_followed(tmp_path, toy, monkeypatch):
+    (tmp_path / "mine").mkdir()
+
+    def write(self, track, files, progress, write=Separator.write):
+        write(self, track, files, progress)
+        (tmp_path / "out" / "duo" / "a").symlink_to(tmp_path / "mine")
+
+    monkeypatch.setattr(Separator, "write", write)
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
+    assert "None was left behind" in str(outcome.error)
+    assert not [*(tmp_path / "mine").iterdir()]
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_in_the_place_of_a_stem_is_replaced(tmp_path, toy, exists):
+    (tmp_path / "out" / "duo" / "a").mkdir(parents=True)
+    link = tmp_path / "out" / "duo" / "a" / "kept.wav"
+    link.symlink_to(tmp_path / "mine")
+    if exists:
+        (tmp_path / "mine").write_text("mine")
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
+    assert outcome.error is None
+    assert not link.is_symlink()
+    assert soundfile.info(link).frames == 800
+    assert (tmp_path / "mine").exists() == exists
+    assert not exists or (tmp_path / "mine").read_text() == "mine"
+
+
+def test_two_batches_that_move_the_same_stems_wait_for_each_other(tmp_path, toy, monkeypatch):
+    """One moves the stems of the other away, and has its own moved away, unless they take turns."""
+    track, out, separator = noise(tmp_path / "a.wav"), tmp_path / "out", Separator(toy)
+    separate([track], toy, out)
+    separator.load()
+    gate, errors, rename = threading.Barrier(2, timeout=1), [], os.rename
+
+    def slowly(*given, **folders):
+        with suppress(threading.BrokenBarrierError):
+            gate.wait()
+        rename(*given, **folders)
+
+    def run():
+        with batch._staging(out, separator.home(out)) as staging:
+            errors.append(deliver(separator, track, out, staging, Progress()))
+
+    monkeypatch.setattr(os, "rename", slowly)
+    both = [threading.Thread(target=run) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert errors == [None, None]
+    assert separate([track], toy, out)[0].attempts == 0
