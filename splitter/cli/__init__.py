@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 
 import click
 
+from .. import terminal
 from ..errors import SplitterError
 from . import building, checking, measuring, reporting, separating  # noqa: F401 - each adds its verbs to the command
-from .shell import command, print_json
+from .shell import command, print_json, print_lines
 
 _INTERRUPTED = 130  # what shells report for SIGINT
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}  # files' own errors say which file
@@ -25,6 +26,7 @@ def main() -> NoReturn:
     wants_json = "--json" in sys.argv[1:]
     nowhere = Path(os.devnull)
     sys.stdout, sys.stderr = sys.stdout or nowhere.open("w"), sys.stderr or nowhere.open("w")  # they may be closed
+    terminal.guard()
     try:
         result = _run()
         sys.stdout.flush()
@@ -33,7 +35,7 @@ def main() -> NoReturn:
         if wants_json:
             _say({"kind": "UsageError", "message": error.format_message()})
         else:
-            error.show()
+            error.show(sys.stderr)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("Interrupted", "interrupted; nothing half-written was left behind", wants_json, _INTERRUPTED)
@@ -82,7 +84,7 @@ def _drop_output() -> None:
 def _fail(kind: str, message: str, wants_json: bool, code: int) -> NoReturn:
     if wants_json:
         _say({"kind": kind, "message": message})
-    click.echo(f"splitter: error: {message}", err=True)
+    print_lines(f"splitter: error: {message}", stream=sys.stderr)
     sys.exit(code)
 
 

@@ -15,6 +15,7 @@ from .shell import (
     json_option,
     memory_option,
     print_json,
+    print_lines,
     print_result,
     steps,
     trusted_key_option,
@@ -86,7 +87,7 @@ def predict(
         print_json({"out": str(out), "outputs": shapes})
     else:
         for name, one in shapes.items():
-            click.echo(f"{name} {one['shape']} {one['dtype']}")
+            print_lines(f"{name} {one['shape']} {one['dtype']}")
 
 
 @command.command()
@@ -114,7 +115,7 @@ def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_j
         print_json({"out": str(out), **about, "taps": {name: list(value.shape) for name, value in values.items()}})
     else:
         for name, value in values.items():
-            click.echo(f"{name} {list(value.shape)} {value.dtype}")
+            print_lines(f"{name} {list(value.shape)} {value.dtype}")
 
 
 @command.command()
@@ -131,7 +132,7 @@ def sign(bundle: Path, key: Path, as_json: bool) -> None:
     if as_json:
         print_json({"signature": str(written)})
     else:
-        click.echo(str(written))
+        print_lines(str(written))
 
 
 @command.command(name="verify-port")

@@ -11,6 +11,7 @@ import rich.progress
 from rich.console import Console
 from rich.markup import escape
 
+from ..names import visible
 from ..separation import Progress
 
 
@@ -22,7 +23,7 @@ class _Bar(Progress):
         self._task: rich.progress.TaskID | None = None
 
     def start(self, path: Path, seconds: float) -> None:
-        name = escape(path.name)
+        name = escape(visible(path.name))
         if self._task is None:
             self._task = self._bars.add_task(name, total=seconds, unit="s")
         else:

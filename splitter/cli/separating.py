@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -17,6 +17,7 @@ from .shell import (
     json_option,
     memory_option,
     print_json,
+    print_lines,
     stderr,
     steps,
     trusted_key_option,
@@ -115,7 +116,7 @@ def separate(
             shown.finish_file()
             _say(outcome)
             if not as_json:
-                _print(sys.stdout, *outcome.stems.values())
+                print_lines(*outcome.stems.values())
 
         outcomes = run(
             files,
@@ -157,37 +158,38 @@ def _chosen(
     threads = torch.get_num_threads()
     torch.set_num_threads(threads if jobs == 1 else share(jobs))
     try:
-        choice = selection.fast(members, asked) if fast else selection.fastest(members, asked, stderr.print)
+        choice = selection.fast(members, asked) if fast else selection.fastest(members, asked, _note)
     finally:
         torch.set_num_threads(threads)
     pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())
-    stderr.print(f"engines: {pairs}", soft_wrap=True)
+    _note(f"engines: {pairs}")
     if fast and choice.snr_db is not None:
-        stderr.print(f"fast: {choice.snr_db:.1f} dB from float32 on the bundle's golden input")
+        _note(f"fast: {choice.snr_db:.1f} dB from float32 on the bundle's golden input")
     return (choice.engines, {}) if fast else (asked, choice.engines)
+
+
+def _note(message: str) -> None:
+    print_lines(message, stream=sys.stderr)
 
 
 def _say(outcome: Any) -> None:
     """On standard error: what is not as usual about it."""
     if outcome.error is not None:
-        _print(sys.stderr, f"splitter: error: {outcome.error}")
+        print_lines(f"splitter: error: {outcome.error}", stream=sys.stderr)
     elif outcome.attempts == 0:
-        _print(sys.stderr, f"{outcome.path}: its stems are there already (--force makes them again)")
+        print_lines(f"{outcome.path}: its stems are there already (--force makes them again)", stream=sys.stderr)
     elif outcome.attempts > 1:
-        _print(sys.stderr, f"{outcome.path}: done by attempt {outcome.attempts}; its worker was killed before")
+        print_lines(
+            f"{outcome.path}: done by attempt {outcome.attempts}; its worker was killed before", stream=sys.stderr
+        )
 
 
 def _sum_up(outcomes: Sequence[Any]) -> None:
     failed = [outcome for outcome in outcomes if outcome.error]
     already = sum(outcome.attempts == 0 for outcome in outcomes)
     made = len(outcomes) - already - len(failed)
-    _print(sys.stderr, f"{made} separated, {already} there already, {len(failed)} failed")
-    _print(sys.stderr, *(f"  {outcome.path}" for outcome in failed))
-
-
-def _print(stream: TextIO, *lines: object) -> None:
-    """While bars are shown they stay below the lines; `click.echo` would find its way around that."""
-    stream.writelines(f"{line}\n" for line in lines)
+    print_lines(f"{made} separated, {already} there already, {len(failed)} failed", stream=sys.stderr)
+    print_lines(*(f"  {outcome.path}" for outcome in failed), stream=sys.stderr)
 
 
 def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> Any:
@@ -225,7 +227,7 @@ def _find_bundle(bundle: Path | None, name: str | None, trusted_key: Path | None
         try:
             return load_any(cached, check_hashes=True)
         except BundleError as error:
-            stderr.print(f"rebuilding the cached bundle: {error}")
+            _note(f"rebuilding the cached bundle: {error}")
     from splitter_weights.checkpoints import NAMES
 
     from ..compiler import build as run

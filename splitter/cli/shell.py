@@ -6,23 +6,45 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import IO, Any, ParamSpec, TextIO
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from .. import limits
 from ..errors import UsageError
+from ..names import visible
 from ..plan import schema as plans
 
 P = ParamSpec("P")
 COMPUTE_UNITS = click.Choice(["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"])
 PRECISIONS = click.Choice([precision.value for precision in plans.Precision])
-stderr = Console(stderr=True, highlight=False, markup=False)  # names may hold brackets
+
+
+class VisibleConsole(Console):
+    """A console whose content cannot contain escape sequences: only Rich's own styles and controls are obeyed."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text, keep="\n"))
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream itself, past the proxy of a live display and `VisibleStream`."""
+        stream = super().file
+        return getattr(stream, "rich_proxied_file", stream)
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
+
+
+stderr = VisibleConsole(stderr=True, highlight=False, markup=False)  # names may hold brackets
 
 
 class _Finite(click.types.FloatParamType):
@@ -97,18 +119,27 @@ def print_result(as_json: bool, document: Callable[[], object], table: Callable[
     if as_json:
         print_json(document())
     else:
-        Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140).print(table())
+        VisibleConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140).print(table())
 
 
 def print_json(document: object) -> None:
-    click.echo(json.dumps(document, indent=1, allow_nan=False))
+    text = json.dumps(document, indent=1, allow_nan=False)
+    click.echo(text.replace("\x7f", "\\u007f"))  # the one control character that JSON does not escape
+
+
+def print_lines(*lines: object, stream: TextIO | None = None) -> None:
+    """Print on standard output, or another stream, one line each whatever they hold.
+
+    While bars are shown they stay below the lines; `click.echo` would find its way around that.
+    """
+    (stream or sys.stdout).writelines(f"{visible(str(line))}\n" for line in lines)
 
 
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """A spinner with the current step, or a line per step where there is no terminal."""
     if not stderr.is_terminal:
-        yield stderr.print
+        yield lambda step: print_lines(step, stream=sys.stderr)
         return
     with stderr.status("") as status:
-        yield lambda step: status.update(Text(step))
+        yield lambda step: status.update(Text(visible(step)))

@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 
 import loky
 
+from .. import terminal
 from ..errors import UsageError, WorkerError
 from ..runtime import heap
 
@@ -126,6 +127,7 @@ class Worker:
 
 def _begin(parent: int) -> None:
     """First thing in a worker."""
+    terminal.guard()
     heap.keep_freed()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it stops it
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

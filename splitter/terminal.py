@@ -1,0 +1,52 @@
+"""Text on its way to a terminal: hidden characters of files and names are shown there, and never obeyed."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import TextIO
+
+from .names import visible
+
+
+class VisibleStream(io.TextIOBase):
+    r"""A stream of text that escapes every hidden character but the ends of lines and tabs, e.g. as ``\x1b``.
+
+    It has no binary buffer, so that nobody goes around it. Rich, whose own escape sequences are wanted, looks for
+    ``rich_proxied_file`` and escapes what it renders itself, see `splitter.cli.shell.VisibleConsole`.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str, /) -> int:
+        self.rich_proxied_file.write(visible(text, keep="\n\t"))
+        return len(text)
+
+    def flush(self) -> None:
+        self.rich_proxied_file.flush()
+
+    def isatty(self) -> bool:
+        return self.rich_proxied_file.isatty()
+
+    def fileno(self) -> int:
+        return self.rich_proxied_file.fileno()
+
+    def writable(self) -> bool:
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.rich_proxied_file.encoding
+
+    @property
+    def errors(self) -> str | None:  # type: ignore[override]
+        return self.rich_proxied_file.errors
+
+
+def guard() -> None:
+    """Have all of this process's text pass: its own, warnings, and what libraries print."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, VisibleStream):
+            setattr(sys, name, VisibleStream(stream))
