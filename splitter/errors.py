@@ -27,6 +27,7 @@ class SplitterError(Exception):
             message += f": expected {expected}" + ("" if received is None else f", found {received}")
         elif received is not None:
             message += f"; got {received}"
+        message = message.removesuffix(".")  # of an error that is quoted
         super().__init__(f"{message}. {fix}" if fix else message)
 
 

@@ -118,7 +118,7 @@ def gather(
     verification = verify_bundle(bundle, compute_units=compute_units, progress=progress)
     files = verification.checks[0]
     if files.status is Status.FAIL:
-        raise BundleError(f"{bundle.path} must be as it was built", received=files.note, fix="Build the bundle again.")
+        raise BundleError(files.note)
     progress("running the split")
     golden = bundle.goldens()
     found = chain.run(split, seen, golden)
