@@ -1,5 +1,6 @@
 """Changes of bytes and of values, drawn from a generator as `random.Random` is one."""
 
+import copy
 import json
 import re
 
@@ -46,11 +47,11 @@ def changed(values, generator):
     for _ in range(generator.choice([1, 1, 1, 2, 4])):
         places = list(_places(values))
         if not places:
-            return generator.choice(VALUES)
+            return _odd(generator)
         holder, key = generator.choice(places)
         match generator.randrange(8):
             case 0 | 1 | 2:
-                holder[key] = generator.choice(VALUES)
+                holder[key] = _odd(generator)
             case 3:
                 del holder[key]
             case 4:
@@ -84,6 +85,10 @@ def written(values, generator):
         case 4:
             return text.replace('"', '"\\ud800', 1)
     return text
+
+
+def _odd(generator):
+    return copy.deepcopy(generator.choice(VALUES))  # it may be changed in its turn
 
 
 def _places(values):
