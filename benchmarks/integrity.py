@@ -14,10 +14,10 @@ from unittest.mock import patch
 from rich.console import Console
 from rich.table import Table
 
-from splitter.bundle.directory import Bundle, load_any
+from splitter.bundle.directory import Bundle, load
 from splitter.bundle.files import Files
 from splitter.runtime.orchestrator import Orchestrator
-from splitter.separation import separate
+from splitter.separation.separator import Separator
 
 from .processes import bundle
 from .processes import song as synthesised
@@ -43,8 +43,8 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
             differences[name] = statistics.median(hashed - bare for hashed, bare in pairs)
             hashed, bare = (statistics.median(side) for side in zip(*pairs, strict=True))
             table.add_row(name, f"{hashed:.3f}", f"{bare:.3f}", f"{differences[name]:+.3f}")
-        bag = load_any(path)
-        whole = _seconds(lambda: separate([track], bag, directory / "out"))
+        bag = load(path)
+        whole = _seconds(lambda: Separator(bag, "default").separate([track], directory / "out"))
         share = differences["open and load every segment"] / whole
         table.add_row(f"separate {track.name}: {whole:.1f} s", "", "", f"{share:.2%} of it")
     Console(width=120).print(table)

@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from splitter_weights.demo import songs
 
-from splitter.bundle.directory import load_any
-from splitter.separation import Options, Outcome, separate
+from splitter.bundle.directory import load
+from splitter.separation.batch import Outcome
+from splitter.separation.separator import Options, Separator
 from splitter.separation.workers import cores
 
 from .processes import bundle, workers
@@ -29,9 +30,10 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
     """Print what was asked, what came of it, and how often a worker was killed; a broken promise ends it."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
-        bag = load_any(bundle(checkpoint, directory))
+        bag = load(bundle(checkpoint, directory))
         tracks, broken = _tracks(directory)
-        undisturbed = separate(tracks[:_DISTINCT], bag, directory / "undisturbed", options=_OPTIONS, jobs=cores())
+        separator = Separator(bag, "default", options=_OPTIONS)
+        undisturbed = separator.separate(tracks[:_DISTINCT], directory / "undisturbed", jobs=cores())
         expected = [outcome.stems for outcome in undisturbed]
         out, over = directory / "out", threading.Event()
         killed: list[int] = []
@@ -45,7 +47,7 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
             thread.start()
         started = time.monotonic()
         try:
-            outcomes = separate(tracks, bag, out, options=_OPTIONS, jobs=cores(), done=told.append)
+            outcomes = separator.separate(tracks, out, jobs=cores(), done=told.append)
         finally:
             over.set()
             for thread in threads:
@@ -57,7 +59,7 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
         stems = sum(len(outcome.stems) for outcome in outcomes)
         left = len(list(out.rglob(".separating-*")))
         started = time.monotonic()
-        again = separate(tracks, bag, out, options=_OPTIONS, jobs=cores())
+        again = separator.separate(tracks, out, jobs=cores())
         resumed = time.monotonic() - started
     rows = {
         "files / broken among them": f"{_FILES} / {_BROKEN}",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ from . import lowering, models, names
 from . import passes as graph_passes
 from .boundary import Array, TensorSpec
 from .bundle import goldens
-from .bundle.directory import Bag, Bundle, file_records, load_any, staged, write_manifest
+from .bundle.directory import Bag, Bundle, file_records, load, staged, write_manifest
 from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
 from .errors import CheckpointError, PartitionError, PassError, PlanError
 from .graph import program as programs
@@ -37,11 +37,34 @@ _WEIGHTS, _WHOLE, _GOLDENS = "graph/weights.safetensors", "graph/model.json", "g
 _VERSIONED = ("splitter", "torch", "coremltools", "numpy", "safetensors")
 
 
+@dataclass(frozen=True)
+class SkippedPlace:
+    """A place that a graph pass is made for and has left as it was.
+
+    Attributes:
+        segment: Where.
+        graph_pass: As the plan names it.
+        node: Name of the operator in the captured segment.
+        module: Path of the module that it stands for.
+        reason: Why, as a clause.
+    """
+
+    segment: str
+    graph_pass: str
+    node: str
+    module: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
 def build(
     model: str | Path | nn.Module,
     out: str | Path,
     *,
-    plan: Plan | None = None,
+    plan: Plan | Path | str | None = None,
     deployment_target: str | None = None,
     precision: str | None = None,
     boundary_dtype: str | None = None,
@@ -55,6 +78,7 @@ def build(
     reference: bool = True,
     single_package: bool = False,
     force: bool = False,
+    skipped: Callable[[SkippedPlace], None] = lambda place: None,
     progress: Progress = lambda step: None,
 ) -> Bag:
     """Build the bundle of a model, or a bag of bundles for a model that is a bag.
@@ -62,7 +86,7 @@ def build(
     Args:
         model: A name or a checkpoint file that a model family knows, see `splitter.models`; or a module of one.
         out: Directory to create.
-        plan: The plan to obey; the preset for the model's class by default.
+        plan: The plan to obey, or a file of it; the preset for the model's class by default.
         deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next four do.
         precision: Arithmetic inside the packages, ``fp32`` or ``fp16``.
         boundary_dtype: Element type of the packages' inputs and outputs, ``fp32`` or ``fp16``.
@@ -80,6 +104,7 @@ def build(
             which `verify` tells conversion from precision and compression.
         single_package: Keep all between the first and the last stage in one package, see `plan.schema.single_package`.
         force: Replace a bundle that is already there.
+        skipped: Called with each place that a graph pass is made for and has left as it was.
         progress: Called with a phrase as each step begins.
 
     Returns:
@@ -89,6 +114,7 @@ def build(
         SplitterError: Of the kind that names what went wrong. Nothing is left behind.
     """
     out = Path(out)
+    plan = plans.load(Path(plan)) if isinstance(plan, Path | str) else plan
     if optimise_for is not None:
         passes = graph_passes.preset(optimise_for) if passes is None else passes
         if precision is None and (plan is None or "precision" not in plan.model_fields_set):
@@ -123,13 +149,14 @@ def build(
             obeyed = family.prepared(member.module, _arranged(obeyed, single_package, compress), segment)
             _check_stems(family, member, obeyed)
             recording = None if golden_audio is None else Path(golden_audio)
-            _build_one(family, member, target, obeyed, recording, reference, partial(_labelled, progress, label))
+            told = partial(_labelled, progress, label)
+            _build_one(family, member, target, obeyed, recording, reference, skipped, told)
         if len(ensemble.members) > 1:
             members = tuple(member.name for member in ensemble.members)
             digests = tuple(Bundle.load(directory / name).manifest.digest for name in members)
             manifest = BagManifest(name=ensemble.name, members=members, digests=digests, weights=ensemble.weights)
             write_manifest(directory, manifest)
-    return load_any(out)
+    return load(out)
 
 
 def _check_name(member: models.Model) -> None:
@@ -199,6 +226,7 @@ def _build_one(
     plan: Plan,
     recording: Path | None,
     reference: bool,
+    skipped: Callable[[SkippedPlace], None],
     progress: Progress,
 ) -> None:
     """Build the bundle of one model, which the family has prepared with the plan."""
@@ -217,7 +245,7 @@ def _build_one(
     programs.save(whole, directory / _WHOLE)
     _save_tensors(golden, directory / _GOLDENS)
     progress("applying graph passes")
-    passed = {segment.name: _passed(segment, plan, golden) for segment in parts.segments}
+    passed = {segment.name: _passed(segment, plan, golden, skipped) for segment in parts.segments}
     parts = _folded(parts, {name: program for name, (program, _) in passed.items()})
     compressed = (passed[segment.name][0] for segment in parts.segments if _can(segment).weights == "compression")
     check_names(compressed, plan.compression)
@@ -262,7 +290,9 @@ def _can(segment: Segment) -> lowering.Capabilities:
     return _target(segment).capabilities
 
 
-def _passed(segment: Segment, plan: Plan, golden: Mapping[str, Tensor]) -> tuple[programs.Program, dict[str, int]]:
+def _passed(
+    segment: Segment, plan: Plan, golden: Mapping[str, Tensor], skipped: Callable[[SkippedPlace], None]
+) -> tuple[programs.Program, dict[str, int]]:
     """A segment's program after the plan's passes, where its target takes them, and what each of them changed."""
     program: programs.Program = segment.program
     applied: dict[str, int] = {}
@@ -271,6 +301,8 @@ def _passed(segment: Segment, plan: Plan, golden: Mapping[str, Tensor]) -> tuple
         for name in plan.graph_passes:
             rewriting = graph_passes.apply(name, program, example)
             program, applied[name] = rewriting.program, rewriting.changes
+            for place in rewriting.skipped:
+                skipped(SkippedPlace(segment.name, name, place.node, place.module, place.reason))
     return program, applied
 
 

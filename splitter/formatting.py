@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from .parity import Parity
+if TYPE_CHECKING:  # numbers of a command's help take no NumPy
+    from .parity import Parity
 
 
 def size(count: float) -> str:

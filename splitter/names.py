@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any
-
-from pydantic import AfterValidator
 
 MOST_BYTES = 200  # of a name in a manifest: leaves room for prefixes and suffixes in the 255 of file systems
 _COMPONENT_BYTES, _PATH_BYTES = 255, 1024
@@ -109,8 +107,20 @@ def _relative_path(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name)]
+class _Checked:
+    """A check that pydantic runs, whose import nobody waits for who shows a name alone."""
+
+    def __init__(self, check: Callable[[str], str]) -> None:
+        self._check = check
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+
+Name = Annotated[str, _Checked(_name)]
 """One component of a path that is safe on every system."""
 
-RelativePath = Annotated[str, AfterValidator(_relative_path)]
+RelativePath = Annotated[str, _Checked(_relative_path)]
 """Names with ``/`` between them: never absolute, never upwards."""

@@ -13,7 +13,7 @@ class VisibleStream(io.TextIOBase):
     r"""A stream of text that escapes every hidden character but the ends of lines and tabs, e.g. as ``\x1b``.
 
     It has no binary buffer, so that nobody goes around it. Rich, whose own escape sequences are wanted, looks for
-    ``rich_proxied_file`` and escapes what it renders itself, see `splitter.cli.shell.VisibleConsole`.
+    ``rich_proxied_file`` and escapes what it renders itself, see `splitter.cli.console.VisibleConsole`.
     """
 
     def __init__(self, stream: TextIO) -> None:

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import splitter
 from splitter import mil, models, passes
-from splitter.bundle.directory import load_any
+from splitter.bundle.directory import load
 from splitter.diagnosis import examine
 from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
 from splitter.plan import schema as plans
 from splitter.runtime.engines import engine
-from splitter.separation import Options, separate
+from splitter.separation.separator import Options, Separator
 
 from .conftest import snr_db
 from .toys import HYBRID_PLAN, Hybrid, separating
@@ -42,8 +42,8 @@ def test_bag_becomes_one_bundle_a_member(tmp_path, song_path):
     assert [member.path.name for member in bag.members] == ["a", "b"]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["members"] == ["a", "b"]
     assert "b: capturing the graph" in said
-    assert load_any(tmp_path / "out", check_hashes=True).name == "pair"
-    (outcome,) = separate([song_path], bag, tmp_path / "stems", options=Options(shifts=0))
+    assert load(tmp_path / "out", check_hashes=True).name == "pair"
+    (outcome,) = Separator(bag, "default", options=Options(shifts=0)).separate([song_path], tmp_path / "stems")
     assert outcome.error is None
     assert outcome.stems["bass"] == tmp_path / "stems" / "pair" / "song" / "bass.wav"
 

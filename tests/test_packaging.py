@@ -73,8 +73,9 @@ def test_every_public_name_is_there():
 
 def test_separating_imports_neither_the_compiler_nor_its_tools(demo_path, song_path, tmp_path):
     script = (
-        "import sys; from splitter.bundle.directory import load_any; from splitter.separation import Options, separate; "
-        f"separate([{str(song_path)!r}], load_any({str(demo_path)!r}), {str(tmp_path)!r}, options=Options(shifts=0)); "
+        "import sys; import splitter; "
+        f"separator = splitter.Separator({str(demo_path)!r}, 'default', options=splitter.Options(shifts=0)); "
+        f"separator.separate([{str(song_path)!r}], {str(tmp_path)!r}); "
         "print([m for m in ('coremltools', 'jax', 'demucs', 'torch._dynamo', 'sympy') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)

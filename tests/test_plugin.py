@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 import splitter
-from splitter import diagnosis, lowering, models, plugins, profiling, reporting, tuning
-from splitter.bundle.directory import Bundle, file_records, load_any, write_manifest
+from splitter import diagnosis, lowering, models, plugins, profiling, reporting
+from splitter.bundle.directory import Bundle, file_records, load, write_manifest
 from splitter.errors import EngineError, PlanError, UsageError
 from splitter.plan import layouts
 from splitter.plan import schema as plans
@@ -21,7 +21,8 @@ from splitter.profiling import limits, memory
 from splitter.reporting import page
 from splitter.reporting.findings import NotRun
 from splitter.runtime import engines
-from splitter.separation import Separator
+from splitter.separation.separator import Separator
+from splitter.tuning import compression
 from splitter.verification.checks import Status
 from splitter.verification.packages import package_checks
 from splitter.verification.verify import verify_bundle
@@ -107,9 +108,9 @@ def test_family_without_sound_has_all_but_songs(classifier, monkeypatch, tmp_pat
     assert findings.listening == NotRun("the model does not separate sound")
     assert "toy-classifier" in page.render(findings)
     with pytest.raises(UsageError, match="the model 'toy-classifier' does not separate sound"):
-        Separator(load_any(classifier.path))
-    asked, _ = layouts.compare("toy-classifier", plan=None, segments={"features": 2}, random_init=0)
-    assert asked.stages[0].segments == 2
+        Separator(load(classifier.path))
+    compared = layouts.compare("toy-classifier", plan=None, segments={"features": 2}, random_init=0)
+    assert compared.plan.stages[0].segments == 2
     from click.testing import CliRunner
 
     from splitter.cli.shell import command
@@ -228,13 +229,13 @@ def test_plan_compares_its_packages():
         models.presets()["htdemucs"],
         stages=[stage | ({"target": "toy"} if stage["target"] == "coreml" else {}) for stage in stages],
     )
-    asked, found = layouts.compare("demo", plan=plan, segments={"encoder": 2})
-    assert {layout.name: [package.name for package in layout.packages] for layout in found} == {
+    compared = layouts.compare("demo", plan=plan, segments={"encoder": 2})
+    assert {layout.name: [package.name for package in layout.packages] for layout in compared.layouts} == {
         "one package": ["core"],
         "a package a stage": ["encoder", "decoder"],
         "as planned": ["encoder_1", "encoder_2", "decoder"],
     }
-    assert {stage.target for stage in asked.stages} == {"host", "kernels", "toy"}
+    assert {stage.target for stage in compared.plan.stages} == {"host", "kernels", "toy"}
 
 
 def test_the_doctor_reads_packages_of_any_target(tmp_path):
@@ -269,10 +270,8 @@ def noise_path(tmp_path):
 
 def test_its_weights_are_tuned(tmp_path, noise_path):
     plan = lowered_to("toy", compression={"min_elements": 64})
-    bag, choice = tuning.compression.build(
-        duo(), tmp_path / "b", max_sdr_drop_db=0.5, audio=[noise_path], plan=plan, reference=False
-    )
-    bundle = bag.members[0]
+    choice = compression.tune(duo(), max_sdr_drop_db=0.5, on=[noise_path], plan=plan)
+    (bundle,) = splitter.build(duo(), tmp_path / "b", plan=choice.plan, reference=False).members
     assert choice.forms
     assert "pal4" not in choice.forms.values(), "which the target does not offer"
     assert bundle.manifest.plan.compression.exceptions == choice.forms
@@ -281,11 +280,11 @@ def test_its_weights_are_tuned(tmp_path, noise_path):
 
 
 def test_it_separates(half, tmp_path, noise_path):
-    bag = load_any(half.path)
+    bag = load(half.path)
     names = dict.fromkeys(("encoder", "transformer", "decoder"), "toy")
     stems = {}
     for engine, asked in (("toy", names), ("torch", {})):
-        (outcome,) = splitter.separate([noise_path], bag, tmp_path / engine, engines=asked)
+        (outcome,) = splitter.Separator(bag, asked or "default").separate([noise_path], tmp_path / engine)
         assert outcome.error is None
         stems[engine] = [soundfile.read(path)[0] for path in sorted((tmp_path / engine).rglob("*.wav"))]
     assert len(stems["toy"]) == 2

@@ -14,14 +14,15 @@ from demucs.apply import apply_model
 from splitter_weights import checkpoints
 
 import splitter
-from splitter import mil, models, passes, reporting, tuning, verify
-from splitter.bundle.directory import load_any
+from splitter import mil, models, passes, reporting, verify
+from splitter.bundle.directory import load
 from splitter.diagnosis import examine
 from splitter.mil import ops
 from splitter.plan import schema as plans
 from splitter.runtime.engines import engine
-from splitter.separation import Options, Separator, separate
 from splitter.separation.audio import Encoding, statistics
+from splitter.separation.separator import Options, Separator
+from splitter.tuning import compression
 from splitter.verification.checks import Status
 from splitter.verification.port import verify_port
 from splitter.verification.taps import TappedTransformer
@@ -69,7 +70,7 @@ def expected(model):
 
 
 def test_build_and_verify_pass(real_path):
-    (report,) = verify(load_any(real_path))
+    (report,) = verify(load(real_path))
     assert report.passed
     assert report.same_machine
     assert report.partition_max_abs == 0
@@ -288,9 +289,10 @@ def test_packages_for_every_system_equal_the_model(rebuilt, name, target):
 @pytest.mark.parametrize("name", ["falcon69_mix.flac", "slow-motion-dream.mp3"])
 def test_stems_equal_demucs(real_path, expected, tmp_path, engines, name):
     options = Options(shifts=0, overlap=0.25, encoding=Encoding(subtype="FLOAT", clip="none"))
-    (outcome,) = separate([DATA / "audio" / name], load_any(real_path), tmp_path, options=options, engines=engines)
+    separator = Separator(real_path, engines or "default", options=options)
+    (outcome,) = separator.separate([DATA / "audio" / name], tmp_path)
     assert outcome.error is None
-    track = Separator(load_any(real_path), options).track(DATA / "audio" / name)
+    track = separator.track(DATA / "audio" / name)
     for stem, one in zip(outcome.stems, expected(name, track), strict=True):
         result = soundfile.read(outcome.stems[stem], dtype="float32")[0].T
         assert snr_db(one, result) >= (110 if "encoder" in engines else 100), stem
@@ -302,7 +304,7 @@ def test_stems_equal_demucs(real_path, expected, tmp_path, engines, name):
 
 
 def test_statistics_of_a_song_are_plausible(real_path):
-    track = Separator(load_any(real_path), Options()).track(DATA / "audio" / "slow-motion-dream.mp3")
+    track = Separator(real_path).track(DATA / "audio" / "slow-motion-dream.mp3")
     heard = statistics(track)
     assert heard.samples == 479_832
     assert 0.01 < heard.std < 1
@@ -312,10 +314,10 @@ def test_statistics_of_a_song_are_plausible(real_path):
 def small(tmp_path_factory):
     """Each weight as small as a tenth of a decibel allows, on a song whose true stems are known and on another."""
     songs = [DATA / "audio" / name for name in ("falcon69_mix.flac", "slow-motion-dream.mp3")]
+    options = {"precision": "fp16", "golden_audio": songs[0]}
+    choice = compression.tune(CHECKPOINT, max_sdr_drop_db=0.1, on=songs, stems=DATA / "audio", **options)
     out = tmp_path_factory.mktemp("small") / "small.bundle"
-    return tuning.compression.build(
-        CHECKPOINT, out, max_sdr_drop_db=0.1, audio=songs, stems=DATA / "audio", precision="fp16", golden_audio=songs[0]
-    )
+    return splitter.build(CHECKPOINT, out, plan=choice.plan, golden_audio=songs[0]), choice
 
 
 def test_weights_are_two_fifths_for_a_tenth_of_a_decibel(small):

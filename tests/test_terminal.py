@@ -14,8 +14,10 @@ from rich.text import Text
 
 from splitter import cli, terminal
 from splitter.cli import shell
+from splitter.cli.console import stderr
 from splitter.cli.progress import bars
 from splitter.errors import BundleError
+from splitter.separation.separator import Advance
 
 HOSTILE = "a\x1b[2J\x1b]0;owned\x07\x9b2J\r\u202eb\x7f"
 SHOWN = r"a\x1b[2J\x1b]0;owned\x07\x9b2J\r\u202eb\x7f"
@@ -82,8 +84,8 @@ def test_tables_show_them_too_and_keep_their_own_styles(printed):
 
 def test_bars_show_them_and_move_by_themselves(printed):
     def show():
-        with bars(shell.stderr, 1) as shown:
-            shown.job().start(Path(HOSTILE + "\nx"), 1.0)
+        with bars(stderr, 1) as shown:
+            shown(Advance(Path(HOSTILE + "\nx"), 0.0, 1.0))
             shell.print_lines(HOSTILE + "\ny")
 
     text = printed(show)

@@ -13,21 +13,23 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 from safetensors import SafetensorError
-from safetensors.numpy import load
+from safetensors.numpy import load as tensors_in
 
 from .. import output, reading
 from ..boundary import INPUT, OUTPUT, Array, TensorSpec
 from ..errors import BundleError, SplitterError, UsageError
-from ..graph import program as programs
-from ..graph.program import Program, Weights
 from ..plan.schema import readable
 from . import signing
 from .files import BUILD_AGAIN, Files
 from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, AudioRecord, BagManifest, FileRecord, Manifest, SegmentRecord
+
+if TYPE_CHECKING:  # to look at a bundle takes no torch
+    from ..graph.program import Program, Weights
 
 _FORMATS = (BUNDLE_FORMAT, BAG_FORMAT)
 _OLDER = ("splitter.bundle/1", "splitter.bag/1")
@@ -54,11 +56,7 @@ class Bundle:
         """
         content, _ = _read_manifest(Path(path))
         if content.get("format") == BAG_FORMAT:
-            raise BundleError(
-                f"{path} must be a single bundle",
-                received="a bag of several",
-                fix="Open it with splitter.bundle.directory.load_any, or give one of its members.",
-            )
+            raise _several(Path(path))
         return cls._of(Path(path), content, check_hashes=check_hashes)
 
     @classmethod
@@ -113,6 +111,8 @@ class Bundle:
     @cached_property
     def weights(self) -> Weights:
         """Weights of the captured programs."""
+        from ..graph.program import Weights
+
         return Weights(self.path / self.manifest.weights, self.files.read)
 
     def segment(self, name: str) -> SegmentRecord:
@@ -127,6 +127,8 @@ class Bundle:
 
     def program(self, path: str) -> Program:
         """A captured program: ``manifest.whole`` or a segment's ``program``."""
+        from ..graph import program as programs
+
         if path not in self._programs:
             self._programs[path] = programs.load(self.path / path, self.weights, self.files.read)
         return self._programs[path]
@@ -140,7 +142,7 @@ class Bundle:
         path = self.path / self.manifest.golden.path
         content = self.files.read(path)
         try:
-            tensors = load(content)
+            tensors = tensors_in(content)
         except SafetensorError as error:
             raise _damaged(path, str(error)) from error
         if tensors.keys() != self.tensors.keys():
@@ -158,7 +160,14 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Bag:
-    """Several bundles whose stems are averaged with weights."""
+    """What `load` opens and `build` returns: one bundle, or several whose stems are averaged.
+
+    Attributes:
+        path: Its directory.
+        name: Of the model.
+        members: The bundles.
+        weights: ``weights[member][stem]``, of the mean.
+    """
 
     path: Path
     name: str
@@ -182,19 +191,35 @@ class Bag:
         said = [self.name, *(member.manifest.model_dump(mode="json") for member in self.members), self.weights]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: path and manifest of each member."""
+        return {
+            "members": [
+                {"path": str(member.path), "manifest": member.manifest.model_dump(mode="json")}
+                for member in self.members
+            ]
+        }
 
-def load_any(path: Path | str, *, check_hashes: bool = False, trusted_key: Path | None = None) -> Bag:
-    """Open a bundle or a bag of bundles, as a bag.
+
+Source: TypeAlias = Path | str | Bundle | Bag  # what every function takes: a directory, or what was opened already
+
+
+def load(source: Source, *, check_hashes: bool = False, trusted_key: Path | None = None) -> Bag:
+    """Open a bundle, or a bag of several.
 
     Args:
-        path: Its directory.
+        source: Its directory. What was opened already is opened again only for one of the checks below.
         check_hashes: As for `Bundle.load`.
         trusted_key: Public key that must have signed the manifest, see `splitter.bundle.signing`.
 
     Raises:
         BundleError: As `Bundle.load`, or the members do not belong together, or it is not signed by the key.
     """
-    directory = Path(path)
+    if isinstance(source, Bundle | Bag):
+        if not check_hashes and trusted_key is None:
+            return Bag.of(source) if isinstance(source, Bundle) else source
+        source = source.path
+    directory = Path(source)
     content, raw = _read_manifest(directory)
     if trusted_key is not None:
         signing.check(directory, raw, trusted_key)
@@ -221,6 +246,21 @@ def load_any(path: Path | str, *, check_hashes: bool = False, trusted_key: Path 
     if len(manifest.weights) != len(members) or any(len(row) != len(first.stems) for row in manifest.weights):
         raise _damaged(directory / FILENAME, f"its weights are not {len(members)} × {len(first.stems)}")
     return Bag(directory, manifest.name, members, manifest.weights)
+
+
+def single(source: Source) -> Bundle:
+    """The one bundle of a source.
+
+    Raises:
+        BundleError: As `load`, or it is a bag of several.
+    """
+    if isinstance(source, Bundle):
+        return source
+    if isinstance(source, Path | str):
+        return Bundle.load(source)
+    if len(source.members) > 1:
+        raise _several(source.path)
+    return source.members[0]
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -373,6 +413,14 @@ def _parsed_manifest(directory: Path) -> tuple[dict[str, object], bytes]:
     if not isinstance(content, dict):
         raise _damaged(path, f"a JSON {type(content).__name__} instead of an object")
     return content, raw
+
+
+def _several(path: Path) -> BundleError:
+    return BundleError(
+        f"{path} is a bag of several models",
+        expected="a single bundle",
+        fix="Give the directory of one of its members.",
+    )
 
 
 def _damaged(path: Path, what: str) -> BundleError:

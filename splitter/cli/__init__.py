@@ -12,9 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
-from .. import terminal
-from ..errors import SplitterError
-from . import building, checking, measuring, reporting, separating  # noqa: F401 - each adds its verbs to the command
+from .. import errors, terminal
 from .shell import command, print_json, print_lines
 
 _INTERRUPTED = 130  # what shells report for SIGINT
@@ -39,7 +37,7 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("Interrupted", "interrupted; nothing half-written was left behind", wants_json, _INTERRUPTED)
-    except SplitterError as error:
+    except errors.SplitterError as error:
         _fail(type(error).__name__, str(error), wants_json, 1)
     except BrokenPipeError:
         _drop_output()

@@ -1,15 +1,16 @@
-"""Verbs that judge: verify, doctor, goldens, verify-port; and predict, which runs one package."""
+"""Verbs that judge: verify, doctor, goldens, verify-port; sign; and predict, which runs one package."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
-from rich.console import Group
 
-from ..errors import UsageError
+import splitter
+
+from .. import errors
 from .shell import (
+    CHIPS,
     COMPUTE_UNITS,
     command,
     json_option,
@@ -29,21 +30,14 @@ from .shell import (
 @memory_option
 @json_option
 def verify(bundle: Path, compute_units: str, trusted_key: Path | None, as_json: bool) -> None:
-    """Judge a bundle from its saved files; exit 0 if all that ran passed."""
-    from ..bundle.directory import load_any
-    from ..runtime import heap
-    from ..verification.verify import verify as run
+    """Check BUNDLE from its saved files; exit with 0 if all checks that ran passed."""
     from . import tables
 
-    heap.keep_freed()  # before threads start
     with steps() as progress:
-        reports = run(load_any(bundle, trusted_key=trusted_key), compute_units=compute_units, progress=progress)
-    print_result(
-        as_json,
-        lambda: reports[0].to_json() if len(reports) == 1 else {"members": [report.to_json() for report in reports]},
-        lambda: Group(*(tables.report_tables(report) for report in reports)),
-    )
-    if not all(report.passed for report in reports):
+        bag = splitter.load(bundle, trusted_key=trusted_key)
+        verification = splitter.verify(bag, compute_units=compute_units, progress=progress)
+    print_result(as_json, verification.to_dict, lambda: tables.verification_tables(verification))
+    if not verification.passed:
         raise click.exceptions.Exit(1)
 
 
@@ -53,11 +47,11 @@ def verify(bundle: Path, compute_units: str, trusted_key: Path | None, as_json: 
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Outputs by name: .npz or .safetensors."
 )
-@click.option("--function", help="Which function, for packages with several.")
+@click.option("--function", help="Function to run.  [default: the package's]")
 @click.option("--values", type=click.Choice(["stored", "fp32", "fp16"]), default="stored", show_default=True,
-              help="Types that values are rounded to: as the program declares, none, or half throughout.")  # fmt: skip
+              help="Types of values: as the program declares; all fp32; all fp16.")  # fmt: skip
 @click.option("--accumulators", type=click.Choice(["fp32", "staged", "half"]), default="fp32", show_default=True,
-              help="What sums of half-precision terms are held in.")  # fmt: skip
+              help="Type in which sums of fp16 terms are accumulated.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of random operations.")
 @memory_option
 @json_option
@@ -66,28 +60,21 @@ def predict(
     inputs: Path,
     out: Path,
     function: str | None,
-    values: Any,
-    accumulators: Any,
+    values: str,
+    accumulators: str,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Run any .mlpackage on this machine. This models rounding, not Apple's kernels."""
-    from .. import mil, output
-    from ..arrays import SUFFIXES, read, write
-
-    output.check(out, *SUFFIXES)
-    numerics = mil.Numerics(mil.RoundingMode(values), mil.AccumulatorType(accumulators))
-    model = mil.load(package, function_name=function, numerics=numerics, seed=seed)
-    results = model.predict(
-        read(inputs, expected=model.input_shapes), model.make_state() if model.spec.states else None
+    """Run PACKAGE, any .mlpackage, on this machine. This models rounding, not Apple's kernels."""
+    results = splitter.predict(
+        package, inputs, out=out, function=function, values=values, accumulators=accumulators, seed=seed
     )
-    write(out, results)
     shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in results.items()}
     if as_json:
         print_json({"out": str(out), "outputs": shapes})
     else:
-        for name, one in shapes.items():
-            print_lines(f"{name} {one['shape']} {one['dtype']}")
+        for name, kind in shapes.items():
+            print_lines(f"{name} {kind['shape']} {kind['dtype']}")
 
 
 @command.command()
@@ -95,26 +82,18 @@ def predict(
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="File to write: .safetensors or .npz."
 )
-@click.option("--taps", "patterns", multiple=True, help="Only these, by name or pattern, e.g. 'layers_t.2.*'.")
-@click.option(
-    "--tiny/--full", default=False, help="Only inputs, each layer's result and outputs; or every tap.  [default: full]"
-)
+@click.option("--taps", "patterns", multiple=True, help="Only these, by name or pattern, e.g. 'layers_t.2.*'; repeat.")
+@click.option("--tiny/--full", default=False, help="Inputs, each layer's result and outputs; or every tap.  "
+              "[default: full]")  # fmt: skip
 @memory_option
 @json_option
 def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_json: bool) -> None:
-    """Record the taps of BUNDLE's captured, untouched transformer, for a port to be held against."""
-    from .. import output
-    from ..arrays import SUFFIXES, write
-    from ..bundle.directory import Bundle
-    from ..verification import taps
-
-    output.check(out, *SUFFIXES)
-    values, about = taps.goldens(Bundle.load(bundle), patterns, tiny=tiny)
-    write(out, values, about)
+    """Record the taps of BUNDLE's captured, untouched transformer, to check a port with."""
+    taps = splitter.record_taps(bundle, patterns, tiny=tiny, out=out)
     if as_json:
-        print_json({"out": str(out), **about, "taps": {name: list(value.shape) for name, value in values.items()}})
+        print_json({"out": str(out), **taps.to_dict()})
     else:
-        for name, value in values.items():
+        for name, value in taps.values.items():
             print_lines(f"{name} {list(value.shape)} {value.dtype}")
 
 
@@ -124,11 +103,8 @@ def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_j
 @json_option
 def sign(bundle: Path, key: Path, as_json: bool) -> None:
     """Sign BUNDLE after all its files were checked, for `--trusted-key` and for minisign itself."""
-    from ..bundle import signing
-    from ..bundle.directory import load_any
-
-    load_any(bundle, check_hashes=True)
-    written = signing.sign(bundle, key, lambda: str(click.prompt("Password of the key", hide_input=True, err=True)))
+    splitter.load(bundle, check_hashes=True)
+    written = splitter.sign(bundle, key, lambda: str(click.prompt("Password of the key", hide_input=True, err=True)))
     if as_json:
         print_json({"signature": str(written)})
     else:
@@ -137,31 +113,29 @@ def sign(bundle: Path, key: Path, as_json: bool) -> None:
 
 @command.command(name="verify-port")
 @click.argument("dumps", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-b", "--bundle", type=click.Path(path_type=Path), required=True, help="Bundle to hold it against.")
+@click.option("-b", "--bundle", type=click.Path(path_type=Path), required=True, help="Bundle to compare with.")
 @memory_option
 @json_option
 def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
-    """Judge what a port of the transformer dumped, tap by tap; exit 0 if every tap present passes.
+    """Check what a port of the transformer computed, tap by tap; exit with 0 if every tap present passes.
 
     A dump is a .safetensors or .npz file, a folder of .npy files, or a .json index of raw values, named as
     `splitter goldens` names them and made from BUNDLE's golden transformer input. Further DUMPS are repeated runs.
     """
-    from ..bundle.directory import Bundle
-    from ..verification.port import verify_port as run
     from . import tables
 
-    report = run(dumps, Bundle.load(bundle))
-    print_result(as_json, report.to_json, lambda: tables.port_table(report))
+    report = splitter.verify_port(dumps, bundle)
+    print_result(as_json, report.to_dict, lambda: tables.port_table(report))
     if not report.passed:
         raise click.exceptions.Exit(1)
 
 
 @command.command()
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--chip", type=click.Choice(["m1", "m2", "m3", "m4", "m5"]), default="m1", show_default=True,
-              help="Family whose Neural Engine's limits count.")  # fmt: skip
-@click.option("--inputs", type=click.Path(path_type=Path), help="Run the packages on these (.npz or .safetensors, by "
-              "name).  [default: the bundle's golden inputs]")  # fmt: skip
+@click.option("--chip", type=CHIPS, default="m1", show_default=True,
+              help="Chips whose Neural Engine's limits are used.")  # fmt: skip
+@click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to run the packages on: .npz or .safetensors, "
+              "by name.  [default: the bundle's golden inputs]")  # fmt: skip
 @click.option("--static", is_flag=True, help="Look at the programs alone; run nothing.")
 @click.option("--fail-on", type=click.Choice(["error", "warning", "info", "never"]), default="error",
               show_default=True, help="Exit with 1 if something at least as bad is found.")  # fmt: skip
@@ -169,15 +143,12 @@ def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
 @json_option
 def doctor(path: Path, chip: str, inputs: Path | None, static: bool, fail_on: str, as_json: bool) -> None:
     """Examine PATH, a bundle or any .mlpackage: Neural Engine, half precision, what was asked for, compile time."""
-    from ..arrays import read
-    from ..diagnosis import Severity, examine, input_shapes
     from . import tables
 
     if static and inputs is not None:
-        raise UsageError("a package is run on inputs, or not at all", received="--inputs and --static")
-    given = read(inputs, expected=input_shapes(path)) if inputs is not None else None
+        raise errors.UsageError("a package is run on inputs, or not at all", received="--inputs and --static")
     with steps() as progress:
-        report = examine(path, chip=chip, inputs=given, run=not static, progress=progress)
-    print_result(as_json, report.to_json, lambda: tables.doctor_tables(report))
-    if report.fails(None if fail_on == "never" else Severity(fail_on)):
+        report = splitter.doctor(path, chip=chip, inputs=inputs, run=not static, progress=progress)
+    print_result(as_json, report.to_dict, lambda: tables.doctor_tables(report))
+    if report.fails(None if fail_on == "never" else fail_on):
         raise click.exceptions.Exit(1)

@@ -11,49 +11,40 @@ import rich.progress
 from rich.console import Console
 from rich.markup import escape
 
+import splitter
+
 from ..names import visible
-from ..separation import Progress
-
-
-class _Bar(Progress):
-    """The bar of one job: of the file it is at."""
-
-    def __init__(self, bars: rich.progress.Progress) -> None:
-        self._bars = bars
-        self._task: rich.progress.TaskID | None = None
-
-    def start(self, path: Path, seconds: float) -> None:
-        name = escape(visible(path.name))
-        if self._task is None:
-            self._task = self._bars.add_task(name, total=seconds, unit="s")
-        else:
-            self._bars.reset(self._task, description=name, total=seconds)
-
-    def advance(self, seconds: float) -> None:
-        if self._task is not None:
-            self._bars.advance(self._task, seconds)
+from .shell import print_lines
 
 
 class Bars:
-    """One bar for each job and, of several files, one for all of them."""
+    """A bar for each file that is separated, in seconds of sound, and one for all of several; phrases above them."""
 
     def __init__(self, bars: rich.progress.Progress, files: int) -> None:
         self._bars = bars
         self._files = bars.add_task("all files", total=files, unit="files") if files > 1 else None
+        self._tasks: dict[Path, rich.progress.TaskID] = {}
 
-    def job(self) -> Progress:
-        """The bar of a job, in seconds of sound."""
-        return _Bar(self._bars)
+    def __call__(self, step: str | splitter.Advance) -> None:
+        """Show a step."""
+        if isinstance(step, str):
+            print_lines(step, stream=sys.stderr)
+            return
+        if step.path not in self._tasks:
+            self._tasks[step.path] = self._bars.add_task(escape(visible(step.path.name)), total=step.total, unit="s")
+        self._bars.update(self._tasks[step.path], completed=step.done)
 
-    def finish_file(self) -> None:
+    def finish_file(self, path: Path) -> None:
         """One more of the files is done."""
         if self._files is not None:
             self._bars.advance(self._files)
+            if path in self._tasks:
+                self._bars.remove_task(self._tasks.pop(path))
 
 
 @contextmanager
 def bars(console: Console, files: int) -> Iterator[Bars]:
-    """Show bars while the block runs; nothing where there is no terminal."""
+    """Show bars while the block runs; phrases alone where there is no terminal."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),

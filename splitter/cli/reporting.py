@@ -5,16 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.text import Text
 
-from .shell import COMPUTE_UNITS, FiniteRange, command, engine_pairs, json_option, memory_option, print_result, steps
+import splitter
+
+from .. import formatting
+from .shell import (
+    CHIPS,
+    COMPUTE_UNITS,
+    FiniteRange,
+    command,
+    engine_pairs,
+    json_option,
+    memory_option,
+    print_result,
+    steps,
+)
 
 
 @command.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True)
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True,
+              help="File to write.")  # fmt: skip
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
-              help="Run a segment with this engine; others of a segment are profiled beside the first.  "
+              help="Engine of a segment; further ones are profiled beside the first.  "
               "[default: what runs the file that ships]")  # fmt: skip
 @click.option("--audio", type=click.Path(path_type=Path), help="File to listen to.  [default: the golden input]")
 @click.option("--start", type=FiniteRange(min=0), default=0.0, show_default=True, help="Of the excerpt, in seconds.")
@@ -24,9 +37,9 @@ from .shell import COMPUTE_UNITS, FiniteRange, command, engine_pairs, json_optio
               help="Counted runs of the profile; 0 for none.")  # fmt: skip
 @click.option("--warmup", type=click.IntRange(min=1), default=1, show_default=True, help="Runs before them.")
 @click.option("--profile", "profiles", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-              help="What `splitter profile --json` printed, perhaps on a Mac, to show beside.")  # fmt: skip
-@click.option("--chip", type=click.Choice(["m1", "m2", "m3", "m4", "m5"]), default="m1", show_default=True,
-              help="Family whose Neural Engine's limits the doctor counts.")  # fmt: skip
+              help="What `splitter profile --json` printed, to show beside.")  # fmt: skip
+@click.option("--chip", type=CHIPS, default="m1", show_default=True,
+              help="Chips whose Neural Engine's limits the doctor uses.")  # fmt: skip
 @click.option("--compute-units", type=COMPUTE_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
 @click.option("--force", is_flag=True, help="Replace a file that is already there.")
 @memory_option
@@ -46,19 +59,16 @@ def report(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Show BUNDLE on one HTML page that loads nothing: its split, sound, errors by cause, doctor, profile.
+    """Write one HTML page about BUNDLE that loads nothing: its split, sound, errors by cause, doctor, profile.
 
-    Exits with 0 once the page is written, whatever it says; `splitter verify` is the judge.
+    Exits with 0 once the page is written, whatever it says; use `splitter verify` to judge a bundle.
     """
-    from .. import formatting as units
-    from .. import reporting
-    from ..bundle.directory import Bundle
+    from rich.text import Text
 
-    reporting.check_free(out, force=force)
-    opened = Bundle.load(bundle)
     with steps() as progress:
-        findings = reporting.gather(
-            opened,
+        page = splitter.report(
+            bundle,
+            out,
             engines,
             audio=audio,
             start=start,
@@ -68,12 +78,7 @@ def report(
             profiles=profiles,
             chip=chip,
             compute_units=compute_units,
+            force=force,
             progress=progress,
         )
-        progress("drawing the page")
-        size = reporting.write(findings, out, force=force)
-    print_result(
-        as_json,
-        lambda: {"report": str(out), "bytes": size, "verified": findings.verification.passed},
-        lambda: Text(f"{out}, {units.size(size)}"),
-    )
+    print_result(as_json, page.to_dict, lambda: Text(f"{page.path}, {formatting.size(page.bytes)}"))

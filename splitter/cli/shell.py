@@ -2,49 +2,70 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TextIO
+from typing import TYPE_CHECKING, Any, ParamSpec, TextIO
 
 import click
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
-from rich.text import Text
 
-from .. import limits
-from ..errors import UsageError
+import splitter
+
+from .. import errors, limits
 from ..names import visible
-from ..plan import schema as plans
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 P = ParamSpec("P")
 COMPUTE_UNITS = click.Choice(["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"])
-PRECISIONS = click.Choice([precision.value for precision in plans.Precision])
+CHIPS = click.Choice(["m1", "m2", "m3", "m4", "m5"])
+
+# Verbs by what they are for: the module of each, imported when it is used, and its line in the command's help.
+_VERBS = {
+    "Songs": {"separate": ("separating", "Separate songs into stems.")},
+    "Packages": {
+        "build": ("building", "Build the packages of a model, in a bundle."),
+        "tune": ("tuning", "Choose the precision or the forms of the weights by measurement; write a plan."),
+        "plan": ("building", "Compare ways to cut a model into packages; write a plan."),
+        "inspect": ("building", "Show what a bundle holds."),
+        "sign": ("checking", "Sign a bundle."),
+    },
+    "Checks": {
+        "verify": ("checking", "Check a bundle from its saved files."),
+        "doctor": ("checking", "Examine packages for the Neural Engine and half precision."),
+        "goldens": ("checking", "Record reference tensors for a port of the transformer."),
+        "verify-port": ("checking", "Check the tensors that a port computed."),
+        "predict": ("checking", "Run one package on this machine."),
+    },
+    "Measurements": {
+        "profile": ("measuring", "Measure time and memory of a bundle."),
+        "report": ("reporting", "Write one HTML page about a bundle."),
+    },
+}
+_MODULES = {verb: module for verbs in _VERBS.values() for verb, (module, _) in verbs.items()}
 
 
-class VisibleConsole(Console):
-    """A console whose content cannot contain escape sequences: only Rich's own styles and controls are obeyed."""
+class _Verbs(click.Group):
+    """A group whose verbs are imported when they are used, so that help is there at once."""
 
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=visible(segment.text, keep="\n"))
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_MODULES)
 
-    @property
-    def file(self) -> IO[str]:
-        """The stream itself, past the proxy of a live display and `VisibleStream`."""
-        stream = super().file
-        return getattr(stream, "rich_proxied_file", stream)
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _MODULES:
+            importlib.import_module(f".{_MODULES[cmd_name]}", __package__)
+        return super().get_command(ctx, cmd_name)
 
-    @file.setter
-    def file(self, new_file: IO[str]) -> None:
-        self._file = new_file
-
-
-stderr = VisibleConsole(stderr=True, highlight=False, markup=False)  # names may hold brackets
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, verbs in _VERBS.items():
+            with formatter.section(title):
+                formatter.write_dl([(verb, line) for verb, (_, line) in verbs.items()])
 
 
 class _Finite(click.types.FloatParamType):
@@ -60,25 +81,27 @@ class FiniteRange(_Finite, click.FloatRange):
 
 
 FINITE = _Finite()
+DECIBELS = FiniteRange(min=0, min_open=True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="splitter")
 def command() -> None:
-    """Cut HT Demucs, unmodified, into pieces for Core ML; prove the pieces right; run songs through them."""
+    """Cut a model, unmodified, into packages for Core ML; check the packages; run songs through them."""
+    splitter.keep_freed()  # before threads start
     for noisy in ("huggingface_hub", "torch", "jax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def json_option(function: Callable[P, None]) -> Callable[P, None]:
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on standard output.")(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 
 
 def _set_max_memory(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
     try:
         if value is not None:
             limits.set_max_memory(limits.parsed(value))
-    except UsageError as error:
+    except errors.UsageError as error:
         raise click.BadParameter(str(error)) from error
 
 
@@ -89,7 +112,7 @@ def memory_option(function: Callable[P, None]) -> Callable[P, None]:
         metavar="SIZE",
         expose_value=False,
         callback=_set_max_memory,
-        help="Most memory that files may ask for, e.g. 8GB: weights, inputs, results; for each job.  "
+        help="Most memory for weights, inputs and results, e.g. 8GB; for each job.  "
         f"[default: ${limits.VARIABLE}, or half of this machine's, at most 16GiB]",
     )(function)
 
@@ -98,7 +121,7 @@ def trusted_key_option(function: Callable[P, None]) -> Callable[P, None]:
     return click.option(
         "--trusted-key",
         type=click.Path(path_type=Path),
-        help="Public key of minisign: refuse a bundle that `splitter sign` did not sign with its secret key.",
+        help="minisign public key: refuse a bundle that was not signed with its secret key.",
     )(function)
 
 
@@ -118,8 +141,10 @@ def engine_pairs(
 def print_result(as_json: bool, document: Callable[[], object], table: Callable[[], RenderableType]) -> None:
     if as_json:
         print_json(document())
-    else:
-        VisibleConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140).print(table())
+        return
+    from .console import VisibleConsole
+
+    VisibleConsole(highlight=False, markup=False, width=None if sys.stdout.isatty() else 140).print(table())
 
 
 def print_json(document: object) -> None:
@@ -136,10 +161,14 @@ def print_lines(*lines: object, stream: TextIO | None = None) -> None:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
+def steps() -> Iterator[Callable[[object], None]]:
     """A spinner with the current step, or a line per step where there is no terminal."""
+    from rich.text import Text
+
+    from .console import stderr
+
     if not stderr.is_terminal:
         yield lambda step: print_lines(step, stream=sys.stderr)
         return
     with stderr.status("") as status:
-        yield lambda step: status.update(Text(visible(step)))
+        yield lambda step: status.update(Text(visible(str(step))))

@@ -9,20 +9,27 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..bundle.directory import Bundle
-from ..bundle.manifest import AudioRecord
-from ..formatting import cosine, deviation, duration, limit, operations, share, size, snr, time
-from ..verification.checks import Report, Status
-from ..verification.port import PortReport
+import splitter
 
-if TYPE_CHECKING:  # it brings Core ML Tools with it, which other tables do without
+from ..formatting import cosine, deviation, duration, limit, operations, share, size, snr, time
+
+if TYPE_CHECKING:  # each table takes the imports of its own verb alone
+    from ..bundle.directory import Bundle
+    from ..bundle.manifest import AudioRecord
+    from ..compiler import SkippedPlace
     from ..diagnosis import Diagnosis, DoctorReport, Finding
     from ..plan.layouts import Layout
     from ..profiling import Profile
-    from ..tuning import Choice
-    from ..tuning import compression as compression_search
+    from ..tuning import compression, precision
+    from ..verification.checks import Report, Verification
+    from ..verification.port import PortReport
 
-_COLOURS = {Status.PASS: "green", Status.FAIL: "bold red", Status.NOT_RUN: "yellow", Status.NOT_APPLICABLE: "yellow"}
+_COLOURS = {
+    splitter.Status.PASS: "green",
+    splitter.Status.FAIL: "bold red",
+    splitter.Status.NOT_RUN: "yellow",
+    splitter.Status.NOT_APPLICABLE: "yellow",
+}
 
 _SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 _PLACES = 3  # of a rule's findings; the JSON document has all
@@ -72,7 +79,12 @@ def bundle_tables(bundle: Bundle) -> RenderableType:
     return Group(head, segments, tensors)
 
 
-def report_tables(report: Report) -> RenderableType:
+def verification_tables(verification: Verification) -> RenderableType:
+    """The checks of each member."""
+    return Group(*(_report_tables(report) for report in verification))
+
+
+def _report_tables(report: Report) -> RenderableType:
     """Checks of a bundle: a row per boundary tensor, a row per other check, and the verdict."""
     boundaries = Table(title=f"{report.bundle}: captured graph", title_justify="left")
     boundaries.add_column("tensor")
@@ -107,7 +119,7 @@ def report_tables(report: Report) -> RenderableType:
                 _status(one.status),
             )  # fmt: skip
     said = ", ".join(
-        f"{count} {status}" for status in Status if (count := sum(c.status is status for c in report.checks))
+        f"{count} {status}" for status in splitter.Status if (count := sum(c.status is status for c in report.checks))
     )
     machine = "this" if report.same_machine else "another"
     ran = ""
@@ -115,11 +127,21 @@ def report_tables(report: Report) -> RenderableType:
         ran = f"partition max |Δ| {report.partition_max_abs:g}; goldens recorded on {machine} machine; "
     verdict = Text(
         f"{ran}{said}: {'passed' if report.passed else 'FAILED'}",
-        style=_COLOURS[Status.PASS if report.passed else Status.FAIL],
+        style=_COLOURS[splitter.Status.PASS if report.passed else splitter.Status.FAIL],
     )
-    noted = [check for check in report.checks if check.note and check.status is not Status.PASS]
+    noted = [check for check in report.checks if check.note and check.status is not splitter.Status.PASS]
     notes = [Text(f"{check.kind} {check.subject}: {check.status}: {check.note}") for check in noted]
     return Group(*(table for table in (boundaries, others) if table.row_count), *notes, verdict)
+
+
+def skipped_table(skipped: Sequence[SkippedPlace]) -> RenderableType:
+    """A row per place that a graph pass left alone."""
+    table = Table(title="places that graph passes left alone", title_justify="left")
+    for column in ("segment", "pass", "operator", "module", "reason"):
+        table.add_column(column, overflow="fold")
+    for place in skipped:
+        table.add_row(place.segment, place.graph_pass, place.node, place.module, place.reason)
+    return table if skipped else Text("no graph pass left a place alone")
 
 
 def layout_tables(layouts: Sequence[Layout]) -> RenderableType:
@@ -175,19 +197,19 @@ def port_table(report: PortReport) -> RenderableType:
             check.note,
         )
     notes = [
-        Text(f"{name!r} is no tap" + (f"; is it {near}?" if near else ""), style=_COLOURS[Status.FAIL])
+        Text(f"{name!r} is no tap" + (f"; is it {near}?" if near else ""), style=_COLOURS[splitter.Status.FAIL])
         for name, near in report.misnamed.items()
     ]
     if report.missing:
         shown = ", ".join(report.missing[:6]) + (", …" if len(report.missing) > 6 else "")
         notes.append(Text(f"{len(report.missing)} taps are not in the dump: {shown}"))
-    verdict = Text(report.verdict, style=_COLOURS[Status.PASS if report.passed else Status.FAIL])
+    verdict = Text(report.verdict, style=_COLOURS[splitter.Status.PASS if report.passed else splitter.Status.FAIL])
     return Group(table, *notes, verdict)
 
 
-def _status(*statuses: Status) -> Text:
+def _status(*statuses: splitter.Status) -> Text:
     """The worst of them."""
-    order = (Status.FAIL, Status.NOT_RUN, Status.NOT_APPLICABLE, Status.PASS)
+    order = (splitter.Status.FAIL, splitter.Status.NOT_RUN, splitter.Status.NOT_APPLICABLE, splitter.Status.PASS)
     worst = min(statuses, key=order.index)
     return Text(str(worst), style=_COLOURS[worst])
 
@@ -229,7 +251,7 @@ def _findings_table(diagnosis: Diagnosis) -> RenderableType:
     return table
 
 
-def frontier_table(choice: Choice) -> RenderableType:
+def frontier_table(choice: precision.Choice) -> RenderableType:
     """What was measured in choosing a precision, from all in half to all in float32."""
     table = Table(title=f"Precision for {choice.min_snr_db:g} dB", title_justify="left")
     table.add_column("")
@@ -249,7 +271,7 @@ def frontier_table(choice: Choice) -> RenderableType:
     return table
 
 
-def sizes_table(choice: compression_search.Choice) -> RenderableType:
+def sizes_table(choice: compression.Choice) -> RenderableType:
     """What was measured in choosing forms of weights: size against every stem's SNR, SDR and what it loses."""
     table = Table(title=f"Weights for a drop of {choice.max_sdr_drop_db:g} dB", title_justify="left")
     table.add_column("")

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import mil
+from .. import arrays, mil
 from ..boundary import Array
-from ..bundle.directory import Bundle, load_any
+from ..bundle.directory import Bag, Bundle, Source, load
 from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
 from ..mil.graph import Node, graph_of
@@ -95,11 +95,13 @@ class DoctorReport:
         total = sum(placement.flops for placement in placements)
         return sum(placement.flops_on_engine for placement in placements) / total if total else None
 
-    def fails(self, level: Severity | None) -> bool:
+    def fails(self, level: Severity | str | None) -> bool:
         """Whether something at least as bad as a level was found."""
-        return level is not None and any(count and severity.reaches(level) for severity, count in self.counts.items())
+        return level is not None and any(
+            count and severity.reaches(Severity(level)) for severity, count in self.counts.items()
+        )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
             "path": self.path,
@@ -114,19 +116,20 @@ class DoctorReport:
 
 
 def examine(
-    path: Path | str,
+    path: Source,
     *,
     chip: str = "m1",
-    inputs: Mapping[str, Array] | None = None,
+    inputs: Mapping[str, Array] | Path | None = None,
     run: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> DoctorReport:
     """Examine a bundle, a bag of bundles, or any ``.mlpackage``.
 
     Args:
-        path: Of it.
+        path: Of it; or a bundle that was opened already.
         chip: Family whose limits count, a name in `CHIPS`; the M1 has the narrowest.
-        inputs: Arrays by name that the packages are run on; the golden ones of a bundle where None.
+        inputs: Arrays by name that the packages are run on, or a ``.npz`` or ``.safetensors`` file of them; the golden
+            ones of a bundle where None.
         run: False looks at the programs alone.
         progress: Told what is being done.
 
@@ -138,7 +141,9 @@ def examine(
     """
     if chip not in CHIPS:
         raise UsageError("a family of chips has a name", received=chip, fix=f"Names are {', '.join(CHIPS)}.")
-    path = Path(path)
+    path = path.path if isinstance(path, Bundle | Bag) else Path(path)
+    if isinstance(inputs, Path):
+        inputs = arrays.read(inputs, expected=input_shapes(path))
     found: list[Diagnosis] = []
     for package, read, given, asked in _packages(path, inputs, run=run):
         progress(f"examining {package.name}")
@@ -156,7 +161,7 @@ def input_shapes(path: Path) -> dict[str, tuple[int | None, ...]]:
     """
     if _is_package(path):
         return mil.load(path).input_shapes
-    return {name: spec.shape for bundle in load_any(path).members for name, spec in bundle.tensors.items()}
+    return {name: spec.shape for bundle in load(path).members for name, spec in bundle.tensors.items()}
 
 
 def _is_package(path: Path) -> bool:
@@ -171,7 +176,7 @@ def _packages(
     if _is_package(path):
         yield path, Path.read_bytes, inputs if run else None, ()
         return
-    for bundle in load_any(path).members:
+    for bundle in load(path).members:
         segments = [segment for segment in bundle.segments if segment.artifact.path.endswith(".mlpackage")]
         given = (inputs if inputs is not None else bundle.goldens()) if run and segments else None
         for segment in segments:

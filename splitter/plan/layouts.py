@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from .. import compiler
+from .. import compiler, output
 from ..boundary import INPUT, OUTPUT
 from ..diagnosis.compiling import compile_time
 from ..errors import PlanError, UsageError
@@ -57,20 +57,38 @@ class Layout:
     boundary_bytes: int
     internal_bytes: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Ways to cut a model.
+
+    Attributes:
+        plan: As asked, for ``splitter build --plan``.
+        layouts: The last is that of the plan.
+    """
+
+    plan: Plan
+    layouts: tuple[Layout, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: the figures of each layout."""
+        return {"layouts": [layout.to_dict() for layout in self.layouts]}
 
 
 def compare(
     model: str | Path,
     *,
-    plan: Plan | None = None,
+    plan: Plan | Path | None = None,
     segments: Mapping[str, int] | None = None,
     max_operations: int | None = None,
     max_weight_bytes: int | None = None,
     random_init: int | None = None,
+    out: Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
-) -> tuple[Plan, list[Layout]]:
+) -> Layouts:
     """Lay a model out as one package, as one a stage, and as asked.
 
     Args:
@@ -79,15 +97,19 @@ def compare(
         segments: How many a stage becomes.
         max_operations: A stage not in ``segments`` becomes as few segments as have no more than this each.
         max_weight_bytes: The same for weights.
-
-    Returns:
-        The plan as asked, for ``splitter build --plan``, and the layouts.
+        random_init: Seed of random weights for a named configuration.
+        out: File to write the plan to.
+        progress: Called with a phrase as each step begins.
 
     Raises:
         PlanError: Budgets that no number of segments keeps; the message says what the best has.
     """
+    if out is not None:
+        output.check(out)
     progress(f"capturing {model}")
-    captured, start = compiler.captured(model, plan=plan, random_init=random_init)
+    captured, start = compiler.captured(
+        model, plan=plans.load(plan) if isinstance(plan, Path) else plan, random_init=random_init
+    )
     asked = plans.with_segments(start, segments or {})
     progress("cutting")
     if max_operations is not None or max_weight_bytes is not None:
@@ -99,7 +121,9 @@ def compare(
     layouts = {"a package a stage": start, "as planned": asked}
     with suppress(PlanError):  # a plan of which nothing between first and last stage makes packages
         layouts = {"one package": plans.single_package(start), **layouts}
-    return asked, [_layout(name, partition(captured, plan), plan) for name, plan in layouts.items()]
+    if out is not None:
+        plans.save(asked, out)
+    return Layouts(asked, tuple(_layout(name, partition(captured, way), way) for name, way in layouts.items()))
 
 
 def _fewest(segment: Segment, plan: Plan, max_operations: int | None, max_weight_bytes: int | None) -> int:

@@ -38,6 +38,8 @@ class DeploymentTarget(StrEnum):
 
 
 class Precision(StrEnum):
+    """Arithmetic, or type of elements."""
+
     FP32 = "fp32"
     FP16 = "fp16"
 

@@ -7,30 +7,43 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
 
 from ..boundary import Array, TensorSpec
-from ..bundle.directory import Bundle
+from ..bundle.directory import Bundle, Source, single
 from ..bundle.goldens import machine
 from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
 from ..runtime.engines import Engine, default_engine, loaded
 from ..runtime.orchestrator import Hook, Orchestrator
 from . import limits, memory, work
-from .records import BoundaryProfile, EngineProfile, Latency, Limits, Profile, RunProfile, SegmentProfile
+from .records import (
+    BoundaryProfile,
+    EngineProfile,
+    Latency,
+    Limits,
+    Profile,
+    RunProfile,
+    SegmentProfile,
+    check_same_model,
+    merged,
+    read,
+)
 from .timeline import Timeline
 
 Progress: TypeAlias = Callable[[str], None]
 
 
 def profile(
-    bundle: Bundle,
+    bundle: Source,
     engines: Sequence[tuple[str, str]] = (),
     *,
     runs: int = 5,
     warmup: int = 1,
     compute_units: str = "ALL",
+    merge: Sequence[Path | str] = (),
     progress: Progress = lambda step: None,
 ) -> Profile:
     """Run a bundle on its golden input, and say where time and memory go.
@@ -46,6 +59,7 @@ def profile(
         runs: Counted turns.
         warmup: Turns before them, which are recorded apart.
         compute_units: For Core ML, see `Orchestrator`.
+        merge: Files that ``splitter profile --json`` printed elsewhere, to show beside.
         progress: Told of each step.
 
     Raises:
@@ -54,6 +68,11 @@ def profile(
     """
     if runs < 1 or warmup < 1:
         raise UsageError("there is at least one run to count and one before it", received=f"{runs} and {warmup}")
+    bundle = single(bundle)
+    model = bundle.manifest.model
+    others = [read(Path(path)) for path in merge]
+    for other in others:  # before minutes are spent on what they cannot lie beside
+        check_same_model(other, model.name, model.checkpoint_sha256, model.samples)
     chosen = _chosen(bundle, engines)
     progress("loading")
     bench = _Bench(bundle, chosen, compute_units)
@@ -68,8 +87,7 @@ def profile(
     for segment in bundle.segments:
         progress(f"looking into {segment.name}")
         segments.append(_segment(bench, segment, chosen[segment.name], warmup, most))
-    model = bundle.manifest.model
-    return Profile(
+    measured = Profile(
         bundle=str(bundle.path),
         model=model.name,
         checkpoint_sha256=model.checkpoint_sha256,
@@ -83,6 +101,7 @@ def profile(
         segments=tuple(segments),
         boundaries=tuple(_boundary(bench, spec, warmup, most) for spec in bundle.manifest.tensors),
     )
+    return merged(measured, others)
 
 
 def _chosen(bundle: Bundle, engines: Sequence[tuple[str, str]]) -> dict[str, list[str]]:

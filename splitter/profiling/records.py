@@ -219,6 +219,10 @@ class Profile(Document):
     boundaries: tuple[BoundaryProfile, ...]
     others: tuple[Profile, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values, as docs/profile.schema.json describes them."""
+        return self.model_dump(mode="json")
+
 
 def read(path: Path) -> Profile:
     """Read what ``splitter profile --json`` printed.

@@ -17,13 +17,14 @@ from markupsafe import Markup
 
 from .. import formatting as units
 from .. import output
+from ..bundle.directory import Source, single
 from ..diagnosis import Diagnosis, Finding
 from ..errors import UsageError
 from ..lowering import Target, target
 from ..profiling import Profile
 from ..verification.checks import Check, Status, least_to_spare
 from . import charts, diagram
-from .findings import Findings, NotRun
+from .findings import Findings, NotRun, Progress, gather
 from .listening import Listening, Sound
 
 _MOST_PLACES = 12  # of a rule's findings; the doctor's JSON document has all
@@ -35,6 +36,54 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page that was written.
+
+    Attributes:
+        path: The file.
+        bytes: Its size.
+        verified: All that the bundle was asked passed.
+    """
+
+    path: Path
+    bytes: int
+    verified: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"report": str(self.path), "bytes": self.bytes, "verified": self.verified}
+
+
+def report(
+    bundle: Source,
+    out: Path | str = "report.html",
+    engines: Sequence[tuple[str, str]] = (),
+    *,
+    force: bool = False,
+    progress: Progress = lambda step: None,
+    **options: Any,
+) -> Page:
+    """Show a bundle on one HTML page that loads nothing: its split, sound, errors by cause, doctor, profile.
+
+    Args:
+        bundle: Its directory, or what was opened already.
+        out: File to write.
+        engines: As for `gather`.
+        force: Replace a file that is already there.
+        progress: Told of each step.
+        options: Others of `gather`.
+
+    Raises:
+        SplitterError: Of the kind that names what went wrong. Nothing is left behind.
+    """
+    out = Path(out)
+    check_free(out, force=force)
+    findings = gather(single(bundle), engines, progress=progress, **options)
+    progress("drawing the page")
+    return Page(out, write(findings, out, force=force), findings.verification.passed)
 
 
 def write(findings: Findings, out: Path, *, force: bool = False) -> int:

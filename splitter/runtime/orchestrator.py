@@ -7,7 +7,7 @@ from threading import Lock
 
 from .. import boundary
 from ..boundary import OUTPUT, Array, TensorSpec
-from ..bundle.directory import Bundle
+from ..bundle.directory import Source, single
 from ..bundle.manifest import SegmentRecord
 from ..errors import BoundaryError
 from ..parity import compare
@@ -43,7 +43,7 @@ class Orchestrator:
 
     def __init__(
         self,
-        bundle: Bundle,
+        bundle: Source,
         engines: Mapping[str, str] | None = None,
         *,
         compute_units: str = "ALL",
@@ -53,7 +53,7 @@ class Orchestrator:
         """Load every segment.
 
         Args:
-            bundle: The bundle to run.
+            bundle: What to run: a directory, or what `splitter.build` or `splitter.load` gave, of one model.
             engines: Engine name by segment name; `default_engine` for the segments left out.
             compute_units: For Core ML: ``ALL``, ``CPU_ONLY``, ``CPU_AND_GPU`` or ``CPU_AND_NE``.
             hooks: Called before and after each segment, in this order.
@@ -64,7 +64,7 @@ class Orchestrator:
             UsageError: ``engines`` names a segment the bundle does not have.
             EngineError: An engine cannot run its segment here. Nothing else is tried in its place.
         """
-        self.bundle = bundle
+        self.bundle = bundle = single(bundle)
         self.hooks = tuple(hooks)
         self._golden_snr_db = golden_snr_db
         self._goldens = bundle.goldens() if golden_snr_db is not None else {}

@@ -88,6 +88,58 @@ class Track:
         return np.ascontiguousarray(frames[:, : self.channels])
 
 
+@dataclass(frozen=True)
+class Sound:
+    """A track in memory.
+
+    Attributes:
+        samples: ``(channels, n)``, finite, at the model's rate and with its channels.
+    """
+
+    samples: Block
+    path: Path = Path("waveform")  # what messages call it
+
+    @property
+    def channels(self) -> int:
+        return len(self.samples)
+
+    def blocks(self) -> Iterator[Block]:
+        """As those of a track that is decoded."""
+        for start in range(0, self.samples.shape[1], _BLOCK):
+            yield self.samples[:, start : start + _BLOCK]
+
+
+def sound(waveform: NDArray[np.floating], samplerate: int, *, model_rate: int, channels: int) -> Sound:
+    """What a model hears of a waveform.
+
+    Args:
+        waveform: ``(channels, samples)``, full scale ±1; one channel, which is copied, or as many as the model has.
+        samplerate: Of it, in Hz.
+        model_rate: Of the model.
+        channels: Of the model.
+
+    Raises:
+        AudioError: It has another shape or type, a sample that is not finite, none at all, or no such rate.
+    """
+    waveform = np.asarray(waveform)
+    _check_rate(samplerate, "the waveform")
+    if waveform.ndim != 2 or len(waveform) not in (1, channels) or waveform.dtype.kind != "f":
+        raise AudioError(
+            "the waveform cannot be separated",
+            expected=f"floating-point samples of shape ({' or '.join(map(str, sorted({1, channels})))}, samples)",
+            received=f"{waveform.dtype} of shape {waveform.shape}",
+        )
+    if not np.isfinite(waveform).all():
+        raise AudioError("the waveform holds NaN or infinity", expected="finite samples")
+    samples = np.broadcast_to(waveform, (channels, waveform.shape[1])).astype(np.float32)
+    return Sound(samples if samplerate == model_rate else resampled(samples, samplerate, model_rate))
+
+
+def resampled(samples: Block, from_rate: int, to_rate: int) -> Block:
+    """Samples at another rate, by soxr."""
+    return np.ascontiguousarray(soxr.resample(samples.T, from_rate, to_rate).T, np.float32)
+
+
 def _check_rate(samplerate: int, whose: str) -> None:
     if samplerate not in _RATES:
         raise AudioError(
@@ -203,7 +255,7 @@ def normalised(mixture: Block) -> Block:
     return Statistics.of(mixture).normalised(mixture)
 
 
-def statistics(track: Track) -> Statistics:
+def statistics(track: Track | Sound) -> Statistics:
     """Decode a track once, in double precision.
 
     Raises:
@@ -228,7 +280,7 @@ def statistics(track: Track) -> Statistics:
 class Window:
     """Random access to a track for readers that move forward: zeros outside, and a bounded memory."""
 
-    def __init__(self, track: Track, history: int) -> None:
+    def __init__(self, track: Track | Sound, history: int) -> None:
         """Open a track.
 
         Args:

@@ -18,19 +18,21 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from .. import output
 from ..bundle.directory import Bag, Bundle, file_record
 from ..bundle.manifest import FileRecord
 from ..errors import AudioError, BundleError, InternalError, SplitterError, UsageError, WorkerError
 from . import receipts
-from .separator import Options, Progress, Separator
+from .selection import Engines
+from .separator import Advance, Options, Progress, Separator, silent
 from .workers import Worker, share
 
 ATTEMPTS = 4  # of a file whose worker is killed
 _STAGING = "separating"
 _PROGRESS = struct.Struct("<dd")  # seconds done, seconds in all
+_PROGRESS_FILE = "progress"
 
 Work: TypeAlias = Callable[[Path, Path, Path, Progress], SplitterError | None]  # track, out, staging directory
 
@@ -51,54 +53,61 @@ class Outcome:
     error: SplitterError | None = None
     attempts: int = 1
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "path": str(self.path),
+            "stems": {name: str(path) for name, path in self.stems.items()},
+            "error": None if self.error is None else str(self.error),
+            "attempts": self.attempts,
+        }
+
 
 def separate(
+    separator: Separator,
     files: Sequence[str | Path],
-    bag: Bag,
     out: str | Path,
     *,
-    options: Options = Options(),
-    engines: Mapping[str, str] | None = None,
-    otherwise: Mapping[str, str] | None = None,
     jobs: int = 1,
     force: bool = False,
-    progress: Callable[[], Progress] = Progress,
+    progress: Progress = silent,
     done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
     """Separate files; one that fails does not stop the others.
 
     A file is left alone if its stems are there and were made of the same sound with the same bundle, options and
-    engines. With several jobs a worker that is killed is replaced, and its file tried again, `ATTEMPTS` times in all.
+    engines asked for. With several jobs a worker that is killed is replaced, and its file tried again, `ATTEMPTS` times
+    in all.
 
     Args:
+        separator: How.
         files: Audio files in any format soundfile reads.
-        bag: What to run, from `splitter.bundle.directory.load_any`.
         out: Stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
-        options: Everything else about the stems.
-        engines: Engine by segment, where one is asked for.
-        otherwise: For the other segments, see `Separator`. Stems are not made again because these are others now.
         jobs: Files at a time. One is separated in this process; more in worker processes that share out the cores.
         force: Make the stems again that are there already.
-        progress: Called once for each job; shown the advance of its files, one after another.
+        progress: Told how far each file has come; with several jobs by a thread for each.
         done: Called with each file's outcome, as they come.
 
     Returns:
         The outcomes in the order of ``files``, each file once.
 
     Raises:
-        UsageError: An option cannot be obeyed, there are more jobs than cores, or two files would write the same
-            stems.
+        UsageError: There are more jobs than cores, or two files would write the same stems.
         EngineError: An engine cannot run its segment here.
     """
-    separator = Separator(bag, options, engines, otherwise)
     paths, out = list(dict.fromkeys(Path(file) for file in files)), Path(out)
     share(jobs)
     _check_outputs(separator, paths, out)
+    engines = separator.engines(jobs)
     if force:
         _forget(separator, paths, out)
     outcomes: dict[Path, Outcome] = {}
-    way = _in_workers if jobs > 1 else _in_turn
-    with closing(way(separator, paths, out, jobs, progress)) as coming:
+    coming = (
+        _in_workers(separator, engines, paths, out, jobs, progress)
+        if jobs > 1
+        else _in_turn(separator, paths, out, progress)
+    )
+    with closing(coming):
         for outcome in coming:
             outcomes[outcome.path] = outcome
             done(outcome)
@@ -106,7 +115,7 @@ def separate(
 
 
 def separate_file(
-    separator: Separator, path: Path, out: Path, progress: Progress = Progress(), work: Work | None = None
+    separator: Separator, path: Path, out: Path, progress: Progress = silent, work: Work | None = None
 ) -> Outcome:
     """Separate one file, unless that has been done.
 
@@ -334,33 +343,32 @@ def _unwritable(home: Path, error: OSError) -> AudioError:
 
 
 def _in_turn(
-    separator: Separator, paths: Sequence[Path], out: Path, jobs: int, progress: Callable[[], Progress]
+    separator: Separator, paths: Sequence[Path], out: Path, progress: Progress
 ) -> Generator[Outcome, None, None]:
-    shown = progress()
     for path in paths:
-        yield separate_file(separator, path, out, shown)
+        yield separate_file(separator, path, out, progress)
 
 
 def _in_workers(
-    separator: Separator, paths: Sequence[Path], out: Path, jobs: int, progress: Callable[[], Progress]
+    separator: Separator, engines: Engines, paths: Sequence[Path], out: Path, jobs: int, progress: Progress
 ) -> Generator[Outcome, None, None]:
     """One thread for each worker; it waits for the worker, and hashes what is there already."""
-    model = _Model.of(separator)
+    model = _Model.of(separator, engines)
     workers = [Worker(threads=share(jobs)) for _ in range(jobs)]
-    idle: SimpleQueue[tuple[Worker, Progress]] = SimpleQueue()
+    idle: SimpleQueue[Worker] = SimpleQueue()
     for worker in workers:
-        idle.put((worker, progress()))
+        idle.put(worker)
 
-    def one(path: Path) -> Outcome:
-        worker, shown = idle.get()
+    def separated(path: Path) -> Outcome:
+        worker = idle.get()
         try:
-            return separate_file(separator, path, out, shown, partial(_by_worker, worker, model))
+            return separate_file(separator, path, out, progress, partial(_by_worker, worker, model))
         finally:
-            idle.put((worker, shown))
+            idle.put(worker)
 
     with ThreadPoolExecutor(jobs, initializer=_leave_interrupts) as threads:
         try:
-            for task in as_completed([threads.submit(one, path) for path in paths]):
+            for task in as_completed([threads.submit(separated, path) for path in paths]):
                 yield task.result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
@@ -383,15 +391,22 @@ class _Model:
     fingerprint: str
     weights: tuple[tuple[float, ...], ...]
     options: Options
-    engines: tuple[tuple[str, str], ...]
-    otherwise: tuple[tuple[str, str], ...]
+    requested_engines: tuple[tuple[str, str], ...]
+    automatic_engines: tuple[tuple[str, str], ...]
 
     @classmethod
-    def of(cls, separator: Separator) -> _Model:
+    def of(cls, separator: Separator, engines: Engines) -> _Model:
         bag = separator.bag
-        members = tuple(member.path for member in bag.members)
-        engines, otherwise = tuple(separator.engines.items()), tuple(separator.otherwise.items())
-        return cls(bag.path, bag.name, members, bag.fingerprint, bag.weights, separator.options, engines, otherwise)
+        return cls(
+            bag.path,
+            bag.name,
+            tuple(member.path for member in bag.members),
+            bag.fingerprint,
+            bag.weights,
+            separator.options,
+            tuple(engines.requested.items()),
+            tuple(engines.automatic.items()),
+        )
 
 
 @cache
@@ -399,54 +414,32 @@ def _loaded(model: _Model) -> Separator:
     bag = Bag(model.path, model.name, tuple(Bundle.load(member) for member in model.members), model.weights)
     if bag.fingerprint != model.fingerprint:
         raise BundleError(f"{model.path} was changed while it was used", fix="Start again.")
-    return Separator(bag, model.options, dict(model.engines), dict(model.otherwise))
+    engines = Engines(dict(model.requested_engines), dict(model.automatic_engines))
+    return Separator(bag, engines, options=model.options)
 
 
 def _by_worker(
     worker: Worker, model: _Model, path: Path, out: Path, staging: Path, progress: Progress
 ) -> SplitterError | None:
-    shown = _Shown(path, staging, progress)
-    error = worker.call(_in_worker, model, path, out, staging, meanwhile=shown.look)
-    shown.look()
+    look = partial(_look, path, staging / _PROGRESS_FILE, progress)
+    error = worker.call(_in_worker, model, path, out, staging, meanwhile=look)
+    look()
     return error
 
 
 def _in_worker(model: _Model, path: Path, out: Path, staging: Path) -> SplitterError | None:
-    return deliver(_loaded(model), path, out, staging, _Told(staging))
+    """Progress is left in the staging directory, where nothing blocks when either side is killed."""
+
+    def tell(step: str | Advance) -> None:
+        if isinstance(step, Advance):
+            (staging / _PROGRESS_FILE).write_bytes(_PROGRESS.pack(step.done, step.total))
+
+    return deliver(_loaded(model), path, out, staging, tell)
 
 
-class _Told(Progress):
-    """Progress left in the staging directory, where nothing blocks when either side is killed."""
-
-    def __init__(self, staging: Path) -> None:
-        self._file = staging / "progress"
-        self._done = self._total = 0.0
-
-    def start(self, path: Path, seconds: float) -> None:
-        self._total = seconds
-        self.advance(0.0)
-
-    def advance(self, seconds: float) -> None:
-        self._done += seconds
-        self._file.write_bytes(_PROGRESS.pack(self._done, self._total))
-
-
-class _Shown:
-    """The other end of it."""
-
-    def __init__(self, path: Path, staging: Path, progress: Progress) -> None:
-        self._path, self._file, self._progress = path, staging / "progress", progress
-        self._seen = 0.0
-        self._started = False
-
-    def look(self) -> None:
-        """Pass on what is new."""
-        try:
-            done, total = _PROGRESS.unpack(self._file.read_bytes())
-        except (FileNotFoundError, struct.error):  # not begun; being written
-            return
-        if not self._started:
-            self._progress.start(self._path, total)
-            self._started = True
-        self._progress.advance(done - self._seen)
-        self._seen = done
+def _look(path: Path, file: Path, progress: Progress) -> None:
+    """Pass on how far a worker has come."""
+    try:
+        progress(Advance(path, *_PROGRESS.unpack(file.read_bytes())))
+    except (FileNotFoundError, struct.error):  # not begun; being written
+        return

@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .. import output
-from ..bundle.directory import load_any
 from .batch import Outcome, separate_file
 from .separator import Options, Separator
 from .workers import limits
@@ -36,7 +35,7 @@ class SeparateTracks:
         bundle: str,
         out: str,
         options: Options = Options(),
-        engines: Mapping[str, str] | None = None,
+        engines: Mapping[str, str] | Literal["auto", "default"] | None = "auto",
         threads: int | None = None,
     ) -> None:
         """Load the bundle.
@@ -45,7 +44,7 @@ class SeparateTracks:
             bundle: Directory of a bundle or a bag that every worker sees.
             out: As is this one: stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
             options: Everything else about the stems.
-            engines: Engine name by segment name.
+            engines: As for `Separator`.
             threads: That torch and XLA compute with, as many as ``num_cpus``; what they take by themselves where None.
 
         Raises:
@@ -54,7 +53,7 @@ class SeparateTracks:
         if threads is not None:
             torch.set_num_threads(threads)
             os.environ |= limits(threads)
-        self._separator = Separator(load_any(bundle), options, engines)
+        self._separator = Separator(Path(bundle), engines, options=options)
         self._separator.load()
         self._out = Path(out)
 

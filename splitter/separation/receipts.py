@@ -56,7 +56,7 @@ def made(separator: Separator, source: FileRecord, home: Path, stems: Mapping[Pa
         source=source,
         bundle=separator.bag.fingerprint,
         options=asdict(separator.options),
-        engines=separator.engines,
+        engines=separator.requested_engines,
         stems={_below(home, target): file_record(waiting) for target, waiting in stems.items()},
     )
 
@@ -83,7 +83,7 @@ def complete(separator: Separator, path: Path, home: Path, outputs: Mapping[str,
         return (
             receipt.bundle == separator.bag.fingerprint
             and receipt.options == asdict(separator.options)
-            and receipt.engines == separator.engines
+            and receipt.engines == separator.requested_engines
             and receipt.stems.keys() == names.keys()
             and _is(path, receipt.source)
             and all(_is(names[name], record) for name, record in receipt.stems.items())

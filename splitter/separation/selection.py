@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .. import cache, output, reading
@@ -70,8 +72,27 @@ class Choice(BaseModel):
     trials: tuple[Trial, ...]
 
 
+@dataclass(frozen=True)
+class Engines:
+    """The engine of each segment.
+
+    Attributes:
+        requested: By segment, where one was asked for.
+        automatic: For other segments; the default engine for those in neither.
+    """
+
+    requested: Mapping[str, str]
+    automatic: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def by_segment(self) -> dict[str, str]:
+        return {**self.automatic, **self.requested}
+
+
 def fastest(
-    members: Sequence[Bundle], asked: Mapping[str, str] | None = None, say: Callable[[str], None] = lambda message: None
+    members: Sequence[Bundle],
+    requested: Mapping[str, str] | None = None,
+    progress: Callable[[str], None] = lambda phrase: None,
 ) -> Choice:
     """Which engine should run each segment of bundles on this machine, with the threads that PyTorch has now.
 
@@ -80,53 +101,72 @@ def fastest(
     Args:
         members: What to run: one bundle, or those of a bag, which have the same segments. Time is measured on the
             first, and the decibels of all together on each.
-        asked: Engines by segment that are not in question.
-        say: Told that measuring begins, which takes some runs of every segment.
+        requested: Engines by segment that are not in question.
+        progress: Told that measuring begins, which takes some runs of every segment.
 
     Raises:
-        UsageError: ``asked`` names a segment that the bundle does not have.
+        UsageError: ``requested`` names a segment that the bundle does not have.
         EngineError: An engine that was asked for cannot run its segment here.
     """
-    bundle = members[0]
-    given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
+    bundle, given = members[0], dict(requested or {})
     for name, engine in given.items():
         engines.require_engine(engine, bundle.segment(name))
     key = f"{_fingerprint(members, given)}.json"
-    with suppress(OSError, ValidationError):
-        return Choice.model_validate_json(reading.content(cache.directory("engines") / key))
+    if (choice := _kept(key)) is not None:
+        return choice
     rivals = {s.name: [given[s.name]] if s.name in given else _rivals(s) for s in bundle.segments}
     if all(len(names) == 1 for names in rivals.values()):
         return Choice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
-    say("measuring the engines once for this bundle on this machine")
-    choice = _measured(members, rivals)
-    for one in choice.trials:
-        if one.failure:
-            say(f"{one.engine} is out of the question for {one.segment}: {one.failure}")
-    with suppress(OSError, UsageError), output.whole(cache.directory("engines") / key) as waiting:
-        waiting.write_text(choice.model_dump_json(indent=1))
-    return choice
+    with _measuring_alone():
+        if (choice := _kept(key)) is not None:
+            return choice
+        progress("measuring the engines once for this bundle on this machine")
+        choice = _measured(members, rivals)
+        for trial in choice.trials:
+            if trial.failure:
+                progress(f"{trial.engine} is out of the question for {trial.segment}: {trial.failure}")
+        # A cache that cannot be written is measured again.
+        with suppress(OSError, UsageError), output.whole(cache.directory("engines") / key) as waiting:
+            waiting.write_text(choice.model_dump_json(indent=1))
+        return choice
 
 
-def fast(members: Sequence[Bundle], asked: Mapping[str, str] | None = None) -> Choice:
-    """All between the host's stages in bfloat16, and what that costs on the golden input.
+def _kept(key: str) -> Choice | None:
+    """An answer in the cache."""
+    with suppress(OSError, ValidationError):
+        return Choice.model_validate_json(reading.content(cache.directory("engines") / key))
+    return None
+
+
+@contextmanager
+def _measuring_alone() -> Iterator[None]:
+    """One process of a user at a time: workers that start together would slow each other down."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # without a cache nobody can be waited for
+            stack.enter_context(FileLock(cache.directory("engines") / "lock"))
+        yield
+
+
+def low_precision(members: Sequence[Bundle], requested: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The engine of every segment where all between the host's stages is in bfloat16.
 
     Args:
         members: What to run, as for `fastest`.
-        asked: Engines by segment that are not in question.
+        requested: Engines by segment that are not in question.
 
     Raises:
-        UsageError: ``asked`` names a segment that the bundle does not have.
+        UsageError: ``requested`` names a segment that the bundle does not have.
         EngineError: This machine cannot, or would be no faster for it. Nothing else is tried in its place.
     """
     bundle = members[0]
-    given = {bundle.segment(name).name: engine for name, engine in (asked or {}).items()}
+    given = {bundle.segment(name).name: engine for name, engine in (requested or {}).items()}
     chosen = {}
     for segment in bundle.segments:
         on_host = capabilities(segment.artifact.target).on_host
         usual = default_engine(segment) if on_host else _fast_engine(segment)
         chosen[segment.name] = given.get(segment.name, usual)
         engines.require_engine(chosen[segment.name], segment)
-    return Choice(engines=chosen, snr_db=_end_to_end(members, chosen), trials=())
+    return chosen
 
 
 def _fast_engine(segment: SegmentRecord) -> str:
@@ -164,10 +204,10 @@ def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> Cho
     for segment, default in [*chosen.items()]:
         ran = {one.engine: one.seconds for one in trials if one.segment == segment and one.seconds is not None}
         chosen[segment] = _best(ran, default)
-    snr = _end_to_end(members, chosen)
+    snr = end_to_end(members, chosen)
     if snr is not None and snr < MIN_SNR_DB:  # each near enough, not all together
         chosen = {segment: names[0] for segment, names in rivals.items()}
-        snr = _end_to_end(members, chosen)
+        snr = end_to_end(members, chosen)
     return Choice(engines=chosen, snr_db=snr, trials=tuple(trials))
 
 
@@ -227,8 +267,8 @@ def _cost(run: Callable[[], object]) -> float:
     return max(wall, processor / torch.get_num_threads())
 
 
-def _end_to_end(members: Sequence[Bundle], chosen: Mapping[str, str]) -> float | None:
-    """The least of all members."""
+def end_to_end(members: Sequence[Bundle], chosen: Mapping[str, str]) -> float | None:
+    """SNR of the outputs to the recorded ones with these engines, the least of all members; None where equal."""
     found = []
     for bundle in members:
         golden = bundle.goldens()

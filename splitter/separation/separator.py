@@ -1,32 +1,39 @@
-"""One song through a bundle: a file in, stems out, in bounded memory. Many of them are `batch`'s."""
+"""One song through a bundle: a file or an array in, stems out. Of a file in bounded memory; many are `batch`'s."""
 
 from __future__ import annotations
 
 import random
 import string
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import count, cycle
+from functools import cached_property, partial
+from itertools import cycle
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
-import psutil
 import torch
+from numpy.typing import NDArray
 
-from ..bundle.directory import Bag
+from ..bundle.directory import Bag, Bundle, load
 from ..errors import UsageError
 from ..names import path_fault, readable
+from ..runtime.heap import Trimming
 from ..runtime.orchestrator import Orchestrator
-from .audio import Block, Encoding, Statistics, StemWriter, Track, Window, finish, statistics
+from . import audio, selection
+from .audio import Block, Encoding, Sound, Statistics, StemWriter, Track, Window, finish, statistics
+from .named import named
 from .overlap_add import Geometry, Model, Pass, Stems
+from .selection import Engines
+from .workers import share
+
+if TYPE_CHECKING:
+    from .batch import Outcome
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]
 DEFAULT_FILENAME = "{track}/{stem}.{ext}"
 _FIELDS = frozenset({"track", "trackext", "stem", "ext"})
-_RUNS_BETWEEN_TRIMS = 16  # a heap that keeps what is freed breaks into pieces, and grows; clearing it slows a run
 
 
 @dataclass(frozen=True)
@@ -54,53 +61,78 @@ class Options:
     seed: int = 0
 
 
-class Progress:
-    """What a caller may want to see of one file. Does nothing by itself."""
+@dataclass(frozen=True)
+class Advance:
+    """How far the separation of a track has come.
 
-    def start(self, path: Path, seconds: float) -> None:
-        """A file of this length begins; ``seconds`` counts every pass."""
+    Attributes:
+        path: The track.
+        done: Seconds of sound, of all passes over it.
+        total: Seconds in all passes.
+    """
 
-    def advance(self, seconds: float) -> None:
-        """So much of it is done."""
+    path: Path
+    done: float
+    total: float
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.done:.0f} of {self.total:.0f} s"
+
+
+Progress: TypeAlias = Callable[[str | Advance], None]
+
+
+def silent(step: str | Advance) -> None:
+    """Progress that nobody follows."""
 
 
 class Separator:
-    """A bag of bundles, loaded once, for any number of files.
+    """A model, loaded once, for any number of songs.
 
     Attributes:
-        engines: As they were asked for, by segment.
-        otherwise: Those of the other segments.
+        bag: What is run.
+        options: How.
+        stems: Names of the model's stems.
+        samplerate: The model's, in Hz.
+        channels: The model's.
+        requested_engines: By segment, where one was asked for.
     """
 
     def __init__(
         self,
-        bag: Bag,
+        model: str | Path | Bag | Bundle,
+        engines: Mapping[str, str] | Engines | Literal["auto", "default"] | None = "auto",
+        *,
+        fast: bool = False,
         options: Options = Options(),
-        engines: Mapping[str, str] | None = None,
-        otherwise: Mapping[str, str] | None = None,
+        progress: Progress = silent,
     ) -> None:
-        """Check what is asked for.
+        """Check what is asked for. The model is loaded, and its engines are measured, when they are first needed.
 
         Args:
-            bag: The bundles.
+            model: Directory of a bundle; what `splitter.load` or `splitter.build` gave; or the name of a model, whose
+                bundle is built once and kept in the user's cache.
+            engines: Engines by segment. ``"auto"``, and the segments left out, are run by the fastest engine that is
+                near enough, see `selection.fastest`: measured once for a bundle on a machine. ``"default"`` or None
+                measures nothing.
+            fast: In bfloat16, on a processor that computes in it, what ``engines`` does not name.
             options: How to separate.
-            engines: Engine by segment, where one is asked for.
-            otherwise: For the other segments, e.g. as `selection.fastest` finds; the default engine where none.
+            progress: Told what is being done, and what runs what.
 
         Raises:
-            UsageError: An option is out of range or names a stem the model does not have.
+            BundleError: There is no such bundle.
+            UsageError: An option is out of range, or names a stem or a segment that the model does not have.
+            EngineError: An engine that was asked for cannot run its segment here.
         """
-        self.bag, self.options = bag, options
-        self.engines, self.otherwise = dict(engines or {}), dict(otherwise or {})
-        self._runs = count(1)
-        sound = bag.members[0].audio
+        self.bag, self.options, self._progress = _opened(model, progress), options, progress
+        sound = self.bag.members[0].audio
         self.stems, self.samplerate, self.channels = sound.stems, sound.samplerate, sound.channels
         if options.two_stems is not None and options.two_stems not in self.stems:
             raise UsageError(
-                f"the stem is one of {bag.name}'s", received=options.two_stems, fix=f"It has {', '.join(self.stems)}."
+                f"{self.bag.name} has no stem {options.two_stems!r}", fix=f"It has {', '.join(self.stems)}."
             )
         if options.shifts < 0:
-            raise UsageError("shifts count from 0", received=options.shifts)
+            raise UsageError("--shifts must be 0 or more", received=options.shifts)
         _check_filename(options.filename)
         self._geometries = [
             Geometry.of(
@@ -109,76 +141,206 @@ class Separator:
                 overlap=options.overlap,
                 segment=options.segment,
             )
-            for member in bag.members
+            for member in self.bag.members
         ]
+        requested = engines if isinstance(engines, Mapping) else {}
+        self._engines: dict[int, Engines] = {}  # by number of jobs
+        self._fixed: Engines | None = None
+        if isinstance(engines, Engines):
+            self._fixed = engines
+        elif fast:
+            self._fixed = Engines(selection.low_precision(self.bag.members, requested))
+        elif engines in ("default", None):
+            self._fixed = Engines({})
+        elif isinstance(engines, str) and engines != "auto":
+            raise UsageError(
+                f"unknown choice of engines {engines!r}", expected='"auto", "default", or engines by segment'
+            )
+        self._fast = fast
+        self._trimming = Trimming()
+        self.requested_engines = dict(self._fixed.requested if self._fixed else requested)
 
-    def load(self) -> None:
-        """Load every member now, not with the first track.
+    def __call__(self, waveform: NDArray[np.floating], samplerate: int) -> dict[str, Block]:
+        """Separate sound in memory.
+
+        Args:
+            waveform: ``(channels, samples)`` in floating point, full scale ±1; one channel, or as many as the model
+                has.
+            samplerate: Of it, in Hz; resampled for the model and back where it is another.
+
+        Returns:
+            A float32 array of the same shape for each stem.
 
         Raises:
-            UsageError: An engine is named for a segment that there is not.
+            AudioError: It is no such sound.
+        """
+        track = audio.sound(waveform, samplerate, model_rate=self.samplerate, channels=self.channels)
+        blocks = list(self.selected(track, statistics(track), self._progress))
+        stems = {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
+        return {name: _as_given(stem, np.shape(waveform), self.samplerate, samplerate) for name, stem in stems.items()}
+
+    def separate(
+        self,
+        files: Sequence[str | Path],
+        out: str | Path,
+        *,
+        jobs: int = 1,
+        force: bool = False,
+        progress: Progress | None = None,
+        done: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> list[Outcome]:
+        """Separate files; one that fails does not stop the others. See `batch.separate`."""
+        from .batch import separate
+
+        return separate(self, files, out, jobs=jobs, force=force, progress=progress or self._progress, done=done)
+
+    def engines(self, jobs: int = 1) -> Engines:
+        """What runs what, measured if it must be.
+
+        Args:
+            jobs: So many files at a time share the cores.
+
+        Raises:
+            UsageError: There is no core for each job, or an engine is asked for of a segment that there is not.
             EngineError: An engine cannot run its segment here.
+        """
+        if jobs not in self._engines:
+            with _share_of_threads(jobs):
+                self._engines[jobs] = self._fixed or self._measured()
+            if self._fast:
+                snr = selection.end_to_end(self.bag.members, self.requested_engines)
+                if snr is not None:
+                    self._progress(f"fast: {snr:.1f} dB from float32 on the bundle's golden input")
+        return self._engines[jobs]
+
+    def _measured(self) -> Engines:
+        choice = selection.fastest(self.bag.members, self.requested_engines, self._progress)
+        pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())
+        self._progress(f"engines: {pairs}")
+        return Engines(self.requested_engines, choice.engines)
+
+    def load(self) -> None:
+        """Load every member now, not with the first song.
+
+        Raises:
+            UsageError, EngineError: As `engines`.
         """
         _ = self._orchestrators
 
     @cached_property
     def _orchestrators(self) -> list[Orchestrator]:
-        return [Orchestrator(member, {**self.otherwise, **self.engines}) for member in self.bag.members]
+        engines = self.engines().by_segment
+        return [Orchestrator(member, engines) for member in self.bag.members]
 
     def track(self, path: Path) -> Track:
         return Track(path, self.samplerate, self.channels)
 
-    def stream(self, track: Track, heard: Statistics, progress: Progress = Progress()) -> Generator[Stems]:
+    def stream(
+        self, track: Track | Sound, track_statistics: Statistics, progress: Progress = silent
+    ) -> Generator[Stems]:
         """Separate a track from start to end.
 
         Args:
-            track: What to separate.
-            heard: `audio.statistics` of it.
-            progress: Advanced with every run of a model.
+            track: What to separate; decoded once.
+            track_statistics: `audio.statistics` of it.
+            progress: Told of every run of a model.
 
         Yields:
             All stems in the model's order, ``(stems, channels, n)`` at a time, at the track's loudness.
         """
+        return self._separated(track.path, self._window(track), track_statistics, progress)
+
+    def selected(
+        self, track: Track | Sound, track_statistics: Statistics, progress: Progress = silent
+    ) -> Iterator[dict[str, Block]]:
+        """The same, as the stems that the options ask for, by name."""
+        two, method = self.options.two_stems, self.options.other_method
+        window = self._window(track)
+        position = 0
+        for block in self._separated(track.path, window, track_statistics, progress):
+            stems: dict[str, Block] = dict(zip(self.stems, block, strict=True))
+            if two is not None:
+                rest = [stem for name, stem in stems.items() if name != two]
+                stems = {two: stems[two]}
+                if method == "add":
+                    stems[f"no_{two}"] = np.sum(rest, axis=0, dtype=np.float32)
+                elif method == "minus":
+                    stems[f"minus_{two}"] = window.read(position, position + block.shape[-1]) - stems[two]
+            position += block.shape[-1]
+            yield stems
+
+    def _window(self, track: Track | Sound) -> Window:
+        """What all passes read from. One may be a stride and a chunk ahead of another, and that read back half a chunk
+        where the song ends."""
+        return Window(track, history=3 * max(geometry.chunk for geometry in self._geometries))
+
+    def _separated(
+        self, path: Path, window: Window, track_statistics: Statistics, progress: Progress
+    ) -> Generator[Stems]:
         totals = np.asarray(self.bag.weights, np.float32).sum(axis=0)[:, None, None]
         step, shifts = self._geometries[0].stride, max(1, self.options.shifts)
-        passes = cycle(self._passes(track, heard, progress))
-        for start in range(0, heard.samples, step):
-            samples = min(step, heard.samples - start)
+        passes = cycle(self._passes(path, window, track_statistics, progress))
+        for start in range(0, track_statistics.samples, step):
+            samples = min(step, track_statistics.samples - start)
             mixed = np.zeros((len(self.stems), self.channels, samples), np.float32)
             for weights in self.bag.weights:
                 shifted = next(passes).read(samples)
                 for _ in range(1, shifts):
                     shifted = shifted + next(passes).read(samples)
                 mixed += shifted / np.float32(shifts) * np.asarray(weights, np.float32)[:, None, None]
-            yield heard.restored(mixed / totals)
+            yield track_statistics.restored(mixed / totals)
 
-    def _passes(self, track: Track, heard: Statistics, progress: Progress) -> list[Pass]:
+    def _passes(self, path: Path, window: Window, track_statistics: Statistics, progress: Progress) -> list[Pass]:
         """The passes over the track of the first member, of the second, and so on."""
+        orchestrators = self._orchestrators
         shifts = random.Random(self.options.seed)
         plan: list[list[int] | list[None]] = [
             [shifts.randint(0, geometry.max_shift) for _ in range(self.options.shifts)] or [None]
             for geometry in self._geometries
         ]
-        seconds = sum(
-            geometry.runs(heard.samples, offset) * geometry.stride / self.samplerate
+        total = sum(
+            geometry.runs(track_statistics.samples, offset) * geometry.stride / self.samplerate
             for geometry, offsets in zip(self._geometries, plan, strict=True)
             for offset in offsets
         )
-        progress.start(track.path, seconds)
+        done = 0.0
+
+        def advance(seconds: float) -> None:
+            nonlocal done
+            done += seconds
+            progress(Advance(path, done, total))
+
+        advance(0.0)
         return [
             Pass(
-                _model(orchestrator, self._runs),
-                Window(track, history=geometry.chunk + geometry.max_shift),
-                heard,
+                self._model(orchestrator),
+                window,
+                track_statistics,
                 geometry,
                 stems=len(self.stems),
                 channels=self.channels,
                 offset=offset,
-                advanced=lambda step=geometry.stride: progress.advance(step / self.samplerate),  # type: ignore[misc]
+                advanced=partial(advance, geometry.stride / self.samplerate),
             )
-            for orchestrator, geometry, offsets in zip(self._orchestrators, self._geometries, plan, strict=True)
+            for orchestrator, geometry, offsets in zip(orchestrators, self._geometries, plan, strict=True)
             for offset in offsets
         ]
+
+    def _model(self, orchestrator: Orchestrator) -> Model:
+        """The model on one segment of sound.
+
+        It runs in the caller's thread. In one beside it, with files read and written meanwhile, songs took a tenth
+        longer: OpenMP keeps a team of threads for every thread that has computed, and where teams outnumber the
+        processors, their threads sleep between operators.
+        """
+        (given,), (returned,) = orchestrator.bundle.inputs, orchestrator.bundle.outputs
+
+        def run(mix: Block) -> Stems:
+            stems: Stems = orchestrator.run({given: mix[None]})[returned][0]
+            self._trimming.after_run()
+            return stems
+
+        return run
 
     def home(self, out: Path) -> Path:
         """The directory of the model."""
@@ -216,54 +378,52 @@ class Separator:
             )
         return place
 
-    def write(self, track: Track, files: Mapping[str, Path], progress: Progress = Progress()) -> None:
+    def write(self, track: Track, files: Mapping[str, Path], progress: Progress = silent) -> None:
         """Separate a track into a file for each stem of `outputs`, by its name.
 
         Raises:
             AudioError: It cannot be read.
             OSError, RuntimeError: A file cannot be written; the latter from soundfile.
         """
-        heard = statistics(track)
-        two, method = self.options.two_stems, self.options.other_method
-        mixture = Window(track, history=0)
-        position = 0
+        track_statistics = statistics(track)
         with ExitStack() as stack:
             writers = {
                 name: stack.enter_context(
-                    StemWriter(file, self.options.encoding, self.samplerate, self.channels, heard.samples)
+                    StemWriter(file, self.options.encoding, self.samplerate, self.channels, track_statistics.samples)
                 )
                 for name, file in files.items()
             }
-            for block in self.stream(track, heard, progress):
-                stems = dict(zip(self.stems, block, strict=True))
-                if two is not None:
-                    if method == "add":
-                        rest = [stem for name, stem in stems.items() if name != two]
-                        stems[f"no_{two}"] = np.sum(rest, axis=0, dtype=np.float32)
-                    elif method == "minus":
-                        stems[f"minus_{two}"] = mixture.read(position, position + block.shape[-1]) - stems[two]
-                position += block.shape[-1]
+            for stems in self.selected(track, track_statistics, progress):
                 for name, writer in writers.items():
                     writer.write(stems[name])
             finish(writers.values(), torch.get_num_threads())
 
 
-def _model(orchestrator: Orchestrator, runs: Iterator[int]) -> Model:
-    """The model on one segment of sound; ``runs`` counts those of all that share the heap.
+def _opened(model: str | Path | Bag | Bundle, progress: Progress) -> Bag:
+    """A directory before a name: what is there is meant."""
+    is_name = isinstance(model, str) and Path(model).name == model and not Path(model).exists()
+    return named(str(model), progress) if is_name else load(model)
 
-    It runs in the caller's thread. In one beside it, with files read and written meanwhile, songs took a tenth longer:
-    OpenMP keeps a team of threads for every thread that has computed, and where teams outnumber the processors, their
-    threads sleep between operators.
-    """
-    (given,), (returned,) = orchestrator.bundle.inputs, orchestrator.bundle.outputs
 
-    def run(mix: Block) -> Stems:
-        stems = orchestrator.run({given: mix[None]})[returned][0]
-        if next(runs) % _RUNS_BETWEEN_TRIMS == 0:
-            psutil.heap_trim()
-        return stems
+@contextmanager
+def _share_of_threads(jobs: int) -> Iterator[None]:
+    """What a job has, to measure on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads if jobs == 1 else share(jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
-    return run
+
+def _as_given(stem: Block, shape: tuple[int, ...], model_rate: int, samplerate: int) -> Block:
+    """A stem at the rate, with the channels and of the length of what was given."""
+    if shape[0] < len(stem):
+        stem = stem.mean(axis=0, keepdims=True)
+    if samplerate != model_rate:
+        stem = audio.resampled(stem, model_rate, samplerate)[:, : shape[1]]
+        stem = np.pad(stem, [(0, 0), (0, shape[1] - stem.shape[1])])
+    return stem
 
 
 def _check_filename(template: str) -> None:

@@ -19,13 +19,15 @@ import numpy as np
 
 from .. import compiler, lowering, output
 from ..boundary import Array
-from ..bundle.directory import Bag, Bundle, load_any, staged
+from ..bundle.directory import Bundle
 from ..bundle.manifest import SegmentRecord
 from ..errors import PlanError, UsageError
 from ..lowering.weights import Weight
+from ..plan import schema as plans
 from ..plan.schema import COMPRESSIONS, Plan, WeightForm
 from ..runtime.engines import loaded, shipped_engine
-from .stems import Listening, Stem, to_json, true_stems
+from .plot import check_results, draw_sizes
+from .stems import Listening, Stem, to_dicts, true_stems
 from .trial import Trial, captured_engines, excerpts
 from .weights import Decoder, Exchange, planned, weights_of
 
@@ -61,8 +63,8 @@ class Point:
         """Of the worst stem."""
         return max(one.drop_db for one in self.stems)
 
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "bytes": self.bytes, "share": self.share, "stems": to_json(self.stems)}
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "bytes": self.bytes, "share": self.share, "stems": to_dicts(self.stems)}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Choice:
         frontier: From the smallest to the least compressed.
         uniform: One form for all weights, for comparison.
         forms: Of each weight that is compressed, by its name in the model.
+        plan: What ``splitter build --plan`` obeys.
     """
 
     max_sdr_drop_db: float
@@ -82,73 +85,75 @@ class Choice:
     frontier: tuple[Point, ...]
     uniform: tuple[Point, ...]
     forms: Mapping[str, WeightForm]
+    plan: Plan
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "max_sdr_drop_db": self.max_sdr_drop_db,
-            "chosen": self.chosen.to_json(),
-            "frontier": [one.to_json() for one in self.frontier],
-            "uniform": [one.to_json() for one in self.uniform],
+            "chosen": self.chosen.to_dict(),
+            "frontier": [one.to_dict() for one in self.frontier],
+            "uniform": [one.to_dict() for one in self.uniform],
             "forms": dict(self.forms),
         }
 
 
-def build(
+def tune(
     model: str | Path,
-    out: str | Path,
     *,
     max_sdr_drop_db: float,
-    audio: Sequence[Path],
+    on: Sequence[Path],
     stems: Path | None = None,
-    plan: Plan | None = None,
-    force: bool = False,
+    plan: Plan | Path | None = None,
+    out: Path | None = None,
+    plot: Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
     **options: Any,
-) -> tuple[Bag, Choice]:
-    """Build a bundle whose weights are as small as a drop of SDR allows.
+) -> Choice:
+    """Plan weights as small as a drop of SDR allows, measured on packages that are built.
 
     Args:
         model: As for `compiler.build`, but no bag of several.
-        out: Directory to create.
         max_sdr_drop_db: No stem of any excerpt may lose more, with the files as they are saved.
-        audio: Songs to measure on. Damage is ranked on the beginning of the first; the drop is held on all.
+        on: Songs to measure on. Damage is ranked on the beginning of the first; the drop is held on all.
         stems: Directory with the true stems of the first, see `stems.true_stems`. Where they are not known, the drop is
             that of a model of `stems.ASSUMED_SDR_DB`.
         plan: The plan to start from, whose forms of weights are ignored; the model's preset by default.
-        force: Replace a bundle that is already there.
+        out: File to write the plan to.
+        plot: Picture of sizes to draw, see `plot.draw_sizes`.
         progress: Called with a phrase as each step begins.
         options: Others of `compiler.build`.
 
     Returns:
-        The bundle, whose plan holds the choice, and what was measured.
+        The plan, and what was measured.
 
     Raises:
-        UsageError: The model is a bag, has no weights to compress, or ``max_sdr_drop_db`` is not positive.
-        PlanError: No form of any weight holds the drop; the message says what was reached. Nothing is left behind.
+        UsageError: The model is a bag, has no weights to compress, ``max_sdr_drop_db`` is not positive, or a file
+            cannot be written.
+        PlanError: No form of any weight holds the drop; the message says what was reached.
     """
     if not max_sdr_drop_db > 0:
-        raise UsageError("an SDR drop to allow is more than 0 dB", received=f"{max_sdr_drop_db:g} dB")
-    with staged(Path(out), force=force) as directory, output.scratch("tuning") as work:
-        base = compiler.build(
-            model, work / "base", plan=plan, compress="none", progress=progress, **options | {"reference": False}
-        )
+        raise UsageError("the SDR drop to allow must be more than 0 dB", received=f"{max_sdr_drop_db:g} dB")
+    check_results(out, plot)
+    options |= {"reference": False, "progress": progress}
+    with output.scratch("tuning") as work:
+        base = compiler.build(model, work / "base", plan=plan, compress="none", **options)
         if len(base.members) != 1:
             raise UsageError(
                 "compression is chosen for a single model",
                 received=f"a bag of {len(base.members)}",
-                fix="Build each of its members by itself.",
+                fix="Tune each of its members by itself.",
             )
         bundle = base.members[0]
-        trial = Trial(bundle, excerpts(audio, bundle, each=1))
+        trial = Trial(bundle, excerpts(on, bundle, each=1))
         search = Search(trial, _listening(trial, stems), progress)
         limit = max_sdr_drop_db
         for _ in range(_ATTEMPTS):
             forms = search.smallest(limit)
             progress(f"building with {search.share(forms):.1%} of the weights' size in fp16")
             obeyed = planned(bundle.manifest.plan, forms)
-            built = compiler.build(
-                model, directory, plan=obeyed, force=True, progress=progress, **_rest(options)
-            ).members[0]
+            (built,) = compiler.build(
+                model, work / "small", plan=obeyed, force=True, **_beside_the_plan(options)
+            ).members
             progress("running what was built")
             chosen = search.built(built)
             if chosen.drop_db <= max_sdr_drop_db:
@@ -158,21 +163,25 @@ def build(
             raise _unreachable(max_sdr_drop_db, f"{chosen.drop_db:.3f} dB at {chosen.share:.1%} of the size in fp16")
         frontier, uniform = search.frontier(), search.uniform()
     named = {weight.source: form for weight, form in forms.items() if form != "none"}
-    return load_any(out), Choice(max_sdr_drop_db, chosen, frontier, uniform, named)
+    choice = Choice(max_sdr_drop_db, chosen, frontier, uniform, named, built.manifest.plan)
+    if out is not None:
+        plans.save(choice.plan, out)
+    if plot is not None:
+        draw_sizes(choice, plot)
+    return choice
 
 
-def _rest(options: Mapping[str, Any]) -> dict[str, Any]:
+def _beside_the_plan(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that the plan does not hold."""
-    return {
-        key: value for key, value in options.items() if key in ("segment", "random_init", "golden_audio", "reference")
-    }
+    beside = ("segment", "random_init", "golden_audio", "reference", "progress")
+    return {name: value for name, value in options.items() if name in beside}
 
 
 def _unreachable(limit: float, reached: str) -> PlanError:
     return PlanError(
-        f"no stem may lose more than {limit:g} dB of SDR",
-        received=f"at best {reached}",
-        fix="Allow more, or build without --compress.",
+        f"the smallest SDR drop found is {reached}",
+        expected=f"{limit:g} dB at most",
+        fix="Allow more, or build without compression.",
     )
 
 

@@ -5,15 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from .. import output
-from . import compression
-from .precision import Choice, Point
+
+if TYPE_CHECKING:  # what is drawn
+    from . import compression
+    from .precision import Choice, Point
 
 PICTURES = (".svg", ".png", ".pdf")
+
+
+def check_results(plan: Path | None, plot: Path | None) -> None:
+    """Before all that takes minutes. Raises `UsageError` for a file that cannot be written."""
+    if plan is not None:
+        output.check(plan)
+    if plot is not None:
+        output.check(plot, *PICTURES)
 
 
 def draw(choice: Choice, path: Path) -> None:

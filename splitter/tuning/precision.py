@@ -26,7 +26,7 @@ from torch import nn
 
 from .. import compiler, output
 from .. import passes as graph_passes
-from ..bundle.directory import Bag, Bundle, load_any, staged
+from ..bundle.directory import Bag, Bundle
 from ..diagnosis.placement import placed
 from ..errors import PlanError, UsageError
 from ..mil import ops
@@ -35,6 +35,7 @@ from ..mil.mixing import can_be_half, in_half
 from ..mil.ops.traits import Fp32Rule
 from ..plan import schema as plans
 from ..plan.schema import Plan, Precision
+from .plot import check_results, draw
 from .sensitivity import measure
 from .trial import Trial, excerpts
 
@@ -71,7 +72,7 @@ class Point:
     def worst_db(self) -> float:
         return min(self.snr_db)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -85,6 +86,7 @@ class Choice:
         chosen: The choice, measured on the packages that were built.
         frontier: From everything in half precision to everything in float32.
         rules: What is commonly kept by hand, for comparison.
+        plan: What ``splitter build --plan`` obeys.
     """
 
     min_snr_db: float
@@ -92,60 +94,56 @@ class Choice:
     chosen: Point
     frontier: tuple[Point, ...]
     rules: tuple[Point, ...]
+    plan: Plan
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; the plan is a file of its own."""
+        return {name: value for name, value in asdict(self).items() if name != "plan"}
 
 
-def build(
+def tune(
     model: str | Path | nn.Module,
-    out: str | Path,
     *,
     min_snr_db: float,
-    audio: Sequence[Path],
-    plan: Plan | None = None,
-    force: bool = False,
+    on: Sequence[Path],
+    plan: Plan | Path | None = None,
+    out: Path | None = None,
+    plot: Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
     **options: Any,
-) -> tuple[Bag, Choice]:
-    """Build a bundle in half precision but for as few operations as reach an SNR.
+) -> Choice:
+    """Plan packages in half precision but for as few operations as reach an SNR, measured on packages that are built.
 
     Args:
         model: As for `compiler.build`, but no bag of several.
-        out: Directory to create.
         min_snr_db: To reach at the model's outputs, against the captured model, on every excerpt, with the packages
             as they are saved.
-        audio: Songs to measure on.
+        on: Songs to measure on.
         plan: The plan to start from, whose precision is ignored; the model's preset by default.
-        force: Replace a bundle that is already there.
+        out: File to write the plan to.
+        plot: Picture of the frontier to draw, see `plot.draw`.
         progress: Called with a phrase as each step begins.
         options: Others of `compiler.build`.
 
     Returns:
-        The bundle, whose plan holds the choice, and what was measured.
+        The plan, and what was measured.
 
     Raises:
-        UsageError: The model is a bag, or has no Core ML package.
-        PlanError: The SNR is out of reach; the message says what was reached. Nothing is left behind.
+        UsageError: The model is a bag, or has no Core ML package, or a file cannot be written.
+        PlanError: The SNR is out of reach; the message says what was reached.
     """
+    check_results(out, plot)
+    plan = plans.load(plan) if isinstance(plan, Path) else plan
     if options.get("passes") is None:
         preset = options.pop("optimise_for", None)
         given = graph_passes.preset(preset) if preset else plan.passes if plan else None
         options["passes"] = Precision.FP16.passes if given is None else given
     asked = options.pop("boundary_dtype", None) or (plan.boundary_dtype if plan else None)
-    with staged(Path(out), force=force) as directory, output.scratch("tuning") as work:
-        wide = _single(
-            compiler.build(
-                model,
-                work / "fp32",
-                plan=plan,
-                precision="fp32",
-                boundary_dtype="fp32",
-                progress=progress,
-                **options | {"reference": False},
-            )
-        )
-        search = Search(Trial(wide, excerpts(audio, wide)), progress)
+    options |= {"reference": False, "progress": progress}
+    with output.scratch("tuning") as work:
+        fp32 = compiler.build(model, work / "fp32", plan=plan, precision="fp32", boundary_dtype="fp32", **options)
+        wide = _single(fp32)
+        search = Search(Trial(wide, excerpts(on, wide)), progress)
         frontier, rules = search.frontier(), search.rules()
         if frontier[-1].worst_db < min_snr_db:
             raise _unreachable(min_snr_db, frontier[-1])
@@ -156,9 +154,9 @@ def build(
             chosen = plans.changed(
                 wide.manifest.plan, precision="fp16", fp32_operations=_by_segment(kept), boundary_dtype=asked
             )
-            bag = compiler.build(model, directory, plan=chosen, force=True, progress=progress, **options)
+            mixed = _single(compiler.build(model, work / "mixed", plan=chosen, force=True, **options))
             simulated = search.point("chosen", kept)
-            reached = replace(simulated, snr_db=search.trial.snr_db_of(_single(bag)))
+            reached = replace(simulated, snr_db=search.trial.snr_db_of(mixed))
             if reached.worst_db >= min_snr_db:
                 break
             # Half-precision boundaries add noise of their own, whatever is kept.
@@ -168,8 +166,13 @@ def build(
             wanted = -10 * math.log10(left)
         else:
             raise _unreachable(min_snr_db, reached)
-    found = Choice(min_snr_db, tuple(one.name for one in search.trial.excerpts), reached, frontier, rules)
-    return load_any(out), found
+    names = tuple(excerpt.name for excerpt in search.trial.excerpts)
+    choice = Choice(min_snr_db, names, reached, frontier, rules, mixed.manifest.plan)
+    if out is not None:
+        plans.save(choice.plan, out)
+    if plot is not None:
+        draw(choice, plot)
+    return choice
 
 
 class Search:
@@ -359,7 +362,8 @@ def _single(bag: Bag) -> Bundle:
 
 def _unreachable(snr_db: float, best: Point) -> PlanError:
     return PlanError(
-        f"packages can reach {snr_db:g} dB",
-        received=f"{best.worst_db:.1f} dB at best, with {best.fp32_operations} of {best.operations} operations in fp32",
+        f"the best SNR found is {best.worst_db:.1f} dB, with {best.fp32_operations} of {best.operations} operations in "
+        "fp32",
+        expected=f"{snr_db:g} dB",
         fix="Ask for less, or for fp32.",
     )

@@ -154,7 +154,7 @@ def _db(ratio: float) -> float:
     return 10 * math.log10(ratio) if ratio > 0 else -math.inf
 
 
-def to_json(stems: Sequence[Stem]) -> list[dict[str, Any]]:
+def to_dicts(stems: Sequence[Stem]) -> list[dict[str, Any]]:
     """As JSON values; what JSON does not know is null."""
     return [
         {

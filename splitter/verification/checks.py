@@ -12,6 +12,8 @@ from ..parity import Parity, compare
 
 
 class Status(StrEnum):
+    """The answer to a check."""
+
     PASS = "pass"
     FAIL = "fail"
     NOT_RUN = "not run"
@@ -106,7 +108,7 @@ class Report:
         statuses = {check.status for check in self.checks}
         return Status.PASS in statuses and Status.FAIL not in statuses
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON values. An infinite SNR (equal tensors) is null beside ``"exact": true``."""
         return {
             "bundle": self.bundle,
@@ -116,6 +118,21 @@ class Report:
             "overflows": [asdict(overflow) for overflow in self.overflows],
             "checks": [json_check(check) for check in self.checks],
         }
+
+
+class Verification(tuple[Report, ...]):
+    """A report for each member."""
+
+    __slots__ = ()
+
+    @property
+    def passed(self) -> bool:
+        """All of them did."""
+        return all(report.passed for report in self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: the report of a single bundle, or those of a bag's ``members``."""
+        return self[0].to_dict() if len(self) == 1 else {"members": [report.to_dict() for report in self]}
 
 
 def compared(

@@ -6,15 +6,20 @@ import fnmatch
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import torch
 from splitter_kernels.taps import LOGIT_ROWS, Tap, taps
 from splitter_weights import transformer as weights
 from torch import Tensor, fx
 
+from .. import output
+from ..arrays import SUFFIXES, write
 from ..boundary import Array
-from ..bundle.directory import Bundle
+from ..bundle.directory import Bundle, Source, single
 from ..bundle.manifest import SegmentRecord
 from ..errors import BundleError, UsageError
 from ..graph.program import Program
@@ -142,22 +147,39 @@ class TappedTransformer:
         return part.run(dict(zip(inputs, given.values(), strict=True)))["value"].numpy()
 
 
-def goldens(
-    bundle: Bundle, patterns: Sequence[str] = (), *, tiny: bool = False
-) -> tuple[dict[str, Array], dict[str, str]]:
-    """Record taps of the captured, untouched transformer on the bundle's golden input.
+@dataclass(frozen=True)
+class Taps:
+    """Recorded taps.
+
+    Attributes:
+        values: By name, in the order of the model's computing.
+        about: What a file of them says of itself.
+    """
+
+    values: dict[str, Array]
+    about: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values: what they are of, and their shapes."""
+        return {**self.about, "taps": {name: list(value.shape) for name, value in self.values.items()}}
+
+
+def record(source: Source, patterns: Sequence[str] = (), *, tiny: bool = False, out: Path | str | None = None) -> Taps:
+    """Record taps of the captured, untouched transformer on the bundle's golden input, for a port to be held against.
 
     Args:
+        source: The bundle.
         patterns: Names or shell patterns (``layers.0.*``); every tap where there are none.
         tiny: Only what tells which layer is wrong: inputs, embedded tokens, each layer's result, outputs.
-
-    Returns:
-        The values by tap name, in the order of the list, and what a file of them says of itself.
+        out: ``.safetensors`` or ``.npz`` file to write them to.
 
     Raises:
         BundleError: The bundle has no transformer that the kernels implement.
-        UsageError: A pattern fits no tap.
+        UsageError: A pattern fits no tap, or the file cannot be written.
     """
+    if out is not None:
+        output.check(Path(out), *SUFFIXES)
+    bundle = single(source)
     model = TappedTransformer(bundle)
     for pattern in patterns:
         if not fnmatch.filter(model.taps, pattern):
@@ -176,7 +198,10 @@ def goldens(
         "audio": manifest.golden.audio,
         "weights": manifest.model.checkpoint_sha256 or f"random, seed {manifest.model.random_init}",
     }
-    return {name: values[name] for name in model.taps if name in values}, about
+    taps = Taps({name: values[name] for name in model.taps if name in values}, about)
+    if out is not None:
+        write(Path(out), taps.values, taps.about)
+    return taps
 
 
 def skeleton(names: Iterable[str]) -> set[str]:

@@ -11,21 +11,32 @@ import torch
 from .. import lowering
 from ..boundary import Array
 from ..bundle import goldens
-from ..bundle.directory import Bag, Bundle
+from ..bundle.directory import Bundle, Source, load
 from ..bundle.manifest import SegmentRecord
 from ..errors import BundleError, SplitterError
 from ..plan.schema import Precision
 from ..runtime.engines import REFERENCE, engine, loaded, shipped_engine
 from ..runtime.orchestrator import Hook, Orchestrator
-from .checks import Check, Overflow, Report, Status, compared
+from .checks import Check, Overflow, Report, Status, Verification, compared
 from .packages import compression_limit, package_checks, unrounded
 
 Progress: TypeAlias = Callable[[str], None]
 
 
-def verify(bag: Bag, *, compute_units: str = "ALL", progress: Progress = lambda step: None) -> list[Report]:
-    """Verify every member of a bag: see `verify_bundle`."""
-    return [verify_bundle(member, compute_units=compute_units, progress=progress) for member in bag.members]
+def verify(source: Source, *, compute_units: str = "ALL", progress: Progress = lambda step: None) -> Verification:
+    """Judge a bundle, or every member of a bag, from its saved files; see `verify_bundle`.
+
+    Args:
+        source: Its directory, or what was opened already.
+        compute_units: For Core ML, see `Orchestrator`.
+        progress: Told of each step.
+
+    Raises:
+        BundleError: There is no bundle.
+    """
+    return Verification(
+        verify_bundle(member, compute_units=compute_units, progress=progress) for member in load(source).members
+    )
 
 
 def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progress = lambda step: None) -> Report:

@@ -7,7 +7,7 @@ import pytest
 
 import splitter
 from splitter.bundle import directory as bundles
-from splitter.bundle.directory import Bundle, load_any, staged
+from splitter.bundle.directory import Bundle, load, single, staged
 from splitter.bundle.manifest import BagManifest, json_schema
 from splitter.errors import BundleError, UsageError
 
@@ -167,15 +167,44 @@ def bag(demo_path, tmp_path):
 
 
 def test_bag_opens_as_its_members(bag):
-    opened = load_any(bag)
+    opened = load(bag)
     assert (opened.name, len(opened.members)) == ("pair", 2)
-    with pytest.raises(BundleError, match="a bag of several"):
+    with pytest.raises(BundleError, match="is a bag of several models: expected a single bundle"):
         Bundle.load(bag)
 
 
 def test_single_bundle_opens_as_a_bag_of_one(demo_path):
-    opened = load_any(demo_path)
+    opened = load(demo_path)
     assert (opened.name, opened.weights) == ("demo", ((1.0,) * 4,))
+
+
+def test_what_is_open_is_taken_as_it_is(demo_bundle, bag):
+    assert load(demo_bundle).members[0] is demo_bundle
+    pair = load(bag)
+    assert load(pair) is pair
+    for source in (demo_bundle, load(demo_bundle), demo_bundle.path, str(demo_bundle.path)):
+        assert single(source).manifest == demo_bundle.manifest
+    for source in (pair, bag):
+        with pytest.raises(BundleError, match="is a bag of several models: expected a single bundle"):
+            single(source)
+
+
+def test_what_is_open_is_read_again_to_be_checked(bag):
+    opened = load(bag)
+    with (bag / "b" / "analysis.json").open("r+b") as file:
+        file.write(b" ")
+    assert load(opened) is opened
+    for source in (opened, opened.members[1]):
+        with pytest.raises(BundleError, match="analysis.json was changed"):
+            load(source, check_hashes=True)
+        with pytest.raises(UsageError, match="cannot be read as a key"):
+            load(source, trusted_key=bag / "no.key")
+
+
+def test_a_bag_is_a_document(bag):
+    document = json.loads(json.dumps(load(bag).to_dict()))
+    assert [member["path"] for member in document["members"]] == [str(bag / "a"), str(bag / "b")]
+    assert document["members"][1]["manifest"]["model"]["name"] == "demo"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +221,7 @@ def test_single_bundle_opens_as_a_bag_of_one(demo_path):
 def test_broken_bags_are_named(bag, change, message):
     edit(bag, change)
     with pytest.raises(BundleError, match=message):
-        load_any(bag)
+        load(bag)
 
 
 # --------------------------------------------------------------------------------------- staging
@@ -322,7 +351,7 @@ def test_a_hostile_name_in_a_bag_is_refused(tmp_path, place, kind):
     with pytest.raises(
         BundleError, match=r"cannot be the name of a file|holds control characters|lone leading surrogate"
     ):
-        load_any(tmp_path)
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("stems", [["kept", "Kept"], ["kept", "kept"]])

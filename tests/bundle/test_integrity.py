@@ -16,7 +16,7 @@ import torch
 import splitter
 from splitter import cli
 from splitter.bundle import files
-from splitter.bundle.directory import Bundle, load_any
+from splitter.bundle.directory import Bundle, load
 from splitter.bundle.files import Files
 from splitter.errors import BundleError, CacheError, SplitterError
 from splitter.plan.schema import Plan
@@ -156,10 +156,9 @@ def test_a_flipped_bit_is_refused_by_every_verb_that_reads_the_file(toy, tmp_pat
 
 
 def with_a_dump(bundle: Path, out: Path) -> None:
-    from splitter import arrays
     from splitter.verification import taps
 
-    arrays.write(out / "dump.safetensors", *taps.goldens(Bundle.load(bundle), ("layers.0.*",), tiny=False))
+    taps.record(bundle, ("layers.0.*",), out=out / "dump.safetensors")
 
 
 @pytest.mark.slow
@@ -222,7 +221,7 @@ def test_nothing_but_files_opens_a_bundle(toy, tmp_path, run, monkeypatch):
 def test_what_is_used_is_what_was_hashed(toy, tmp_path):
     """A file that is exchanged after it was read, or while it is read again, changes nothing or is refused."""
     bundle = Bundle.load(copied(toy, tmp_path))
-    expected = load_any(toy).members[0].program("graph/model.json").weights
+    expected = load(toy).members[0].program("graph/model.json").weights
     with bundle.weights.held():
         bundle.program("graph/encoder.json")
         weights = bundle.path / "graph" / "weights.safetensors"
@@ -253,7 +252,7 @@ def test_a_changed_file_is_no_trial_of_an_engine(toy, tmp_path, monkeypatch):
     bundle = copied(toy, tmp_path)
     flip(bundle / "graph" / "weights.safetensors")
     with pytest.raises(BundleError, match="was changed"):
-        selection.fastest(load_any(bundle).members)
+        selection.fastest(load(bundle).members)
     assert not list((tmp_path / "cache").rglob("*.json"))
 
 
@@ -373,7 +372,7 @@ def test_a_cache_of_others_is_not_used(toy, tmp_path, run, monkeypatch):
     assert code == 1
     assert "can be written by others" in printed
     with pytest.raises(CacheError, match="Nothing in it was used"):
-        selection.fastest(load_any(toy).members)
+        selection.fastest(load(toy).members)
     kept = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     try:
@@ -385,10 +384,10 @@ def test_a_cache_of_others_is_not_used(toy, tmp_path, run, monkeypatch):
 
 def test_bags_of_one_fingerprint_have_the_same_manifests(toy, tmp_path):
     bundle = copied(toy, tmp_path)
-    assert load_any(bundle).fingerprint == load_any(toy).fingerprint
+    assert load(bundle).fingerprint == load(toy).fingerprint
     flip(bundle / "goldens.safetensors")
     reseal(bundle)
-    assert load_any(bundle).fingerprint != load_any(toy).fingerprint
+    assert load(bundle).fingerprint != load(toy).fingerprint
 
 
 def test_orchestrator_and_load_refuse_what_they_read(toy, tmp_path):

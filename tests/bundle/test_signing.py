@@ -6,7 +6,7 @@ import pytest
 
 from splitter import cli
 from splitter.bundle import signing
-from splitter.bundle.directory import Bundle, load_any, write_manifest
+from splitter.bundle.directory import Bundle, load, write_manifest
 from splitter.bundle.manifest import BagManifest
 from splitter.errors import BundleError, UsageError
 
@@ -47,7 +47,7 @@ def test_a_signed_bundle_is_opened_by_its_key_alone(bundle, tmp_path, run):
     _, other = pair(tmp_path, "other")
     assert run("verify", bundle, "--trusted-key", public)[0] == 1, "not signed yet"
     assert run("sign", bundle, "--key", secret) == (0, "")
-    assert load_any(bundle, trusted_key=public).name == "duo"
+    assert load(bundle, trusted_key=public).name == "duo"
     code, said = run("separate", "song.wav", "-b", bundle, "--trusted-key", other)
     assert code == 1
     assert "is not signed by the trusted key" in said
@@ -58,9 +58,9 @@ def test_a_manifest_that_was_sealed_again_is_not_the_signed_one(bundle, tmp_path
     secret, public = pair(tmp_path, "mine")
     signing.sign(bundle, secret, pytest.fail)
     edit(bundle, lambda content: content["model"].update(name="other"))
-    assert load_any(bundle).name == "other", "without a key it says what it is"
+    assert load(bundle).name == "other", "without a key it says what it is"
     with pytest.raises(BundleError, match="not signed by the trusted key: .* found signature verification failed"):
-        load_any(bundle, trusted_key=public)
+        load(bundle, trusted_key=public)
 
 
 @pytest.mark.parametrize("at", [0, 60, 150, 250, 300])
@@ -70,7 +70,7 @@ def test_a_signature_that_was_changed(bundle, tmp_path, at):
     flip(written, min(at, written.stat().st_size - 3))
     if at:  # the first line is nobody's
         with pytest.raises(BundleError, match="not signed by the trusted key"):
-            load_any(bundle, trusted_key=public)
+            load(bundle, trusted_key=public)
 
 
 def test_the_signature_of_a_bag_is_of_its_members_too(bundle, tmp_path):
@@ -81,10 +81,10 @@ def test_the_signature_of_a_bag_is_of_its_members_too(bundle, tmp_path):
     write_manifest(bag, BagManifest(name="two", members=("a", "b"), digests=digests, weights=((1, 0), (0, 1))))
     secret, public = pair(tmp_path, "mine")
     signing.sign(bag, secret, pytest.fail)
-    assert len(load_any(bag, trusted_key=public).members) == 2
+    assert len(load(bag, trusted_key=public).members) == 2
     edit(bag / "b", lambda content: content["model"].update(name="other"))
     with pytest.raises(BundleError, match="other digests"):
-        load_any(bag, trusted_key=public)
+        load(bag, trusted_key=public)
 
 
 def test_keys_with_a_password(bundle, tmp_path):
@@ -92,7 +92,7 @@ def test_keys_with_a_password(bundle, tmp_path):
     with pytest.raises(UsageError, match="cannot sign: .* found wrong password"):
         signing.sign(bundle, secret, lambda: "wrong")
     signing.sign(bundle, secret, lambda: "correct horse")
-    assert load_any(bundle, trusted_key=public).name == "duo"
+    assert load(bundle, trusted_key=public).name == "duo"
 
 
 def test_what_is_no_key(bundle, tmp_path):
@@ -100,7 +100,7 @@ def test_what_is_no_key(bundle, tmp_path):
     with pytest.raises(UsageError, match="cannot sign: expected a secret key"):
         signing.sign(bundle, tmp_path / "none", pytest.fail)
     with pytest.raises(UsageError, match="cannot be read as a key"):
-        load_any(bundle, trusted_key=tmp_path / "missing")
+        load(bundle, trusted_key=tmp_path / "missing")
 
 
 def test_a_damaged_bundle_is_not_signed(bundle, tmp_path, run):
@@ -115,4 +115,4 @@ def test_a_damaged_bundle_is_not_signed(bundle, tmp_path, run):
 def test_without_the_library(bundle, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "minisign", None)
     with pytest.raises(UsageError, match=r"pip install 'splitter\[sign\]'"):
-        load_any(bundle, trusted_key=tmp_path / "any")
+        load(bundle, trusted_key=tmp_path / "any")

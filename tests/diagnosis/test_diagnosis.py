@@ -61,7 +61,7 @@ def test_its_label_is_believed_only_if_it_is_true(foreign, tmp_path):
 
 
 def test_every_finding_says_all_it_must(foreign):
-    document = examine(foreign, run=False).to_json()
+    document = examine(foreign, run=False).to_dict()
     json.dumps(document, allow_nan=False)
     (one,) = document["packages"]
     assert one["measured"] is False

@@ -89,7 +89,7 @@ def _is_json(text):
 
 
 def manifest_read(path):
-    for member in directory.load_any(path).members:
+    for member in directory.load(path).members:
         with Path(os.devnull).open("w") as nowhere:
             Console(file=nowhere).print(tables.bundle_tables(member))
         member.goldens()

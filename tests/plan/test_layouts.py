@@ -22,7 +22,8 @@ def demo():
 
 @pytest.mark.slow
 def test_layouts_of_the_demo():
-    asked, layouts = compare("demo", segments={"encoder": 2, "decoder": 3})
+    compared = compare("demo", segments={"encoder": 2, "decoder": 3})
+    asked, layouts = compared.plan, compared.layouts
     one, stages, planned = layouts
     assert [package.name for package in one.packages] == ["core"]
     assert [package.name for package in stages.packages] == ["encoder", "decoder"]
@@ -72,7 +73,8 @@ def test_the_two_branches_of_the_encoder_hand_each_other_nothing(demo):
 
 @pytest.mark.slow
 def test_as_few_segments_as_the_budget_allows():
-    asked, layouts = compare("demo", max_operations=250)
+    compared = compare("demo", max_operations=250)
+    asked, layouts = compared.plan, compared.layouts
     largest = [package.operations for package in layouts[-1].packages]
     assert max(largest) <= 250
     counts = {stage.name: stage.segments for stage in asked.stages}

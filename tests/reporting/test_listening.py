@@ -10,7 +10,7 @@ from splitter.bundle.directory import Bag, Bundle
 from splitter.errors import AudioError
 from splitter.reporting import charts, listening
 from splitter.runtime.orchestrator import Orchestrator
-from splitter.separation import Options, Separator
+from splitter.separation.separator import Options, Separator
 
 from ..conftest import snr_db
 
@@ -124,7 +124,7 @@ def test_part_of_a_file_is_separated_as_a_track_of_its_own(demo_bundle, split, s
     mixture = song[RATE : RATE + round(2.5 * RATE)]
     assert np.array_equal(found.mixture, mixture.T)
     soundfile.write(tmp_path / "part.wav", mixture, RATE, subtype="FLOAT")
-    separator = Separator(Bag.of(demo_bundle), Options(shifts=0))
+    separator = Separator(Bag.of(demo_bundle), "default", options=Options(shifts=0))
     track = separator.track(tmp_path / "part.wav")
     expected = np.concatenate(list(separator.stream(track, listening.statistics(track))), axis=-1)
     assert found.reference.shape == found.split.shape == expected.shape

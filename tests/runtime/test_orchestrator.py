@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from splitter import Orchestrator
-from splitter.errors import BoundaryError, EngineError, UsageError
+from splitter.bundle.directory import Bag, load
+from splitter.errors import BoundaryError, BundleError, EngineError, UsageError
 from splitter.mil.coreml_tools import ct
 from splitter.runtime.engines import Engine, default_engine, engine, names
 from splitter.runtime.engines.coreml_engine import CoreMLEngine
@@ -23,6 +24,13 @@ def golden(demo_bundle):
 
 def test_torch_run_equals_the_golden_bit_for_bit(demo_bundle, golden):
     assert np.array_equal(Orchestrator(demo_bundle).run({"mix": golden["mix"]})["stems"], golden["stems"])
+
+
+def test_a_directory_or_what_build_gives_will_do(demo_bundle, toy_path):
+    for source in (toy_path, str(toy_path), load(toy_path)):
+        assert Orchestrator(source).bundle.path == toy_path
+    with pytest.raises(BundleError, match="several models"):
+        Orchestrator(Bag(toy_path, "pair", (demo_bundle, demo_bundle), ()))
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ import pytest
 import soundfile
 
 from benchmarks.processes import workers
-from splitter.bundle.directory import Bag, load_any
+from splitter.bundle.directory import Bag, load
 from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
-from splitter.separation import Options, Progress, Separator, batch
+from splitter.separation import batch
 from splitter.separation.audio import Encoding
-from splitter.separation.batch import ATTEMPTS, deliver, separate, separate_file
+from splitter.separation.batch import ATTEMPTS, deliver, separate_file
+from splitter.separation.separator import Options, Separator
 from splitter.separation.workers import cores
 
 from ..conftest import snr_db
@@ -31,7 +32,11 @@ def bag(demo_bundle):
 
 @pytest.fixture
 def toy(toy_path):
-    return load_any(toy_path)
+    return load(toy_path)
+
+
+def separate(files, bag, out, *, engines="default", options=Options(), **more):
+    return Separator(bag, engines, options=options).separate(files, out, **more)
 
 
 def noise(path, seed=0, seconds=0.1):
@@ -90,12 +95,11 @@ def test_one_bad_file_does_not_stop_the_others(tmp_path, bag, song_path):
 
 
 def test_interrupt_leaves_nothing_half_written(tmp_path, bag, song_path):
-    class Impatient(Progress):
-        def advance(self, seconds):
-            raise KeyboardInterrupt
+    def impatient(step):
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), force=True, progress=Impatient)
+        separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), force=True, progress=impatient)
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
@@ -176,12 +180,11 @@ def test_earlier_stems_survive_a_failure(tmp_path, bag, song_path):
     stems = separate([song_path], bag, tmp_path / "out", options=Options(shifts=0))[0].stems
     before = stems["drums"].read_bytes()
 
-    class Impatient(Progress):
-        def advance(self, seconds):
-            raise KeyboardInterrupt
+    def impatient(step):
+        raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), force=True, progress=Impatient)
+        separate([song_path], bag, tmp_path / "out", options=Options(shifts=0), force=True, progress=impatient)
     assert stems["drums"].read_bytes() == before
 
 
@@ -277,7 +280,7 @@ def test_force_on_what_is_no_directory_is_one_message(tmp_path, toy):
 
 @pytest.mark.parametrize(("deaths", "error"), [(ATTEMPTS - 1, None), (ATTEMPTS, WorkerError)])
 def test_a_file_is_tried_again_so_many_times(tmp_path, toy, deaths, error):
-    separator, track, out = Separator(toy), noise(tmp_path / "a.wav"), tmp_path / "out"
+    separator, track, out = Separator(toy, "default"), noise(tmp_path / "a.wav"), tmp_path / "out"
     begun = []
 
     def work(path, out, staging, progress):
@@ -301,7 +304,7 @@ def test_a_file_is_tried_again_so_many_times(tmp_path, toy, deaths, error):
 
 
 def test_a_worker_killed_after_its_last_step_has_done_its_work(tmp_path, toy):
-    separator, out = Separator(toy), tmp_path / "out"
+    separator, out = Separator(toy, "default"), tmp_path / "out"
 
     def work(path, out, staging, progress):
         deliver(separator, path, out, staging, progress)
@@ -313,7 +316,7 @@ def test_a_worker_killed_after_its_last_step_has_done_its_work(tmp_path, toy):
 
 
 def test_a_worker_killed_between_two_stems_has_not(tmp_path, toy, monkeypatch):
-    separator, out, track = Separator(toy), tmp_path / "out", noise(tmp_path / "a.wav")
+    separator, out, track = Separator(toy, "default"), tmp_path / "out", noise(tmp_path / "a.wav")
     (first,) = separate([noise(tmp_path / "b.wav", 1)], toy, tmp_path / "old")
     target = separator.outputs(track, out)["rest"]
     target.parent.mkdir(parents=True)
@@ -353,7 +356,7 @@ def test_what_killed_batches_left_goes(tmp_path, toy):
 
 def test_who_is_at_work_is_left_alone(tmp_path, toy):
     """Two batches in one directory: neither removes what the other is making."""
-    separator, out = Separator(toy), tmp_path / "out"
+    separator, out = Separator(toy, "default"), tmp_path / "out"
 
     def work(path, out, staging, progress):
         (staging / "mine").touch()
@@ -378,17 +381,6 @@ def test_what_nobody_foresaw_stops_one_file(tmp_path, toy, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------- workers
-
-
-class Heard(Progress):
-    def __init__(self):
-        self.files = []
-
-    def start(self, path, seconds):
-        self.files.append([path, seconds, 0.0])
-
-    def advance(self, seconds):
-        self.files[-1][2] += seconds
 
 
 @pytest.mark.parametrize("jobs", [0, cores() + 1])
@@ -420,14 +412,10 @@ def test_24_files_with_broken_ones_and_workers_killed_at_random(tmp_path, toy):
                 killed.append(dice.choice(at_work))
                 killed[-1].kill()
 
-    def progress():
-        heard.append(Heard())
-        return heard[-1]
-
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        outcomes = separate(tracks, toy, tmp_path / "out", jobs=2, progress=progress, done=told.append)
+        outcomes = separate(tracks, toy, tmp_path / "out", jobs=2, progress=heard.append, done=told.append)
     finally:
         over.set()
         watcher.join()
@@ -443,9 +431,7 @@ def test_24_files_with_broken_ones_and_workers_killed_at_random(tmp_path, toy):
     assert len(content(tmp_path / "out")) == 2 * 21
     assert not list((tmp_path / "out").rglob(".separating-*"))
     assert not workers(), "none is left running"
-    assert len(heard) == 2
-    whole = [file for one in heard for file in one.files if file[2] == pytest.approx(file[1])]
-    assert {path for path, _, _ in whole} == set(tracks) - broken
+    assert {step.path for step in heard if step.done == pytest.approx(step.total)} == set(tracks) - broken
     before = content(tmp_path / "out")
     again = separate(tracks, toy, tmp_path / "out")
     assert [outcome.attempts for outcome in again] == [int(path in broken) for path in tracks]
@@ -646,7 +632,7 @@ def test_two_batches_that_move_the_same_stems_wait_for_each_other(tmp_path, toy,
 
     def run():
         with batch._staging(out, separator.home(out)) as staging:
-            errors.append(deliver(separator, track, out, staging, Progress()))
+            errors.append(deliver(separator, track, out, staging, lambda step: None))
 
     monkeypatch.setattr(os, "rename", slowly)
     both = [threading.Thread(target=run) for _ in range(2)]

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from splitter.errors import EngineError
+from splitter.separation import selection
 from splitter.separation.ray_data import SeparateTracks
 
 from ..conftest import ROOT
@@ -16,7 +17,7 @@ from .test_batch import content, noise
 
 
 def test_rows_say_what_became_of_them(tmp_path, toy_path):
-    stage = SeparateTracks(str(toy_path), str(tmp_path / "out"))
+    stage = SeparateTracks(str(toy_path), str(tmp_path / "out"), engines="default")
     track, broken = noise(tmp_path / "a.wav"), tmp_path / "b.wav"
     broken.write_text("no sound")
     row = stage({"path": str(track), "year": 1999})
@@ -30,8 +31,8 @@ def test_rows_say_what_became_of_them(tmp_path, toy_path):
 
 def test_rows_may_bring_the_sound(tmp_path, toy_path):
     track = noise(tmp_path / "a.wav")
-    of_path = SeparateTracks(str(toy_path), str(tmp_path / "paths"))({"path": str(track)})
-    stage = SeparateTracks(str(toy_path), str(tmp_path / "bytes"))
+    of_path = SeparateTracks(str(toy_path), str(tmp_path / "paths"), engines="default")({"path": str(track)})
+    stage = SeparateTracks(str(toy_path), str(tmp_path / "bytes"), engines="default")
     row = stage({"path": "bucket/a.wav", "bytes": track.read_bytes()})
     assert row["path"] == "bucket/a.wav"
     assert stage({"path": "bucket/a.wav", "bytes": track.read_bytes()})["attempts"] == 0
@@ -39,6 +40,15 @@ def test_rows_may_bring_the_sound(tmp_path, toy_path):
     assert {name: stem for name, (_, stem) in made.items()} == {name: stem for name, (_, stem) in expected.items()}
     assert set(row["stems"]) == set(of_path["stems"])
     assert "c.wav" in stage({"path": "bucket/c.wav", "bytes": b"no sound"})["error"]
+
+
+def test_engines_are_chosen_by_measurement_as_everywhere(tmp_path, toy_path, monkeypatch):
+    chosen = selection.Choice(engines={"encoder": "torch", "decoder": "torch"}, snr_db=None, trials=())
+    asked = []
+    monkeypatch.setattr(selection, "fastest", lambda members, requested, progress: asked.append(requested) or chosen)
+    SeparateTracks(str(toy_path), str(tmp_path))
+    SeparateTracks(str(toy_path), str(tmp_path), engines={"encoder": "torch"})
+    assert asked == [{}, {"encoder": "torch"}]
 
 
 def test_what_no_row_can_mend_is_raised_at_once(tmp_path, toy_path):
@@ -52,7 +62,7 @@ def test_a_local_cluster_separates_a_library(tmp_path, toy_path):
     """The example as it stands: a broken song stops nothing, and what was done before is left alone."""
     songs = [noise(tmp_path / f"{index}.wav", index) for index in range(3)]
     songs[1].write_text("no sound")
-    SeparateTracks(str(toy_path), str(tmp_path / "out"))({"path": str(songs[2])})
+    SeparateTracks(str(toy_path), str(tmp_path / "out"), engines="default")({"path": str(songs[2])})
     command = [sys.executable, ROOT / "examples" / "library.py", toy_path, tmp_path / "out", *songs]
     env = {**os.environ, "HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}  # Ray leaves files at home
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)

@@ -4,15 +4,17 @@ import json
 
 import pytest
 
-from splitter.bundle.directory import file_record, load_any
-from splitter.separation import Options, Separator, receipts
+from splitter.bundle.directory import file_record, load
+from splitter.separation import receipts
 from splitter.separation.audio import Encoding
+from splitter.separation.selection import Engines
+from splitter.separation.separator import Options, Separator
 
 
 @pytest.fixture
 def done(tmp_path, toy_path):
     """A track, its stems and their receipt, as a separation leaves them."""
-    separator, track, home = Separator(load_any(toy_path)), tmp_path / "a.wav", tmp_path / "out" / "duo"
+    separator, track, home = Separator(load(toy_path), "default"), tmp_path / "a.wav", tmp_path / "out" / "duo"
     track.write_bytes(b"sound")
     outputs = separator.outputs(track, tmp_path / "out")
     (home / "a").mkdir(parents=True)
@@ -65,13 +67,13 @@ def test_what_was_changed_since_does_not(done, change):
 )
 def test_what_was_made_otherwise_does_not(done, options, engines):
     separator, track, home, outputs = done
-    assert not receipts.complete(Separator(separator.bag, Options(**options), engines), track, home, outputs)
-    assert receipts.complete(Separator(separator.bag, Options(), {}), track, home, outputs)
+    assert not receipts.complete(Separator(separator.bag, engines, options=Options(**options)), track, home, outputs)
+    assert receipts.complete(Separator(separator.bag, {}), track, home, outputs)
 
 
 def test_engines_that_nobody_asked_for_do_not_matter(done):
     separator, track, home, outputs = done
-    assert receipts.complete(Separator(separator.bag, otherwise={"encoder": "torch"}), track, home, outputs)
+    assert receipts.complete(Separator(separator.bag, Engines({}, {"encoder": "torch"})), track, home, outputs)
 
 
 def test_what_another_bundle_made_does_not(done):
@@ -100,7 +102,7 @@ def test_what_is_no_receipt_does_not(done, damage):
 
 def test_two_ways_to_name_the_stems_have_a_receipt_each(done, tmp_path):
     separator, track, home, outputs = done
-    other = Separator(separator.bag, Options(filename="{track}-{stem}.{ext}"))
+    other = Separator(separator.bag, options=Options(filename="{track}-{stem}.{ext}"))
     assert not receipts.complete(other, track, home, other.outputs(track, tmp_path / "out"))
     receipts.discard(home, other.outputs(track, tmp_path / "out"))
     assert receipts.complete(separator, track, home, outputs)

@@ -1,11 +1,15 @@
 """Which engine is chosen: by time where it is near enough, and never in silence."""
 
 import copy
+import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
+import splitter
 from splitter import cache
 from splitter.errors import BundleError, CacheError, EngineError, UsageError
 from splitter.runtime import engines
@@ -53,7 +57,7 @@ def rivals(monkeypatch, tmp_path):
 
 def chosen(bundle, *others, **options):
     said = []
-    return selection.fastest([bundle, *others], say=said.append, **options), said
+    return selection.fastest([bundle, *others], progress=said.append, **options), said
 
 
 def test_the_faster_engine_is_chosen_and_only_where_it_can(packages_bundle, rivals):
@@ -170,9 +174,29 @@ def test_measured_once_for_a_bundle_and_its_circumstances(packages_bundle, rival
     assert chosen(packages_bundle)[1]
 
 
+def test_who_comes_meanwhile_waits_for_the_answer(packages_bundle, rivals, monkeypatch):
+    measured, begun = [], threading.Event()
+    real = selection._measured
+
+    def slowly(members, names):
+        measured.append(names)
+        begun.set()
+        time.sleep(0.3)
+        return real(members, names)
+
+    monkeypatch.setattr(selection, "_measured", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(chosen, packages_bundle)
+        assert begun.wait(60)
+        second = pool.submit(chosen, packages_bundle)
+        assert first.result()[0] == second.result()[0]
+    assert len(measured) == 1
+    assert second.result()[1] == []
+
+
 def test_damaged_cache_is_measured_again(packages_bundle, rivals, tmp_path):
     chosen(packages_bundle)
-    (kept,) = (tmp_path / "splitter" / "engines").iterdir()
+    (kept,) = (tmp_path / "splitter" / "engines").glob("*.json")
     kept.write_text('{"engines": {"encoder": 3}}')
     choice, said = chosen(packages_bundle)
     assert said
@@ -180,12 +204,12 @@ def test_damaged_cache_is_measured_again(packages_bundle, rivals, tmp_path):
 
 
 def test_what_is_asked_for_is_not_in_question(packages_bundle, rivals):
-    choice, said = chosen(packages_bundle, asked={"encoder": "torch"})
+    choice, said = chosen(packages_bundle, requested={"encoder": "torch"})
     assert (choice.engines["encoder"], said, choice.trials) == ("torch", [], ())
     with pytest.raises(EngineError, match="the encoder only"):
-        chosen(packages_bundle, asked={"decoder": "rival"})
+        chosen(packages_bundle, requested={"decoder": "rival"})
     with pytest.raises(UsageError, match="enkoder"):
-        chosen(packages_bundle, asked={"enkoder": "torch"})
+        chosen(packages_bundle, requested={"enkoder": "torch"})
 
 
 def test_fast_is_measured_and_never_half(packages_bundle, monkeypatch):
@@ -203,15 +227,19 @@ def test_fast_is_measured_and_never_half(packages_bundle, monkeypatch):
     kinds = {"torch": TorchEngine, "half": Half}
     monkeypatch.setattr(engines, "engine", lambda name, real=engines.engine: kinds.get(name) or real(name))
     monkeypatch.setattr(engines, "names", lambda: list(kinds))
-    choice = selection.fast([packages_bundle], {"transformer": "torch"})
-    assert choice.engines == {
+    chosen = selection.low_precision([packages_bundle], {"transformer": "torch"})
+    assert chosen == {
         "analysis": "torch", "encoder": "half", "transformer": "torch", "decoder": "half",
         "synthesis": "torch",
     }  # fmt: skip
-    assert 40 < choice.snr_db < 65
+    assert 40 < selection.end_to_end([packages_bundle], chosen) < 65
+    told = []
+    separator = splitter.Separator(packages_bundle, {"transformer": "torch"}, fast=True, progress=told.append)
+    assert separator.engines().by_segment == separator.requested_engines == chosen
+    assert re.fullmatch(r"fast: \d\d\.\d dB from float32 on the bundle's golden input", told[-1])
     Half.unable = "no bfloat16"
     with pytest.raises(EngineError, match="no bfloat16"):
-        selection.fast([packages_bundle])
+        selection.low_precision([packages_bundle])
     del kinds["half"]
     with pytest.raises(EngineError, match="no engine that computes in bf16 is installed"):
-        selection.fast([packages_bundle])
+        selection.low_precision([packages_bundle])

@@ -3,6 +3,7 @@
 import math
 import random
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,14 @@ import torch
 from demucs.apply import BagOfModels, apply_model
 from splitter_weights.demo import songs
 
-from splitter.bundle.directory import Bag, Bundle, load_any
-from splitter.errors import UsageError
+import splitter
+from splitter.bundle.directory import Bag, Bundle
+from splitter.errors import AudioError, UsageError
 from splitter.runtime.orchestrator import Orchestrator
-from splitter.separation import Options, Progress, Separator
-from splitter.separation.audio import statistics
+from splitter.separation import selection
+from splitter.separation.audio import Track, statistics
 from splitter.separation.overlap_add import Geometry
+from splitter.separation.separator import Options, Separator
 
 from ..conftest import snr_db
 
@@ -27,7 +30,7 @@ def bag(demo_bundle):
 
 
 def ours(bag, path, **options):
-    separator = Separator(bag, Options(**options))
+    separator = Separator(bag, "default", options=Options(**options))
     track = separator.track(path)
     heard = statistics(track)
     mix = np.concatenate(list(track.blocks()), axis=1)
@@ -85,8 +88,6 @@ def test_smaller_bundle_equals_demucs_with_that_segment(tmp_path, demo_model):
     import copy
     from fractions import Fraction
 
-    import splitter
-
     (bundle,) = splitter.build("demo", tmp_path / "small", segment=0.75).members
     assert bundle.tensors["mix"].shape == (1, 2, 33_075), "really smaller, not padded"
     assert bundle.tensors["spectrogram"].shape == (1, 4, 1024, 65)
@@ -115,21 +116,156 @@ def test_silence_and_one_sample_are_songs_too(tmp_path, bag):
 
 
 def test_progress_ends_at_its_total(tmp_path, bag):
-    class Count(Progress):
-        total = done = 0.0
-
-        def start(self, path, seconds):
-            self.total = seconds
-
-        def advance(self, seconds):
-            self.done += seconds
-
-    count = Count()
-    separator = Separator(bag, Options(shifts=3))
+    told = []
+    separator = Separator(bag, "default", options=Options(shifts=3))
     track = separator.track(clip(tmp_path, 2.0))
-    list(separator.stream(track, statistics(track), count))
-    assert count.done == pytest.approx(count.total)
-    assert count.total > 0
+    list(separator.stream(track, statistics(track), told.append))
+    assert {(step.path, step.total) for step in told} == {(track.path, told[0].total)}
+    assert [step.done for step in told] == sorted(step.done for step in told)
+    assert told[0].done == 0
+    assert told[-1].done == pytest.approx(told[-1].total)
+    assert str(told[0]) == f"{track.path}: 0 of {told[0].total:.0f} s"
+
+
+@pytest.mark.parametrize("options", [{"shifts": 2}, {"shifts": 0, "two_stems": "bass", "other_method": "minus"}])
+def test_a_song_is_decoded_once_whatever_passes_over_it(tmp_path, demo_bundle, monkeypatch, options):
+    decoded = []
+    blocks = Track.blocks
+    monkeypatch.setattr(Track, "blocks", lambda track: decoded.append(track) or blocks(track))
+    bag = Bag(demo_bundle.path, "pair", (demo_bundle, demo_bundle), ((1.0,) * 4, (2.0,) * 4))
+    separator = Separator(bag, "default", options=Options(**options))
+    track = separator.track(clip(tmp_path, 2.0))
+    track_statistics = statistics(track)
+    assert len(decoded) == 1
+    list(separator.selected(track, track_statistics))
+    assert len(decoded) == 2
+
+
+# ----------------------------------------------------------------------------------------- arrays
+
+
+def test_an_array_gives_what_its_file_gives(tmp_path, bag):
+    path = clip(tmp_path, 2.0)
+    expected, mix = ours(bag, path, shifts=0)
+    separator = splitter.Separator(bag, "default", options=Options(shifts=0))
+    stems = separator(mix, 44_100)
+    assert list(stems) == list(songs.STEMS)
+    assert all(stem.dtype == np.float32 for stem in stems.values())
+    assert np.array_equal(np.stack([*stems.values()]), expected)
+    two = splitter.Separator(bag, "default", options=Options(shifts=0, two_stems="bass", other_method="minus"))
+    rest = two(mix, 44_100)
+    assert list(rest) == ["bass", "minus_bass"]
+    np.testing.assert_allclose(rest["minus_bass"], mix - stems["bass"], atol=1e-6)
+
+
+@pytest.mark.parametrize("rate", [8000, 48_000])
+@pytest.mark.parametrize("samples", [1, 12_345])
+def test_an_array_at_another_rate_comes_back_at_its_own(toy_path, rate, samples):
+    """The toy works at 8 kHz, and its stems add up to the mixture, but for its mean."""
+    separator = splitter.Separator(str(toy_path), "default", options=Options(shifts=0))
+    time = np.arange(samples) / rate
+    waveform = np.stack([np.sin(2 * np.pi * 440 * time), np.cos(2 * np.pi * 440 * time)]).astype(np.float32)
+    stems = separator(waveform, rate)
+    assert {stem.shape for stem in stems.values()} == {(2, samples)}
+    if samples > 1:
+        inner = slice(1000, -1000)  # resampling has no sound to go by beyond the ends
+        total = np.sum([*stems.values()], axis=0) - waveform.mean()  # which each of the two has
+        assert snr_db(waveform[:, inner], total[:, inner]) > (100 if rate == 8000 else 60)
+
+
+def test_a_single_channel_is_one_in_each_stem(toy_path):
+    separator = splitter.Separator(toy_path, "default", options=Options(shifts=0))
+    mono = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 3000))
+    stems = separator(mono, 8000)
+    both = separator(np.repeat(mono, 2, axis=0), 8000)
+    for name, stem in stems.items():
+        assert (stem.shape, stem.dtype) == ((1, 3000), np.float32)
+        np.testing.assert_allclose(stem[0], both[name].mean(axis=0), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "rate", "message"),
+    [
+        (np.zeros((3000, 2), np.float32), 8000, r"expected .*\(1 or 2, samples\).* of shape \(3000, 2\)"),
+        (np.zeros(3000, np.float32), 8000, r"of shape \(3000,\)"),
+        (np.zeros((2, 30), np.int16), 8000, "found int16 of shape"),
+        (np.full((2, 30), np.nan, np.float32), 8000, "holds NaN or infinity"),
+        (np.zeros((2, 0), np.float32), 8000, "no samples at all"),
+        (np.zeros((2, 30), np.float32), 10, "impossible sample rate"),
+    ],
+)
+def test_an_array_that_is_no_sound_is_refused(toy_path, waveform, rate, message):
+    with pytest.raises(AudioError, match=message):
+        splitter.Separator(toy_path, "default")(waveform, rate)
+
+
+# ----------------------------------------------------------------------------------------- what runs it
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Stands in for the measurement; notes what it was asked, and with how many threads."""
+    asked = []
+
+    def fastest(members, requested, progress):
+        asked.append((dict(requested), torch.get_num_threads()))
+        names = dict.fromkeys((segment.name for segment in members[0].segments), "torch")
+        return selection.Choice(engines=names | {"encoder": "mil"} | requested, snr_db=None, trials=())
+
+    monkeypatch.setattr(selection, "fastest", fastest)
+    return asked
+
+
+def test_engines_are_measured_once_and_not_before_they_are_needed(toy_path, measured, tmp_path):
+    told = []
+    separator = splitter.Separator(toy_path, progress=told.append)
+    assert not measured
+    assert separator.engines().by_segment["encoder"] == "mil"
+    separator.engines()
+    assert measured == [({}, torch.get_num_threads())]
+    assert separator.requested_engines == {}, "what measurement chose is no reason to make stems again"
+    assert told[-1].startswith("engines: ")
+    assert "encoder=mil" in told[-1]
+
+
+def test_an_engine_that_was_asked_for_is_not_in_question(toy_path, measured):
+    separator = splitter.Separator(toy_path, {"encoder": "torch"})
+    engines = separator.engines()
+    assert measured[0][0] == {"encoder": "torch"}
+    assert engines.requested == separator.requested_engines == {"encoder": "torch"}
+    assert engines.by_segment["encoder"] == "torch"
+
+
+@pytest.mark.parametrize("engines", ["default", None])
+def test_the_defaults_are_not_measured(toy_path, measured, engines):
+    assert splitter.Separator(toy_path, engines).engines().by_segment == {}
+    assert not measured
+
+
+def test_an_unknown_choice_of_engines_is_refused(toy_path):
+    with pytest.raises(UsageError, match='unknown choice of engines \'fastest\': expected "auto", "default"'):
+        splitter.Separator(toy_path, "fastest")
+
+
+def test_jobs_are_measured_with_their_share_of_the_cores(toy_path, measured, monkeypatch):
+    monkeypatch.setattr("splitter.separation.separator.share", lambda jobs: 3 - jobs)
+    threads = torch.get_num_threads()
+    splitter.Separator(toy_path).engines(jobs=2)
+    assert measured == [({}, 1)]
+    assert torch.get_num_threads() == threads
+
+
+def test_a_name_is_a_bundle_in_the_cache(demo_bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = []
+    monkeypatch.setattr(
+        "splitter.separation.separator.named", lambda name, progress: named.append(name) or Bag.of(demo_bundle)
+    )
+    assert splitter.Separator("demo").bag.name == "demo"
+    assert named == ["demo"]
+    (tmp_path / "demo").symlink_to(demo_bundle.path)
+    assert splitter.Separator("demo").bag.path == Path("demo"), "what is there is meant"
+    assert named == ["demo"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +275,7 @@ def test_progress_ends_at_its_total(tmp_path, bag):
         ({"overlap": -0.1}, "overlap"),
         ({"segment": 1.6}, r"no longer than the bundle's 1\.5 s; got 1\.6 s"),
         ({"segment": 0.0}, "segment"),
-        ({"shifts": -1}, "shifts"),
+        ({"shifts": -1}, "--shifts must be 0 or more; got -1"),
         ({"two_stems": "piano"}, "drums, bass, other, vocals"),
         ({"filename": "{track}.wav"}, "tells the stems apart"),
         ({"filename": "{stem}/{title}"}, "title"),
@@ -154,7 +290,7 @@ def test_progress_ends_at_its_total(tmp_path, bag):
 )
 def test_options_that_cannot_be_obeyed_are_named(bag, options, message):
     with pytest.raises(UsageError, match=message):
-        Separator(bag, Options(**options))
+        Separator(bag, "default", options=Options(**options))
 
 
 def test_geometry_counts_the_runs_it_takes():
@@ -175,7 +311,7 @@ def test_memory_does_not_grow_with_the_song(tmp_path, bag):
         path = tmp_path / f"{seconds}.wav"
         sound = songs.mixture(songs.synthesise(6.0, 3))
         soundfile.write(path, np.tile(sound, seconds // 6).T, 44_100)
-        separator = Separator(bag, Options(shifts=0))
+        separator = Separator(bag, "default", options=Options(shifts=0))
         track = separator.track(path)
         heard = statistics(track)
         tracemalloc.start()
@@ -188,21 +324,16 @@ def test_memory_does_not_grow_with_the_song(tmp_path, bag):
 
 @pytest.mark.parametrize("shifts", [0, 2])
 def test_the_heap_is_trimmed_now_and_then(tmp_path, toy_path, monkeypatch, shifts):
-    class Count(Progress):
-        runs = 0
-
-        def advance(self, seconds):
-            self.runs += 1
-
-    trims, count = [], Count()
+    trims, told = [], []
     monkeypatch.setattr("psutil.heap_trim", lambda: trims.append(None))
-    separator = Separator(load_any(toy_path), Options(shifts=shifts))
+    separator = Separator(toy_path, "default", options=Options(shifts=shifts))
     for name in "abcd":
         soundfile.write(tmp_path / f"{name}.wav", np.full((500, 2), 0.1), separator.samplerate)
         track = separator.track(tmp_path / f"{name}.wav")
-        list(separator.stream(track, statistics(track), count))
-    assert count.runs >= 40
-    assert len(trims) == count.runs // 16, "of all passes and songs together"
+        list(separator.stream(track, statistics(track), told.append))
+    runs = sum(step.done > 0 for step in told)
+    assert runs >= 40
+    assert len(trims) == runs // 16, "of all passes and songs together"
 
 
 def test_the_model_runs_in_the_callers_thread(tmp_path, toy_path, monkeypatch):
@@ -210,7 +341,7 @@ def test_the_model_runs_in_the_callers_thread(tmp_path, toy_path, monkeypatch):
     threads = []
     run = Orchestrator.run
     monkeypatch.setattr(Orchestrator, "run", lambda *given: threads.append(threading.get_ident()) or run(*given))
-    separator = Separator(load_any(toy_path))
+    separator = Separator(toy_path, "default")
     soundfile.write(tmp_path / "song.wav", np.full((200, 2), 0.1), separator.samplerate)
     track = separator.track(tmp_path / "song.wav")
     list(separator.stream(track, statistics(track)))

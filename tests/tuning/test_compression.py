@@ -8,6 +8,7 @@ import math
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +18,15 @@ from splitter_weights import transformer
 
 import splitter
 from splitter import cli, mil
-from splitter.bundle.directory import load_any
+from splitter.bundle.directory import load
 from splitter.bundle.manifest import AudioRecord
 from splitter.errors import AudioError, PlanError, UsageError
 from splitter.mil.stored import decoded
 from splitter.plan import schema as plans
 from splitter.plan.schema import WeightsForm
-from splitter.tuning import compression, draw_sizes, stems
-from splitter.tuning.compression import Search, build, stored_bytes
+from splitter.tuning import compression, stems
+from splitter.tuning.compression import Search, stored_bytes, tune
+from splitter.tuning.plot import draw_sizes
 from splitter.tuning.stems import Listening, true_stems
 from splitter.tuning.trial import Excerpt, Trial, excerpts
 from splitter.tuning.weights import Decoder, weights_of
@@ -63,9 +65,9 @@ def search(tmp_path_factory, noise_path):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, noise_path):
-    out = tmp_path_factory.mktemp("chosen") / "b"
-    bag, choice = build(toy(), out, max_sdr_drop_db=LIMIT, audio=[noise_path], plan=SMALL)
-    return bag.members[0], choice
+    choice = tune(toy(), max_sdr_drop_db=LIMIT, on=[noise_path], plan=SMALL)
+    (bundle,) = splitter.build(toy(), tmp_path_factory.mktemp("chosen") / "b", plan=choice.plan).members
+    return bundle, choice
 
 
 # --------------------------------------------------------------------------------------- weights
@@ -168,7 +170,7 @@ def test_without_true_stems_the_model_is_taken_for_a_good_one():
         assert found.drop_db == pytest.approx(10 * math.log10(1 + 10 ** (-(40 - stems.ASSUMED_SDR_DB) / 10)))
     exact = listening(own).stems([own])
     assert {(one.snr_db, one.drop_db) for one in exact} == {(math.inf, 0.0)}
-    assert [one["snr_db"] for one in stems.to_json(exact)] == [None, None]
+    assert [one["snr_db"] for one in stems.to_dicts(exact)] == [None, None]
 
 
 def test_silent_stems_prove_nothing_and_noise_beyond_numbers_is_infinite():
@@ -318,7 +320,7 @@ def test_what_was_built_holds_and_its_plan_repeats_it(built, tmp_path):
     weights = {name: one.sha256 for name, one in bundle.manifest.files.items() if name.endswith("weight.bin")}
     assert weights == {name: one.sha256 for name, one in again.manifest.files.items() if name.endswith("weight.bin")}
     assert weights.keys() >= {f"{name}.mlpackage/Data/com.apple.CoreML/weights/weight.bin" for name in ("encoder",)}
-    assert splitter.verify(load_any(tmp_path / "again"))[0].passed
+    assert splitter.verify(load(tmp_path / "again"))[0].passed
 
 
 def test_the_table_holds_uniform_forms_and_a_frontier(built):
@@ -329,12 +331,12 @@ def test_the_table_holds_uniform_forms_and_a_frontier(built):
     assert len(choice.frontier) >= 4
     shares = [one.share for one in choice.frontier]
     assert shares == sorted(shares)
-    document = json.loads(json.dumps(choice.to_json()))
+    document = json.loads(json.dumps(choice.to_dict()))
     assert document["chosen"]["stems"][0]["excerpt"].startswith("noise.wav")
 
 
 @pytest.mark.slow
-def test_packages_that_do_worse_than_the_graph_make_it_step_back(noise_path, tmp_path, monkeypatch):
+def test_packages_that_do_worse_than_the_graph_make_it_step_back(noise_path, monkeypatch):
     """What was built is measured; what was foreseen is not believed."""
     real, seen = Search.built, []
 
@@ -345,23 +347,22 @@ def test_packages_that_do_worse_than_the_graph_make_it_step_back(noise_path, tmp
         return replace(point, stems=raised)
 
     monkeypatch.setattr(Search, "built", worse)
-    _, choice = build(toy(), tmp_path / "b", max_sdr_drop_db=LIMIT, audio=[noise_path], plan=SMALL)
+    choice = tune(toy(), max_sdr_drop_db=LIMIT, on=[noise_path], plan=SMALL)
     assert len(seen) > 1
     assert seen[-1].bytes > seen[0].bytes
     assert choice.chosen.drop_db <= LIMIT
 
 
-def test_a_drop_out_of_reach_says_the_best_and_overwrites_nothing(built, noise_path, tmp_path):
-    splitter.build(toy(), tmp_path / "b", plan=SMALL, reference=False)
-    before = (tmp_path / "b" / "manifest.json").read_bytes()
+def test_a_drop_out_of_reach_says_the_best_and_overwrites_nothing(noise_path, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text("an older one")
     with pytest.raises(
-        PlanError, match=r"no stem may lose more than 1e-09 dB of SDR; got at best 0\.\d+ dB at \d+\.\d%"
+        PlanError, match=r"smallest SDR drop found is 0\.\d+ dB at \d+\.\d% .*: expected 1e-09 dB at most"
     ):
-        build(toy(), tmp_path / "b", max_sdr_drop_db=1e-9, audio=[noise_path], plan=SMALL, force=True)
+        tune(toy(), max_sdr_drop_db=1e-9, on=[noise_path], plan=SMALL, out=plan)
     with pytest.raises(UsageError, match="more than 0 dB"):
-        build(toy(), tmp_path / "b", max_sdr_drop_db=0.0, audio=[noise_path], plan=SMALL, force=True)
-    assert [one.name for one in tmp_path.iterdir()] == ["b"]
-    assert (tmp_path / "b" / "manifest.json").read_bytes() == before
+        tune(toy(), max_sdr_drop_db=0.0, on=[noise_path], plan=SMALL, out=plan)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("plan.toml", "an older one")]
 
 
 def test_choice_is_drawn(built, tmp_path):
@@ -374,41 +375,30 @@ def test_choice_is_drawn(built, tmp_path):
         draw_sizes(built[1], tmp_path / "sizes.nonsense")
 
 
-def test_command_line(monkeypatch, capsys, tmp_path, built):
-    bundle, choice = built
+def test_command_line(monkeypatch, capsys, built):
+    _, choice = built
     asked = {}
-
-    def tuned(model, out, **options):
-        asked.update(options, model=model)
-        return load_any(bundle.path), choice
-
-    monkeypatch.setattr("splitter.tuning.compression.build", tuned)
+    monkeypatch.setattr("splitter.tuning.compression.tune", lambda model, **options: asked.update(options) or choice)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["splitter", "build", "demo", "-o", str(tmp_path / "b"), *arguments])
+        monkeypatch.setattr(sys, "argv", ["splitter", "tune", "weights", "demo", *arguments])
         with pytest.raises(SystemExit) as exit_:
             cli.main()
         return exit_.value.code, capsys.readouterr()
 
-    auto = ["--compress", "auto", "--max-sdr-drop", "0.5", "--tune-on", "song.wav", "--tune-stems", "stems"]
-    code, printed = run(*auto, "--plot", str(tmp_path / "a.svg"), "--save-plan", str(tmp_path / "plan.toml"), "--json")
+    arguments = ["--max-sdr-drop", "0.5", "--on", "song.wav", "-o", "plan.toml", "--stems", "stems"]
+    code, printed = run(*arguments, "--json")
     assert not code
     assert json.loads(printed.out)["compression"]["chosen"]["bytes"] == choice.chosen.bytes
-    assert (asked["max_sdr_drop_db"], [str(one) for one in asked["audio"]]) == (0.5, ["song.wav"])
-    assert str(asked["stems"]) == "stems"
-    assert (tmp_path / "a.svg").exists()
-    assert plans.load(tmp_path / "plan.toml") == bundle.manifest.plan
-    code, printed = run(*auto, "--precision", "fp16")
+    assert (asked["max_sdr_drop_db"], asked["on"]) == (0.5, (Path("song.wav"),))
+    assert (asked["stems"], asked["out"], asked["plot"]) == (Path("stems"), Path("plan.toml"), None)
+    code, printed = run(*arguments)
     assert "Weights for a drop of 0.5 dB" in printed.out
-    assert asked["precision"] == "fp16"
-    for wrong in (
-        ["--compress", "auto"],
-        ["--compress", "auto", "--max-sdr-drop", "0.1"],
-        ["--compress", "int8", "--max-sdr-drop", "0.1"],
-        ["--tune-stems", "stems"],
-        ["--compress", "int8", "--tune-on", "song.wav"],
-        ["--precision", "auto", "--min-snr", "60", "--tune-on", "song.wav", "--compress", "int8"],
-    ):
-        code, printed = run(*wrong)
-        assert code == 1
-        assert "auto" in printed.err
+    for wrong in (["--on", "song.wav", "-o", "p"], ["--max-sdr-drop", "0", *arguments[2:]], arguments[:4]):
+        assert run(*wrong)[0] == 2
+
+
+@pytest.mark.slow
+def test_plan_is_written(noise_path, tmp_path, built):
+    choice = tune(toy(), max_sdr_drop_db=LIMIT, on=[noise_path], plan=SMALL, out=tmp_path / "plan.toml")
+    assert plans.load(tmp_path / "plan.toml") == choice.plan == built[0].manifest.plan

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +15,12 @@ from torch import nn
 
 import splitter
 from splitter import cli
-from splitter.bundle.directory import load_any
 from splitter.errors import PlanError
 from splitter.mil.mixing import can_be_half, in_half, roundtrip_fp16
 from splitter.mil.program import Ref, read_by
 from splitter.plan import schema as plans
-from splitter.tuning import build, draw
-from splitter.tuning.precision import Search, cut
+from splitter.tuning.plot import draw
+from splitter.tuning.precision import Search, cut, tune
 from splitter.tuning.sensitivity import measure
 from splitter.tuning.trial import Trial, excerpts
 
@@ -51,9 +50,9 @@ def search(trial):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, noise_path):
-    out = tmp_path_factory.mktemp("chosen") / "b"
-    bag, choice = build(separating(), out, min_snr_db=75, audio=[noise_path], plan=PACKAGES_PLAN)
-    return bag.members[0], choice
+    choice = tune(separating(), min_snr_db=75, on=[noise_path], plan=PACKAGES_PLAN)
+    (bundle,) = splitter.build(separating(), tmp_path_factory.mktemp("chosen") / "b", plan=choice.plan).members
+    return bundle, choice
 
 
 def test_excerpts_are_spread_over_a_song_and_normalised_as_separate_does(trial, noise_path):
@@ -230,21 +229,17 @@ def test_plan_repeats_the_build(built, tmp_path):
 
 
 @pytest.mark.slow
-def test_half_precision_boundaries_are_made_up_for(tmp_path, noise_path):
-    bag, choice = build(
-        separating(), tmp_path / "b", min_snr_db=66, audio=[noise_path], plan=PACKAGES_PLAN, boundary_dtype="fp16"
-    )
-    assert bag.members[0].manifest.plan.boundary_dtype == "fp16"
+def test_half_precision_boundaries_are_made_up_for(noise_path):
+    choice = tune(separating(), min_snr_db=66, on=[noise_path], plan=PACKAGES_PLAN, boundary_dtype="fp16")
+    assert choice.plan.boundary_dtype == "fp16"
     assert choice.chosen.worst_db >= 66  # what simulation alone takes for enough gives 65.3
 
 
 def test_out_of_reach_is_said_with_the_best_and_leaves_nothing(tmp_path, noise_path):
-    splitter.build(separating(), tmp_path / "b", plan=PACKAGES_PLAN)
-    before = (tmp_path / "b" / "manifest.json").read_bytes()
-    with pytest.raises(PlanError, match=r"can reach 500 dB; got 1\d\d\.\d dB at best, with (\d+) of \1"):
-        build(separating(), tmp_path / "b", min_snr_db=500, audio=[noise_path], plan=PACKAGES_PLAN, force=True)
-    assert [one.name for one in tmp_path.iterdir()] == ["b"]
-    assert (tmp_path / "b" / "manifest.json").read_bytes() == before
+    (tmp_path / "plan.toml").write_text("an older one")
+    with pytest.raises(PlanError, match=r"best SNR found is 1\d\d\.\d dB, with (\d+) of \1 .*: expected 500 dB"):
+        tune(separating(), min_snr_db=500, on=[noise_path], plan=PACKAGES_PLAN, out=tmp_path / "plan.toml")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("plan.toml", "an older one")]
 
 
 def test_choice_is_drawn(built, tmp_path):
@@ -256,37 +251,50 @@ def test_choice_is_drawn(built, tmp_path):
 
 
 def test_command_line(monkeypatch, capsys, tmp_path, built):
-    bundle, choice = built
+    _, choice = built
     asked = {}
-
-    def tuned(model, out, **options):
-        asked.update(options, model=model)
-        return load_any(bundle.path), choice
-
-    monkeypatch.setattr("splitter.tuning.build", tuned)
+    monkeypatch.setattr("splitter.tuning.precision.tune", lambda model, **options: asked.update(options) or choice)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["splitter", "build", "demo", "-o", str(tmp_path / "b"), *arguments])
+        monkeypatch.setattr(sys, "argv", ["splitter", "tune", "precision", "demo", *arguments])
         with pytest.raises(SystemExit) as exit_:
             cli.main()
         return exit_.value.code, capsys.readouterr()
 
-    auto = ["--precision", "auto", "--min-snr", "75", "--tune-on", "song.wav"]
-    code, printed = run(*auto, "--plot", str(tmp_path / "a.svg"), "--save-plan", str(tmp_path / "plan.toml"), "--json")
+    arguments = ["--min-snr", "75", "--on", "a.wav", "--on", "b.wav", "-o", "plan.toml", "--plot", "a.svg"]
+    code, printed = run(*arguments, "--json")
     assert not code
-    assert json.loads(printed.out)["precision"]["chosen"]["fp32_operations"] == choice.chosen.fp32_operations
-    assert (asked["min_snr_db"], [str(one) for one in asked["audio"]]) == (75, ["song.wav"])
-    assert (tmp_path / "a.svg").exists()
-    assert plans.load(tmp_path / "plan.toml") == bundle.manifest.plan
-    code, printed = run(*auto)
+    document = json.loads(printed.out)
+    assert document["plan"] == "plan.toml"
+    assert document["precision"]["chosen"]["fp32_operations"] == choice.chosen.fp32_operations
+    assert (asked["min_snr_db"], asked["on"]) == (75, (Path("a.wav"), Path("b.wav")))
+    assert (asked["out"], asked["plot"], asked["plan"]) == (Path("plan.toml"), Path("a.svg"), None)
+    code, printed = run(*arguments)
     assert "Precision for 75 dB" in printed.out
-    asked.clear()
-    for wrong in (["--plot", "a.txt"], ["--plot", str(tmp_path / "no" / "a.svg")], ["--save-plan", str(tmp_path)]):
-        code, printed = run(*auto, *wrong)
-        assert code == 1
-        assert re.search(r"must (end in \.svg or|be writable; got No such|be a file)", printed.err)
-    assert not asked, "nothing is searched for what cannot be written"
-    for wrong in (["--precision", "auto"], ["--min-snr", "60"], ["--precision", "fp16", "--tune-on", "song.wav"]):
-        code, printed = run(*wrong)
-        assert code == 1
-        assert "--precision" in printed.err
+    for left_out in ("--min-snr", "--on", "-o"):
+        at = arguments.index(left_out)
+        rest = [
+            value
+            for value in arguments[:at] + arguments[at + 2 :]
+            if left_out != "--on" or value not in ("--on", "b.wav")
+        ]
+        code, printed = run(*rest)
+        assert code == 2
+        assert left_out in printed.err
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr("splitter.compiler.build", lambda *given, **options: pytest.fail("it has begun"))
+    plan = tmp_path / "plan.toml"
+    for out, plot in ((tmp_path, None), (plan, Path("a.txt")), (plan, tmp_path / "no" / "a.svg")):
+        with pytest.raises(splitter.errors.UsageError, match=r"must (end in \.svg or|be writable|be a file)"):
+            tune("demo", min_snr_db=75, on=[], out=out, plot=plot)
+    assert not plan.exists()
+
+
+@pytest.mark.slow
+def test_plan_and_picture_are_written(noise_path, tmp_path, built):
+    choice = tune(separating(), min_snr_db=75, on=[noise_path], plan=PACKAGES_PLAN, out=tmp_path / "plan.toml",
+                  plot=tmp_path / "a.svg")  # fmt: skip
+    assert plans.load(tmp_path / "plan.toml") == choice.plan == built[0].manifest.plan
+    assert "<svg" in (tmp_path / "a.svg").read_text()

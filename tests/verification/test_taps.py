@@ -102,14 +102,15 @@ def test_logits_are_before_the_softmax(values):
 
 
 def test_goldens_by_pattern(demo_bundle):
-    found, about = taps.goldens(demo_bundle, ["layers_t.2.*", "input"])
+    recorded = taps.record(demo_bundle, ["layers_t.2.*", "input"])
+    found, about = recorded.values, recorded.about
     assert list(found)[:2] == ["input", "layers_t.2.norm1"]
     assert len(found) == 1 + 16
     assert about["format"] == taps.FORMAT
-    skeleton, _ = taps.goldens(demo_bundle, tiny=True)
+    skeleton = taps.record(demo_bundle, tiny=True).values
     assert len(skeleton) == 2 * (1 + 1 + 5 + 1)
     with pytest.raises(UsageError, match=r"fit some; got layers\.9\.q"):
-        taps.goldens(demo_bundle, ["layers.9.q"])
+        taps.record(demo_bundle, ["layers.9.q"])
 
 
 def test_a_bundle_without_kernels_has_no_taps(demo_bundle, monkeypatch):

@@ -9,7 +9,7 @@ from splitter_kernels import reference
 import splitter
 from splitter import verify
 from splitter.bundle import goldens
-from splitter.bundle.directory import Bundle, load_any
+from splitter.bundle.directory import Bundle, load
 from splitter.plan import schema as plans
 from splitter.runtime.engines.coreml_engine import CoreMLEngine
 from splitter.verification.verify import Status, verify_bundle
@@ -36,7 +36,7 @@ def failing(report):
 
 @pytest.fixture(scope="module")
 def report(demo_path):
-    return verify(load_any(demo_path))[0]
+    return verify(load(demo_path))[0]
 
 
 def test_demo_passes_exactly(report):
@@ -70,7 +70,7 @@ def test_every_boundary_is_judged_locally_and_accumulated(report, demo_bundle):
 
 
 def test_report_is_one_json_document(report):
-    content = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert content["partition"]["max_abs"] == 0
     stems = next(c for c in content["checks"] if c["kind"] == "golden" and c["subject"] == "stems")
     assert (stems["snr_db"], stems["exact"], stems["status"]) == (None, True, "pass")

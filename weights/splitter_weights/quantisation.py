@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from coremltools._deps import kmeans1d
 from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
@@ -39,6 +38,8 @@ def palette(values: Array, count: int) -> Array:
         shares = np.linspace(0, 1, _CELLS + 1)
         edges = np.union1d(np.quantile(values, shares), different[0] + shares * (different[-1] - different[0]))
         starts = np.unique(np.searchsorted(different, edges[:-1]))
+    from coremltools._deps import kmeans1d  # Core ML Tools take a second, and readers of a palette need none of it
+
     masses = np.add.reduceat(counts, starts)
     means = np.add.reduceat(counts * different, starts) / masses
     return np.array(kmeans1d.cluster(means, count, weights=masses).centroids, np.float32)

@@ -60,7 +60,7 @@ class PortReport:
             return f"no divergence in {len(self.taps)} taps, but {len(self.misnamed)} names are no taps"
         return f"no divergence in {len(self.taps)} taps"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         first = self.first_divergence
         return {
             "passed": self.passed,

@@ -15,7 +15,7 @@ from scipy.special import softmax
 from splitter_kernels.taps import LOGIT_ROWS, Tap
 
 from ...boundary import Array, is_finite
-from ...bundle.directory import Bundle
+from ...bundle.directory import Bundle, Source, single
 from ...errors import UsageError
 from ...parity import Parity, compare
 from ..checks import Check, Status, judged
@@ -34,7 +34,7 @@ _DRIFT = "the formula is right, its statistics drift: summed naively; take means
 _GOLDEN = ("input", "input_t")
 
 
-def verify_port(dumps: Sequence[Mapping[str, Array] | Path], bundle: Bundle) -> PortReport:
+def verify_port(dumps: Sequence[Mapping[str, Array] | Path], bundle: Source) -> PortReport:
     """Judge a port by what it dumped.
 
     A tap is judged *local*, from the values that the dump holds of what the step reads, if it holds them; else
@@ -49,7 +49,7 @@ def verify_port(dumps: Sequence[Mapping[str, Array] | Path], bundle: Bundle) -> 
         BundleError: The bundle has no transformer that the kernels implement.
         UsageError: No name in the dump is a tap's, or a file cannot be read.
     """
-    return _Verification(dumps, bundle).report()
+    return _Verification(dumps, single(bundle)).report()
 
 
 class _Verification:
