@@ -116,5 +116,5 @@ def test_goldens_by_pattern(demo_bundle):
 def test_a_bundle_without_kernels_has_no_taps(demo_bundle, monkeypatch):
     segments = [one for one in demo_bundle.segments if one.artifact.target != "kernels"]
     monkeypatch.setattr(type(demo_bundle), "segments", segments)
-    with pytest.raises(BundleError, match='target "kernels"'):
+    with pytest.raises(BundleError, match="the target 'kernels'"):
         TappedTransformer(demo_bundle)
