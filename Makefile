@@ -6,12 +6,11 @@ COUNT ?= 20
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 BUNDLE ?= demo.bundle
-SEED ?= 0
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow browser real mutants fuzz fuzz-corpus lint types audit check format constraints schema \
-	mil-ops doctor-rules bench clean
+	mil-ops doctor-rules docs bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -86,8 +85,14 @@ mil-ops: .venv/.installed ## Write docs/mil-ops.md from the code.
 doctor-rules: .venv/.installed ## Write docs/doctor-rules.md from the code.
 	$(BIN)/python -m splitter.diagnosis > docs/doctor-rules.md
 
+docs: .venv/.installed ## Build the handbook as a site under site/, with a report of the demo model to open.
+	$(PIP) --require-hashes --no-deps -r constraints-docs.txt
+	$(BIN)/splitter build demo -o $(BUNDLE) --force
+	$(BIN)/splitter report $(BUNDLE) -o docs/sample-report.html --runs 1 --force
+	$(BIN)/zensical build --strict
+
 bench: .venv/.installed ## Measure against demucs (see benchmarks/README.md).
 	$(BIN)/python -m benchmarks
 
 clean: ## Remove what the commands above made.
-	rm -rf .venv demo.bundle demo-song.wav separated dist
+	rm -rf .venv demo.bundle demo-song.wav separated dist site docs/sample-report.html
