@@ -55,9 +55,10 @@ fuzz: .venv/.installed ## Read 20,000 changed files of every format, within limi
 fuzz-corpus: .venv/.installed ## Write the sound files that `make fuzz` changes, after a format has changed.
 	$(BIN)/python -m tests.fuzz.seeds
 
-lint: .venv/.installed ## Check style and format.
+lint: .venv/.installed ## Check style, format, and which room imports which.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/.installed ## Check types, strictly.
 	$(BIN)/mypy

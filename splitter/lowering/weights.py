@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,13 @@ from splitter_weights.quantisation import integers, nearest, palette
 from torch import fx
 
 from ..boundary import Array
-from ..bundle.directory import Bundle
-from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import PlanError
 from ..graph.program import Program
 from ..plan.schema import Compression, CompressionForm, Precision, WeightForm
+
+if TYPE_CHECKING:
+    from ..bundle.directory import Bundle
+    from ..bundle.manifest import Artifact, SegmentRecord
 
 BITS: Mapping[WeightForm, int] = {"int8": 8, "pal8": 8, "pal6": 6, "pal4": 4}
 
