@@ -62,7 +62,7 @@ def build(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Build the bundle of MODEL: demo, htdemucs, htdemucs_ft, htdemucs_6s, or a checkpoint file."""
+    """Build the bundle of MODEL, the name of a model or a checkpoint file."""
     from rich.console import Group
 
     from . import tables

@@ -160,7 +160,7 @@ def _find_bundle(bundle: Path | None, name: str | None, trusted_key: Path | None
         raise errors.UsageError("--trusted-key is for a bundle of somebody else", expected="-b DIR", received="no -b")
     if name is None:
         raise errors.UsageError(
-            "separate needs a bundle", received="neither -b nor -n", fix="Give -b DIR, or -n htdemucs."
+            "separate needs a bundle", received="neither -b nor -n", fix="Give -b DIR, or -n MODEL."
         )
     with steps() as progress:
         return splitter.named(name, progress)
