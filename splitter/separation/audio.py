@@ -132,12 +132,16 @@ def sound(waveform: NDArray[np.floating], samplerate: int, *, model_rate: int, c
     if not np.isfinite(waveform).all():
         raise AudioError("the waveform holds NaN or infinity", expected="finite samples")
     samples = np.broadcast_to(waveform, (channels, waveform.shape[1])).astype(np.float32)
-    return Sound(samples if samplerate == model_rate else resampled(samples, samplerate, model_rate))
+    if samplerate != model_rate and samples.shape[1]:
+        length = max(1, round(samples.shape[1] * model_rate / samplerate))
+        samples = resampled(samples, samplerate, model_rate, length)
+    return Sound(samples)
 
 
-def resampled(samples: Block, from_rate: int, to_rate: int) -> Block:
-    """Samples at another rate, by soxr."""
-    return np.ascontiguousarray(soxr.resample(samples.T, from_rate, to_rate).T, np.float32)
+def resampled(samples: Block, from_rate: int, to_rate: int, length: int) -> Block:
+    """Samples at another rate, by soxr, and so many of them: it may give a few more or less."""
+    result = soxr.resample(samples.T, from_rate, to_rate).T[:, :length]
+    return np.pad(result, [(0, 0), (0, length - result.shape[1])]).astype(np.float32)
 
 
 def _check_rate(samplerate: int, whose: str) -> None:

@@ -421,8 +421,7 @@ def _as_given(stem: Block, shape: tuple[int, ...], model_rate: int, samplerate: 
     if shape[0] < len(stem):
         stem = stem.mean(axis=0, keepdims=True)
     if samplerate != model_rate:
-        stem = audio.resampled(stem, model_rate, samplerate)[:, : shape[1]]
-        stem = np.pad(stem, [(0, 0), (0, shape[1] - stem.shape[1])])
+        stem = audio.resampled(stem, model_rate, samplerate, shape[1])
     return stem
 
 
