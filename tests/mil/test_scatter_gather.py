@@ -345,7 +345,10 @@ M = torch.ones(3, 4)
             lambda: ops.gather(M, torch.zeros(3, 2).int(), axis=1, batch_dims=-1),
             "x and indices share their first batch_dims axes, which lie before axis",
         ),
-        (lambda: ops.gather(torch.ones(2, 2**14), torch.zeros(2**20, dtype=torch.int32)), "a result fits into memory"),
+        (
+            lambda: ops.gather(torch.ones(2, 2**14), torch.zeros(2**20, dtype=torch.int32)),
+            "result (needs too much memory|has a negative extent)",
+        ),
         (lambda: ops.gather_along_axis(M, torch.zeros(3, 3).int(), 0), "indices have the extents [3, 4] beside axis 0"),
         (lambda: ops.gather_nd(M, torch.zeros(2, 3).int()), "an index has at most 2 parts"),
         (

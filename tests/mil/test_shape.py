@@ -381,7 +381,10 @@ def test_space_to_batch_and_back(block, pads):
             lambda x: ops.space_to_batch(x[None], [1, 2], [0, -1, 0, 0]),
             "two blocks of at least 1 come with four amounts of at least 0",
         ),
-        (lambda x: ops.space_to_batch(x[None], [1, 2], [1 << 40, 0, 0, 0]), "a result fits into memory"),
+        (
+            lambda x: ops.space_to_batch(x[None], [1, 2], [1 << 40, 0, 0, 0]),
+            "result (needs too much memory|has a negative extent)",
+        ),
         (lambda x: ops.batch_to_space(x[None], [1, 2], [0, 0, 0, 0]), "a block divides extents (1,)"),
         (lambda x: ops.batch_to_space(x[None], [1, 1], [2, 2, 0, 0]), "crops fit into extents (3, 4)"),
     ],
