@@ -170,7 +170,7 @@ def test_as_many_values_as_indices():
         ({"init_length": -1}, "a list's length lies in 0…16777216"),
         ({"init_length": 1 << 30}, "a list's length lies in 0…16777216"),
         ({"dtype": "float"}, "make_list names a known type"),
-        ({"elem_shape": [1 << 40]}, "result (needs too much memory|has a negative extent)"),
+        ({"elem_shape": [1 << 40]}, "the result needs too much memory"),
     ],
 )
 def test_bad_lists(options, said):

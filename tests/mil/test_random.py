@@ -179,12 +179,12 @@ def test_shapes_beyond_reason(name, shape):
         ("random_bernoulli", [[3]], {"prob": 1.5}, "a probability lies within 0…1"),
         ("random_bernoulli", [[3]], {"prob": float("nan")}, "a probability lies within 0…1"),
         ("random_categorical", [torch.zeros(3)], {"mode": "LOGITS"}, "mode is logits or probs"),
-        ("random_categorical", [torch.zeros(3)], {"size": -1}, "result (needs too much memory|has a negative extent)"),
+        ("random_categorical", [torch.zeros(3)], {"size": -1}, "a result has a negative extent"),
         (
             "random_categorical",
             [torch.zeros(3)],
             {"size": 1 << 40},
-            "result (needs too much memory|has a negative extent)",
+            "the result needs too much memory",
         ),
     ],
 )

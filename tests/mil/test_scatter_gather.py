@@ -347,7 +347,7 @@ M = torch.ones(3, 4)
         ),
         (
             lambda: ops.gather(torch.ones(2, 2**14), torch.zeros(2**20, dtype=torch.int32)),
-            "result (needs too much memory|has a negative extent)",
+            "the result needs too much memory",
         ),
         (lambda: ops.gather_along_axis(M, torch.zeros(3, 3).int(), 0), "indices have the extents [3, 4] beside axis 0"),
         (lambda: ops.gather_nd(M, torch.zeros(2, 3).int()), "an index has at most 2 parts"),

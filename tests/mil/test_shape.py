@@ -383,7 +383,7 @@ def test_space_to_batch_and_back(block, pads):
         ),
         (
             lambda x: ops.space_to_batch(x[None], [1, 2], [1 << 40, 0, 0, 0]),
-            "result (needs too much memory|has a negative extent)",
+            "the result needs too much memory",
         ),
         (lambda x: ops.batch_to_space(x[None], [1, 2], [0, 0, 0, 0]), "a block divides extents (1,)"),
         (lambda x: ops.batch_to_space(x[None], [1, 1], [2, 2, 0, 0]), "crops fit into extents (3, 4)"),
