@@ -51,7 +51,7 @@ def path_fault(path: str) -> str | None:
     """Why a path is not one of safe names with ``/`` between them, below whatever folder; None if it is."""
     for name in path.split("/"):
         if reason := fault(name):
-            return f"{visible(name[:_COMPONENT_BYTES])!r} in it cannot be a name: {reason}"
+            return f"{name[:_COMPONENT_BYTES]!r} in it cannot be a name: {reason}"
     if (size := len(path.encode())) > _PATH_BYTES:
         return f"it has {size} bytes, more than {_PATH_BYTES}"
     return None
@@ -81,7 +81,7 @@ def hidden_in(content: object) -> Iterator[str]:
 def check_visible(content: Any) -> Any:
     """JSON content as it is. Raises `ValueError` if a string in it holds hidden characters."""
     if found := next(hidden_in(content), None):
-        raise ValueError(f"{visible(found)!r} holds control characters or others that hide text")
+        raise ValueError(f"{found!r} holds control characters or others that hide text")
     return content
 
 
@@ -97,13 +97,13 @@ def check_distinct(names: Iterable[str]) -> None:
 
 def _name(value: str) -> str:
     if reason := fault(value, MOST_BYTES):
-        raise ValueError(f"{visible(value[:MOST_BYTES])!r} cannot be the name of a file: {reason}")
+        raise ValueError(f"{value[:MOST_BYTES]!r} cannot be the name of a file: {reason}")
     return value
 
 
 def _relative_path(value: str) -> str:
     if reason := path_fault(value):
-        raise ValueError(f"{visible(value[:_PATH_BYTES])!r} cannot be a path in a bundle: {reason}")
+        raise ValueError(f"{value[:_PATH_BYTES]!r} cannot be a path in a bundle: {reason}")
     return value
 
 

@@ -5,12 +5,13 @@ from importlib import resources
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import splitter
-from splitter import mil, models, passes
+from splitter import compiler, mil, models, passes
 from splitter.bundle.directory import load
 from splitter.diagnosis import examine
 from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
@@ -19,7 +20,8 @@ from splitter.runtime.engines import engine
 from splitter.separation.separator import Options, Separator
 
 from .conftest import snr_db
-from .toys import HYBRID_PLAN, Hybrid, separating
+from .hostile import NAMES
+from .toys import GRAPHS_PLAN, HYBRID_PLAN, Hybrid, duo, separating
 
 DEMO = resources.files("splitter_weights.demo") / "demo.safetensors"
 
@@ -66,6 +68,30 @@ def test_recorded_plan_repeats_the_build(demo_bundle):
     plan = demo_bundle.manifest.plan
     assert plan.segment_samples == 66_150
     assert plans.Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_stems_that_cannot_be_files_are_refused_before_anything_is_captured(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(compiler, "capture", lambda *given: pytest.fail("it has begun"))
+    model = duo()
+    model.sources = ["kept", NAMES[kind]]
+    with pytest.raises(CheckpointError, match="the stems of model 'duo' cannot be written to files"):
+        splitter.build(model, tmp_path / "b", plan=GRAPHS_PLAN)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_stems_that_would_be_one_file_are_refused(tmp_path):
+    model = duo()
+    model.sources = ["kept", "Kept"]
+    with pytest.raises(CheckpointError, match="'kept' and 'Kept' are one file on some systems"):
+        splitter.build(model, tmp_path / "b", plan=GRAPHS_PLAN)
+
+
+def test_what_goldens_were_recorded_of_hides_nothing(tmp_path):
+    track = tmp_path / "a\x1b[2J.wav"
+    soundfile.write(track, np.random.default_rng(0).uniform(-0.5, 0.5, (200, 2)), 8000)
+    bag = splitter.build(duo(), tmp_path / "b", plan=GRAPHS_PLAN, golden_audio=track)
+    assert bag.members[0].manifest.golden.audio == r"a\x1b[2J.wav"
 
 
 def test_silent_golden_audio_is_refused(tmp_path):

@@ -327,6 +327,7 @@ def _staging(out: Path, home: Path) -> Iterator[Path]:
         try:
             out.mkdir(parents=True, exist_ok=True)
             _check_no_link(home)
+            _check_no_link(home / receipts.DIRECTORY)
             with output.folder_below(out, home.relative_to(out)):
                 pass
             staging = stack.enter_context(output.staging(home, _STAGING))

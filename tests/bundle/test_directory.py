@@ -1,5 +1,6 @@
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 
 import jsonschema
@@ -282,6 +283,33 @@ def test_full_disk_is_one_message(tmp_path):
     with pytest.raises(BundleError, match="No space left on device"), staged(tmp_path / "b", force=False) as directory:
         fill(directory)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_of_two_that_build_the_same_the_second_is_told_or_replaces(copy, tmp_path, force):
+    out = tmp_path / "b"
+    with ExitStack() as stack:
+        if not force:
+            stack.enter_context(pytest.raises(BundleError, match="was made by another process meanwhile"))
+        slow = stack.enter_context(staged(out, force=force))
+        (slow / "mine").touch()
+        with staged(out, force=False) as quick:
+            shutil.copytree(copy, quick, dirs_exist_ok=True)
+    assert (out / "mine").exists() == force
+    assert (out / "manifest.json").exists() != force
+    assert {file.name for file in tmp_path.iterdir()} == {"copy", "b"}
+
+
+def test_what_takes_the_place_of_a_bundle_meanwhile_stays(copy, tmp_path):
+    out = tmp_path / "b"
+    with pytest.raises(BundleError, match="was made by another process"), staged(out, force=True):
+        out.symlink_to(copy)
+    Bundle.load(copy)
+    assert out.is_symlink()
+    out.unlink()
+    with pytest.raises(BundleError, match="was made by another process"), staged(out, force=True):
+        (out / "mine").mkdir(parents=True)
+    assert (out / "mine").exists()
 
 
 def test_empty_directory_may_become_a_bundle(tmp_path):

@@ -48,6 +48,10 @@ BROKEN = {
         'tensors = [{name = "t", producer = "b"}]',
         "'b', which is no stage",
     ),
+    "text that hides": (
+        'family = "x"\noutputs = ["y"]\nstages = [{name = "a", target = "graph", modules = ["m\\u001b[2J"]}]',
+        r"'m\\x1b\[2J' holds control characters or others that hide text",
+    ),
     "name that is none": ('family = "X y"\noutputs = ["y"]\nstages = [{name = "a", target = "graph"}]', "family"),
 }
 

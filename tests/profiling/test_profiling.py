@@ -488,6 +488,7 @@ def test_document_obeys_the_published_schema_and_is_read_back(found, tmp_path):
         lambda document: document | {"format": "splitter.profile/2"},
         lambda document: {key: value for key, value in document.items() if key != "limits"},
         lambda document: document | {"limits": {"flops_per_second": 0.0, "bytes_per_second": 1.0}},
+        lambda document: document | {"segments": [document["segments"][0] | {"name": "a\x1b[2J"}]},
         lambda document: [document],
     ],
 )

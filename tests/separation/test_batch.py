@@ -4,7 +4,6 @@ import os
 import random
 import threading
 from concurrent.futures import CancelledError
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import soundfile
 from benchmarks.processes import workers
 from splitter.bundle.directory import Bag, load
 from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
-from splitter.separation import batch
+from splitter.separation import batch, receipts
 from splitter.separation.audio import Encoding
 from splitter.separation.batch import ATTEMPTS, deliver, separate_file
 from splitter.separation.separator import Options, Separator
@@ -586,6 +585,7 @@ def test_a_planted_link_to_a_folder_is_not_followed(tmp_path, toy, where, force)
     except AudioError as refused:
         error = refused
     assert isinstance(error, AudioError)
+    assert force or f"{link} is a link, which leads out of the output folder" in str(error)
     assert not [*(tmp_path / "mine").iterdir()]
     assert not [*(tmp_path / "out").rglob("*.wav")]
 
@@ -619,26 +619,34 @@ def test_a_link_in_the_place_of_a_stem_is_replaced(tmp_path, toy, exists):
 
 
 def test_two_batches_that_move_the_same_stems_wait_for_each_other(tmp_path, toy, monkeypatch):
-    """One moves the stems of the other away, and has its own moved away, unless they take turns."""
-    track, out, separator = noise(tmp_path / "a.wav"), tmp_path / "out", Separator(toy)
-    separate([track], toy, out)
-    separator.load()
-    gate, errors, rename = threading.Barrier(2, timeout=1), [], os.rename
+    """One would put its receipt beside the stems of the other, unless they take turns."""
+    track, out = noise(tmp_path / "a.wav"), tmp_path / "out"
+    first, second = (
+        Separator(toy, "default", options=Options(encoding=Encoding(subtype=subtype)))
+        for subtype in ("PCM_16", "PCM_24")
+    )
+    placed, over, errors, replace = threading.Event(), threading.Event(), [], os.replace
 
-    def slowly(*given, **folders):
-        with suppress(threading.BrokenBarrierError):
-            gate.wait()
-        rename(*given, **folders)
+    def interrupted(source, target, **folders):
+        replace(source, target, **folders)
+        if threading.current_thread().name == "first" and not placed.is_set():  # its receipt
+            placed.set()
+            over.wait(2)
 
-    def run():
+    def run(separator):
         with batch._staging(out, separator.home(out)) as staging:
             errors.append(deliver(separator, track, out, staging, lambda step: None))
 
-    monkeypatch.setattr(os, "rename", slowly)
-    both = [threading.Thread(target=run) for _ in range(2)]
+    def run_second():
+        placed.wait(60)
+        run(second)
+        over.set()
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    both = [threading.Thread(target=run, args=(first,), name="first"), threading.Thread(target=run_second)]
     for thread in both:
         thread.start()
     for thread in both:
         thread.join()
     assert errors == [None, None]
-    assert separate([track], toy, out)[0].attempts == 0
+    assert receipts.complete(second, track, second.home(out), second.outputs(track, out))

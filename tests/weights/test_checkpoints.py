@@ -251,3 +251,20 @@ def test_bag_with_wrong_weights_is_named(tmp_path, parts):
     (tmp_path / "bag.yaml").write_text("models: ['../../etc/passwd']")
     with pytest.raises(CheckpointError, match="does not list the members"):
         checkpoints.load(tmp_path / "bag.yaml")
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"), [("my model?", "my model_"), ("..", "__"), ("a\x1b[2J", "a_[2J"), ("NUL", "_NUL")]
+)
+def test_a_model_is_named_readably_after_its_file(tmp_path, stem, name):
+    path = tmp_path / f"{stem}.safetensors"
+    path.write_bytes(DEMO.read_bytes())
+    bag = checkpoints.load(path)
+    assert (bag.name, bag.members[0].name) == (name, name)
+
+
+def test_a_file_whose_name_is_too_long_for_a_model_is_refused(tmp_path):
+    path = tmp_path / f"{'x' * 201}.safetensors"
+    path.write_bytes(DEMO.read_bytes())
+    with pytest.raises(CheckpointError, match="cannot be the name of a model: it has 201 bytes, more than 200"):
+        checkpoints.load(path)
