@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def own_cache(tmp_path_factory):
 def heap_as_it_is():
     """What the command line does to the heap of its process would stay with the tests', and some measure memory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heap, "keep_freed", lambda: None)
+        patch.setattr(heap, "keep_freed", functools.wraps(heap.keep_freed)(lambda: None))
         yield
 
 

@@ -34,7 +34,7 @@ def test_wheel_squats_no_generic_names(wheel):
         "splitter_kernels/metal/host/metal_stdlib",
         "splitter_kernels/metal/host/runtime.cpp",
         "splitter_weights/demo/demo.safetensors",
-        "splitter/plan/presets/htdemucs.toml",
+        "splitter/models/demucs/htdemucs.toml",
         *(f"splitter/reporting/templates/{path.name}" for path in (ROOT / "splitter/reporting/templates").iterdir()),
     ):
         assert needed in names

@@ -214,7 +214,7 @@ def test_true_stems_are_scaled_as_the_input_is(tmp_path, search):
 def test_silence_out_of_the_model_is_refused(search):
     trial = search.trial
     with pytest.raises(AudioError, match="some sound"):
-        Listening(trial.excerpts[:1], [0 * trial.reference[0]["restored"]], trial.bundle.manifest.model)
+        Listening(trial.excerpts[:1], [0 * trial.reference[0]["restored"]], trial.bundle.audio)
 
 
 # ---------------------------------------------------------------------------------------- search
