@@ -120,7 +120,7 @@ FAILURES = {
         "iOS15 has no operation that decodes weights",
     ),
     "segment too long": (["build", "demo", "-o", "OUT", "--segment", "1.6"], "1.5 s"),
-    "segment of nothing": (["build", "demo", "-o", "OUT", "--segment", "0"], "longer than 0 s"),
+    "segment of nothing": (["build", "demo", "-o", "OUT", "--segment", "0"], "more than 0 s"),
     "missing plan": (["build", "demo", "-o", "OUT", "--plan", "none.toml"], "none.toml"),
     "golden audio that is missing": (["build", "demo", "-o", "OUT", "--golden-audio", "none.wav"], "none.wav"),
     "random weights for no configuration": (
@@ -140,11 +140,14 @@ FAILURES = {
     "float FLAC": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--flac"], "integers"),
     "missing file": (["separate", "none.wav", "-b", "BUNDLE"], "no such file"),
     "engine without a segment": (["separate", "SONG", "-b", "BUNDLE", "--engine", "jax"], "SEGMENT=ENGINE"),
-    "engine that cannot": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=jax"], "JAX runs the transformer"),
-    "unknown engine": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"], "There are: coreml"),
+    "engine that cannot": (
+        ["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=jax"],
+        "engine 'jax' cannot run segment 'encoder'",
+    ),
+    "unknown engine": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"], "Installed: coreml"),
     "profile of an engine that cannot": (
         ["profile", "BUNDLE", "--engine", "encoder=jax"],
-        "JAX runs the transformer",
+        "engine 'jax' cannot run segment 'encoder'",
     ),
     "profile of an unknown segment": (["profile", "BUNDLE", "--engine", "enkoder=mil"], "enkoder"),
     "profile of no runs": (["profile", "BUNDLE", "--runs", "0"], "--runs"),
