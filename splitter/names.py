@@ -24,6 +24,8 @@ def visible(text: str, keep: str = "") -> str:
     r"""The text with every hidden character escaped, e.g. ``\x1b``, but for those in ``keep``."""
     if text.isprintable():
         return text
+    if "\n" in keep:  # line by line: most need no look at their characters
+        return "\n".join(visible(line, keep.replace("\n", "")) for line in text.split("\n"))
     return "".join(
         character.encode("unicode_escape").decode() if is_hidden(character) and character not in keep else character
         for character in text

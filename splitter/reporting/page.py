@@ -21,6 +21,7 @@ from ..bundle.directory import Source, single
 from ..diagnosis import Diagnosis, Finding
 from ..errors import UsageError
 from ..lowering import Target, target
+from ..names import visible
 from ..profiling import Profile
 from ..verification.checks import Check, Status, least_to_spare
 from . import charts, diagram
@@ -114,7 +115,7 @@ def check_free(out: Path, *, force: bool) -> None:
 
 
 def render(findings: Findings) -> str:
-    """The page."""
+    """The page, in which characters that hide or reorder text are shown."""
     player, style = (_FILES.joinpath(name).read_text(encoding="utf-8") for name in ("player.js", "page.css"))
     digest = base64.b64encode(hashlib.sha256(player.encode()).digest()).decode()
     manifest, checks = findings.bundle.manifest, findings.verification.checks
@@ -123,7 +124,7 @@ def render(findings: Findings) -> str:
     linked = [replace(check, kind="port") if check.kind in ports else check for check in checks]
     heard = None if isinstance(findings.listening, NotRun) else findings.listening
     profiles = _profiles(findings)
-    return _TEMPLATES.get_template("page.html").render(
+    page = _TEMPLATES.get_template("page.html").render(
         findings=findings,
         bundle=findings.bundle,
         manifest=manifest,
@@ -159,6 +160,7 @@ def render(findings: Findings) -> str:
         player_digest=digest,
         style=Markup(style),  # noqa: S704 (the same)
     )
+    return visible(page, keep="\n\t")
 
 
 # ---------------------------------------------------------------------------------------------- checks

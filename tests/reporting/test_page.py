@@ -11,6 +11,7 @@ import pytest
 from splitter import cli, reporting
 from splitter import formatting as units
 from splitter.errors import UsageError
+from splitter.names import is_hidden
 from splitter.reporting import page as pages
 from splitter.reporting.findings import NotRun, Recorded
 from splitter.verification.checks import Status
@@ -42,6 +43,12 @@ def assert_self_contained(page):
     (style,) = root.all("style")
     assert "url(" not in style.words()
     assert "@import" not in style.words()
+
+
+def test_characters_that_hide_are_shown(findings):
+    page = pages.render(replace(findings, profile=NotRun("a\x1b[2J\u202e\x00\udce9")))
+    assert r"a\x1b[2J\u202e\x00\udce9" in page
+    assert not [character for character in page if is_hidden(character) and character not in "\n\t"]
 
 
 def test_page_loads_nothing(page):
