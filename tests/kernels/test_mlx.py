@@ -8,7 +8,7 @@ import pytest
 from splitter.plan.schema import WeightsForm
 
 from ..conftest import snr_db
-from ..verification.test_kernels import reformed
+from ..lowering.test_kernels_checks import reformed
 
 mx = pytest.importorskip("mlx.core", reason="MLX is not installed")
 
