@@ -97,7 +97,11 @@ class Files:
         if unlisted := sorted({name for name in referenced if name not in self.records and name not in directories}):
             raise _unlisted(self.home, unlisted)
         for name in sorted(set(referenced) & directories):
-            found = {entry.relative_to(self.home).as_posix() for entry in (self.home / name).rglob("*")}
+            found = {
+                entry.relative_to(self.home).as_posix()
+                for entry in (self.home / name).rglob("*")
+                if entry.is_symlink() or not entry.is_dir()  # Core ML Tools leaves empty folders
+            }
             if unlisted := sorted(found - self.records.keys() - directories):
                 raise BundleError(
                     f"{self.home / name} holds files that the manifest does not list",

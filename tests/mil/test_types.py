@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -69,7 +71,7 @@ def immediate(dtype, shape=(), **fields):
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
     path = package(lambda x: mb.relu(x=x), {"x": np.zeros(2, np.float32)}, tmp_path_factory.mktemp("values"))
-    return lambda value: program._Reader(path)._value(value, "v")
+    return lambda value: program._Reader(path, Path.read_bytes)._value(value, "v")
 
 
 @pytest.mark.parametrize(
