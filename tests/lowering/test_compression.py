@@ -212,7 +212,14 @@ def record_of(segment, artifact):
     names = ([one.name for one in tensors] for tensors in (segment.inputs, segment.outputs))
     given = dict(zip(("inputs", "outputs"), map(tuple, names), strict=True))
     return SegmentRecord(
-        name="core", stage="core", program="", operators=1, parameters=1, passes={}, artifact=artifact, **given
+        name="core",
+        stage="core",
+        program="graph/core.json",
+        operators=1,
+        parameters=1,
+        passes={},
+        artifact=artifact,
+        **given,
     )
 
 

@@ -36,7 +36,7 @@ def transformer(tmp_path_factory):
 def record(segment):
     inputs, outputs = ([spec.name for spec in one] for one in (segment.inputs, segment.outputs))
     artifact = Artifact(target="coreml", path=f"{segment.name}.mlpackage")
-    return SegmentRecord(name=segment.name, stage=segment.name, program="", inputs=inputs, outputs=outputs,
+    return SegmentRecord(name=segment.name, stage=segment.name, program="graph/segment.json", inputs=inputs, outputs=outputs,
                          operators=0, parameters=0, passes={}, artifact=artifact)  # fmt: skip
 
 

@@ -292,7 +292,7 @@ def test_a_page_goes_where_a_file_can_be(tmp_path, name, message):
 
 def test_command_prints_one_document(demo_path, findings, tmp_path, monkeypatch, capsys):
     asked = {}
-    monkeypatch.setattr(reporting, "gather", lambda bundle, engines, **options: asked.update(options) or findings)
+    monkeypatch.setattr(pages, "gather", lambda bundle, engines, **options: asked.update(options) or findings)
     out = tmp_path / "report.html"
     arguments = ["report", demo_path, "-o", out, "--runs", 0, "--seconds", 5, "--json"]
     monkeypatch.setattr(sys, "argv", ["splitter", *map(str, arguments)])
