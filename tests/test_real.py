@@ -107,7 +107,7 @@ def test_inspect_shows_the_four_stem_boundaries(real_path):
     assert shapes["freq_encoded"] == [1, 512, 8, 336]
     assert shapes["skip_freq_3"] == [1, 384, 8, 336]
     assert shapes["stem_spectrograms"] == [1, 16, 2048, 336]
-    assert manifest["model"]["stems"] == ["drums", "bass", "other", "vocals"]
+    assert manifest["model"]["audio"]["stems"] == ["drums", "bass", "other", "vocals"]
     stored = {name: record["bytes"] for name, record in manifest["files"].items() if name.endswith("weight.bin")}
     encoder = next(size for name, size in stored.items() if name.startswith("encoder"))
     assert encoder < 14e6, "the frequency embedding was folded at its broadcast size"
