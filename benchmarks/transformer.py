@@ -124,7 +124,7 @@ def _torch(directory: Path) -> Run:
 def _jax(directory: Path) -> Run:
     import numpy as np
 
-    from kernels import xla
+    from splitter_kernels import xla
 
     prepared = xla.prepared(load_file(directory / "weights"))
     transformer, inputs = xla.compiled(_config(directory)), list(load_file(directory / "inputs").values())
@@ -132,7 +132,7 @@ def _jax(directory: Path) -> Run:
 
 
 def _numpy(directory: Path) -> Run:
-    from kernels import reference
+    from splitter_kernels import reference
 
     config, tensors = _config(directory), load_file(directory / "weights")
     inputs = list(load_file(directory / "inputs").values())
@@ -140,7 +140,7 @@ def _numpy(directory: Path) -> Run:
 
 
 def _config(directory: Path) -> Any:
-    from kernels.spec import Config
+    from splitter_kernels.spec import Config
 
     return Config(**json.loads((directory / "config").read_text()))
 
