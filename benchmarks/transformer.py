@@ -123,7 +123,6 @@ def _torch(directory: Path) -> Run:
 # The kernels as they lie in the tree: they need neither PyTorch nor splitter, nor do these processes.
 def _jax(directory: Path) -> Run:
     import numpy as np
-
     from splitter_kernels import xla
 
     prepared = xla.prepared(load_file(directory / "weights"))
