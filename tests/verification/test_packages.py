@@ -7,7 +7,7 @@ import torch
 
 import splitter
 from splitter import mil, models
-from splitter.bundle.directory import Bundle
+from splitter.bundle.directory import Bundle, file_records
 from splitter.graph import program as programs
 from splitter.mil.overflows import OverflowWatch
 from splitter.plan import schema as plans
