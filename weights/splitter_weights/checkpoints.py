@@ -109,7 +109,7 @@ def _from_hub(name: str) -> CheckpointBag:
     of the files themselves is held instead: the members by signature, and their SHA-256, see `RELEASED`.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # they steer the terminal, which only splitter's own progress may
 
