@@ -27,8 +27,8 @@ class SplitterError(Exception):
             message += f": expected {expected}" + ("" if received is None else f", found {received}")
         elif received is not None:
             message += f"; got {received}"
-        message = message.removesuffix(".")  # of an error that is quoted
-        super().__init__(f"{message}. {fix}" if fix else message)
+        # What is quoted may end in a full stop of its own.
+        super().__init__(f"{message.removesuffix('.')}. {fix}" if fix else message)
 
 
 class UsageError(SplitterError):
