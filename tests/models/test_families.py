@@ -96,7 +96,7 @@ def test_family_without_audio_keeps_the_plan_and_has_no_length():
             return False
 
         def example(self, module, plan, recording):
-            raise NotImplementedError
+            pytest.fail("no golden input is asked for")
 
     plan = Plan(family="own", outputs=("y",), stages=({"name": "all", "target": "graph"},))
     assert Plain().prepared(nn.Linear(1, 1), plan, None) is plan
