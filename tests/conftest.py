@@ -22,6 +22,7 @@ from splitter_weights import checkpoints
 from splitter_weights.demo import songs
 
 import splitter
+from splitter import limits
 from splitter.bundle.directory import Bundle
 from splitter.runtime import heap
 
@@ -54,6 +55,16 @@ def heap_as_it_is():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heap, "keep_freed", functools.wraps(heap.keep_freed)(lambda: None))
         yield
+
+
+@pytest.fixture(autouse=True)
+def memory_limit_as_it_is():
+    """What one test allows, or a command line does, is nothing to the next."""
+    before = os.environ.get(limits.VARIABLE)
+    yield
+    os.environ.pop(limits.VARIABLE, None)
+    if before is not None:
+        os.environ[limits.VARIABLE] = before
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,10 @@
 """Files by name: whole or not at all, and refused early."""
 
 import fcntl
-import multiprocessing
 import os
-import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -133,26 +133,26 @@ def left_by(parent, purpose):
     return [*parent.glob(f".{purpose}-*")]
 
 
-def wait_in_staging(parent, purpose, ready):
-    with output.staging(parent, purpose) as folder:
-        (folder / "half").touch()
-        ready.set()
-        signal.pause()
+WAIT_IN_STAGING = """
+import signal, sys
+from pathlib import Path
+from splitter import output
+with output.staging(Path(sys.argv[1]), "making") as folder:
+    (folder / "half").touch()
+    print("ready", flush=True)
+    signal.pause()
+"""
 
 
 def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(tmp_path):
-    context = multiprocessing.get_context("fork")
-    processes = []
-    for _ in range(2):
-        ready = context.Event()
-        processes.append(context.Process(target=wait_in_staging, args=(tmp_path, "making", ready)))
-        processes[-1].start()
-        assert ready.wait(30)
+    command = [sys.executable, "-c", WAIT_IN_STAGING, tmp_path]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
     try:
         with output.staging(tmp_path, "other"):
             assert len(left_by(tmp_path, "making")) == 2
         processes[0].kill()
-        processes[0].join()
+        processes[0].communicate()
         with output.staging(tmp_path, "other"):
             assert len(left_by(tmp_path, "making")) == 2, "of another purpose"
         with output.staging(tmp_path, "making") as folder:
@@ -162,7 +162,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_uses_stays(tmp_pa
         assert (living / "half").exists()
     finally:
         processes[1].kill()
-        processes[1].join()
+        processes[1].communicate()
     with output.staging(tmp_path, "making"):
         pass
     assert not left_by(tmp_path, "making")
