@@ -29,7 +29,8 @@ from .files import BUILD_AGAIN, Files
 from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, AudioRecord, BagManifest, FileRecord, Manifest, SegmentRecord
 
 if TYPE_CHECKING:  # to look at a bundle takes no torch
-    from ..graph.program import Program, Weights
+    from ..graph.program import Program
+    from ..graph.weights import Weights
 
 _FORMATS = (BUNDLE_FORMAT, BAG_FORMAT)
 _OLDER = ("splitter.bundle/1", "splitter.bag/1")
@@ -111,7 +112,7 @@ class Bundle:
     @cached_property
     def weights(self) -> Weights:
         """Weights of the captured programs."""
-        from ..graph.program import Weights
+        from ..graph.weights import Weights
 
         return Weights(self.path / self.manifest.weights, self.files.read)
 

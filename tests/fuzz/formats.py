@@ -24,6 +24,7 @@ from splitter.bundle import directory
 from splitter.cli import tables
 from splitter.errors import BundleError
 from splitter.graph import program as programs
+from splitter.graph.weights import Weights
 from splitter.plan import schema
 from splitter.runtime import host
 from splitter.separation.audio import Track, statistics
@@ -103,7 +104,7 @@ def graph_mutated(path, generator):
 
 
 def graph_read(path):
-    weights = programs.Weights(path / "graph" / "weights.safetensors")
+    weights = Weights(path / "graph" / "weights.safetensors")
     for file in sorted((path / "graph").glob("*.json")):
         program = programs.load(file, weights)
         inputs = {}

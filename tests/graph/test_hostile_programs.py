@@ -19,6 +19,7 @@ from splitter.errors import BundleError, CaptureError
 from splitter.graph import admission
 from splitter.graph import program as programs
 from splitter.graph.capture import capture
+from splitter.graph.weights import Weights
 
 from ..sealing import reseal
 
@@ -290,7 +291,7 @@ EVERY = [hostile for family in FAMILIES.values() for hostile in family]
 def saved(content, directory: Path):
     save_file(WEIGHTS, directory / "w.safetensors")
     (directory / "p.json").write_text(json.dumps(content))
-    return directory / "p.json", programs.Weights(directory / "w.safetensors")
+    return directory / "p.json", Weights(directory / "w.safetensors")
 
 
 def test_every_family_has_variants():

@@ -10,6 +10,7 @@ from splitter.errors import BundleError, CaptureError
 from splitter.graph import program as programs
 from splitter.graph.capture import capture
 from splitter.graph.shapes import TensorType
+from splitter.graph.weights import Weights
 
 from ..toys import Hybrid
 
@@ -22,7 +23,7 @@ def hybrid():
 def saved(program, directory):
     programs.save(program, directory / "p.json")
     save_file({k: v.detach().contiguous() for k, v in program.weights.items()}, directory / "w.safetensors")
-    return directory / "p.json", programs.Weights(directory / "w.safetensors")
+    return directory / "p.json", Weights(directory / "w.safetensors")
 
 
 def test_round_trip_is_bit_exact(hybrid, tmp_path):
@@ -103,13 +104,13 @@ def test_missing_weight_is_refused(hybrid, tmp_path):
     path, _ = saved(hybrid, tmp_path)
     save_file({"up.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
     with pytest.raises(BundleError, match=r"down\.weight"):
-        programs.load(path, programs.Weights(tmp_path / "w.safetensors"))
+        programs.load(path, Weights(tmp_path / "w.safetensors"))
 
 
 def test_truncated_weights_are_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(BundleError, match=r"w\.safetensors must be a readable safetensors file"):
-        programs.Weights(tmp_path / "w.safetensors").of(["down.weight"])
+        Weights(tmp_path / "w.safetensors").of(["down.weight"])
 
 
 def test_weights_are_read_into_aligned_memory(hybrid, tmp_path):

@@ -10,7 +10,7 @@ RUN = """
 import hashlib, sys
 import jax
 from splitter.bundle import Bundle
-from splitter.engines.jax_engine import JaxEngine
+from splitter.runtime.engines.jax_engine import JaxEngine
 
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
