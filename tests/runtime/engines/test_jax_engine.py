@@ -9,12 +9,12 @@ import pytest
 RUN = """
 import hashlib, sys
 import jax
-from splitter.bundle import Bundle
+from splitter.bundle import directory
 from splitter.runtime.engines.jax_engine import JaxEngine
 
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if event.endswith("cache_hits") else None)
-bundle = Bundle.load(sys.argv[1])
+bundle = directory.single(sys.argv[1])
 segment, golden = bundle.segment("transformer"), bundle.goldens()
 results = JaxEngine(bundle, segment, compute_units="ALL").run({name: golden[name] for name in segment.inputs})
 print(bool(hits), hashlib.sha256(b"".join(results[name].tobytes() for name in segment.outputs)).hexdigest())
