@@ -209,10 +209,10 @@ def test_what_a_target_does_not_offer_is_refused_before_the_build(tmp_path, targ
 def test_a_stage_is_cut_where_the_target_allows_it():
     stages = [stage.model_dump() for stage in lowered_to("toy").stages]
     stages[1]["segments"] = 2
-    plans.changed(lowered_to("toy"), stages=stages)
+    lowering.check(plans.changed(lowered_to("toy"), stages=stages))
     stages[1]["target"] = "toy-plain"
     with pytest.raises(PlanError, match="cannot be cut: the target 'toy-plain' takes it whole"):
-        plans.changed(lowered_to("toy"), stages=stages)
+        lowering.check(plans.changed(lowered_to("toy"), stages=stages))
 
 
 def test_one_package_is_made_by_the_stages_own_target():

@@ -156,7 +156,8 @@ def check(plan: Plan) -> None:
     """Hold a plan against what its targets can do.
 
     Raises:
-        PlanError: A target is unknown, or does not offer the precision, element type, system or compression asked for.
+        PlanError: A target is unknown, does not offer the precision, element type, system or compression asked for, or
+            takes a stage only whole; or no target stores weights as the plan says.
     """
     forms: dict[str, set[CompressionForm | Literal["none"]]] = {
         "compression": {plan.compression.form, *plan.compression.exceptions.values()},
@@ -164,6 +165,11 @@ def check(plan: Plan) -> None:
     }
     for stage in plan.stages:
         able = capabilities(stage.target)
+        if stage.segments > 1 and not able.divisible:
+            raise PlanError(
+                f"stage {stage.name!r} cannot be cut: the target {stage.target!r} takes it whole",
+                received=f"{stage.segments} segments",
+            )
         asked: list[tuple[str, frozenset[str], str]] = [
             ("precision", able.precisions, plan.precision),
             ("boundary_dtype", able.boundary_dtypes, plan.boundary_dtype),
@@ -177,3 +183,7 @@ def check(plan: Plan) -> None:
                     f"target {stage.target!r} of stage {stage.name!r} does not offer the {setting} {value}",
                     fix=f"It offers: {', '.join(sorted(offered)) or 'none'}.",
                 )
+    if plan.weights != type(plan.weights)() and not any(
+        capabilities(stage.target).weights == "weights" for stage in plan.stages
+    ):
+        raise PlanError("the plan has a form of weights, and no stage's target reads it", fix="Leave `weights` out.")

@@ -11,12 +11,11 @@ from typing import Any
 
 from torch import fx
 
-from .. import compiler, output
+from .. import compiler, lowering, output
 from ..boundary import INPUT, OUTPUT
 from ..diagnosis.compiling import compile_time
 from ..errors import PlanError, UsageError
 from ..graph.program import Program
-from ..lowering import capabilities
 from ..partition import Partition, Segment, partition
 from . import cuts as planner
 from . import schema as plans
@@ -111,6 +110,7 @@ def compare(
         model, plan=plans.load(plan) if isinstance(plan, Path) else plan, random_init=random_init
     )
     asked = plans.with_segments(start, segments or {})
+    lowering.check(asked)
     progress("cutting")
     if max_operations is not None or max_weight_bytes is not None:
         counts = dict(segments or {})
@@ -167,7 +167,7 @@ def _layout(name: str, parts: Partition, plan: Plan) -> Layout:
 
 
 def _is_package(segment: Segment) -> bool:
-    return capabilities(segment.stage.target).passes
+    return lowering.capabilities(segment.stage.target).passes
 
 
 def _package(segment: Segment, plan: Plan) -> Package:

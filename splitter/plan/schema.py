@@ -304,14 +304,9 @@ class Plan(_Strict):
         for stage in self.stages[1:-1]:
             if not stage.modules:
                 raise ValueError(f"stage {stage.name!r} has no modules; only the first and last may have none")
-        for stage in self.stages:
-            if stage.segments > 1 and not lowering.capabilities(stage.target).divisible:
-                raise ValueError(f"stage {stage.name!r} cannot be cut: the target {stage.target!r} takes it whole")
         for rule in self.tensors:
             if rule.producer not in stages:
                 raise ValueError(f"tensor {rule.name!r} names the producer {rule.producer!r}, which is no stage")
-        if self.weights != WeightsForm() and not _read(self.stages, "weights"):
-            raise ValueError("the plan has a form of weights, and no stage's target reads it")
         if self.boundary_dtype is Precision.FP16 and self.deployment_target is DeploymentTarget.IOS15:
             raise ValueError("fp16 boundaries need iOS16 or later: iOS15 packages take and give float32 only")
         if not self.compression.is_lossless and self.deployment_target is DeploymentTarget.IOS15:
@@ -352,13 +347,8 @@ def changed(plan: Plan, **settings: object) -> Plan:
 def compressed(plan: Plan, form: WeightForm) -> Plan:
     """The plan with all its weights in one form: those of packages, and those of a transformer of its own."""
     whole: dict[str, object] = {"compress": form, "exceptions": {}}
-    weights = whole if _read(plan.stages, "weights") else None
+    weights = whole if any(lowering.capabilities(stage.target).weights == "weights" for stage in plan.stages) else None
     return changed(plan, compression={"form": form, "exceptions": {}}, weights=weights)
-
-
-def _read(stages: tuple[Stage, ...], section: str) -> bool:
-    """Whether some stage's target stores its weights as a section of the plan says."""
-    return any(lowering.capabilities(stage.target).weights == section for stage in stages)
 
 
 def save(plan: Plan, path: Path) -> None:

@@ -1,6 +1,9 @@
+import subprocess
+import sys
+
 import pytest
 
-from splitter import models
+from splitter import lowering, models
 from splitter.errors import PlanError
 from splitter.plan import schema as plans
 from splitter.plan.schema import DeploymentTarget, Precision
@@ -113,7 +116,7 @@ def test_form_of_weights_changes_by_its_parts():
 )
 def test_forms_of_weights_that_contradict_are_named(family, weights, message):
     with pytest.raises(PlanError, match=message):
-        plans.changed(models.presets()[family], weights=weights)
+        lowering.check(plans.changed(models.presets()[family], weights=weights))
     assert plans.changed(models.presets()[family], weights={}) == models.presets()[family]
 
 
@@ -145,3 +148,15 @@ def test_one_form_for_all_weights_of_a_bundle(tmp_path):
 @pytest.mark.parametrize(("layout", "axes"), [("b c f t", 4), ("b (t f) c", 3), ("b (s c) f t", 4), ("", 0)])
 def test_rank_counts_axes(layout, axes):
     assert plans.rank(layout) == axes
+
+
+def test_a_plan_is_read_without_its_targets():
+    """So that `inspect` of a bundle in several segments waits for no torch."""
+    script = (
+        "import sys; from splitter.plan.schema import Plan\n"
+        "stages = [{'name': 'a', 'target': 'kernels'}, {'name': 'b', 'target': 'coreml', 'segments': 2}]\n"
+        "Plan.model_validate({'family': 'x', 'outputs': ['y'], 'stages': stages, 'weights': {'layout': 'mlx'}})\n"
+        "print([name for name in ('torch', 'splitter.lowering.coreml', 'splitter.lowering.kernels') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert result.stdout == "[]\n"
