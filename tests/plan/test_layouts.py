@@ -98,7 +98,7 @@ def test_a_plan_file_says_what_the_plan_did(tmp_path, demo):
 
 def test_only_packages_are_cut(demo):
     with pytest.raises(PlanError, match="'transformer' cannot be cut"):
-        plans.with_segments(demo[1], {"transformer": 2})
+        compare("demo", segments={"transformer": 2})
     with pytest.raises(PlanError, match="by stage; got middle"):
         plans.with_segments(demo[1], {"middle": 2})
 
