@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from .reporting.page import report
     from .runtime.heap import keep_freed
     from .runtime.orchestrator import Orchestrator
-    from .separation.audio import Encoding
     from .separation.batch import Outcome
+    from .separation.encoding import Encoding
     from .separation.named import named
     from .separation.separator import Advance, Options, Separator
     from .tuning.compression import tune as tune_weights
@@ -52,7 +52,7 @@ _HOMES = {
     "COMPRESSIONS": "plan.schema",
     "DeploymentTarget": "plan.schema",
     "DoctorReport": "diagnosis.examination",
-    "Encoding": "separation.audio",
+    "Encoding": "separation.encoding",
     "Layouts": "plan.layouts",
     "Options": "separation.separator",
     "Orchestrator": "runtime.orchestrator",

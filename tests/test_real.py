@@ -20,7 +20,8 @@ from splitter.diagnosis import examine
 from splitter.mil import ops
 from splitter.plan import schema as plans
 from splitter.runtime.engines import engine
-from splitter.separation.audio import Encoding, statistics
+from splitter.separation.audio import statistics
+from splitter.separation.encoding import Encoding
 from splitter.separation.separator import Options, Separator
 from splitter.tuning import compression
 from splitter.verification.checks import Status

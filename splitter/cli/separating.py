@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ from .shell import (
 )
 
 
+def _rate_option(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
+    if value not in ("keep", "model") and not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is not keep, model, or a number of Hz, e.g. 48000")
+    return value if value in ("keep", "model") else int(value)
+
+
 @command.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-b", "--bundle", type=click.Path(path_type=Path), help="Bundle to run; overrides -n.")
@@ -46,8 +52,13 @@ from .shell import (
 @click.option("--flac", is_flag=True, help="Write FLAC.")
 @click.option("--float32", is_flag=True, help="Write WAV as 32-bit float.")
 @click.option("--int24", is_flag=True, help="Write 24-bit integers.")
-@click.option("--clip-mode", type=click.Choice(["rescale", "clamp", "tanh", "none"]), default="rescale",
-              show_default=True, help="What happens to samples above full scale.")  # fmt: skip
+@click.option("--clip-mode", type=click.Choice(["rescale", "rescale-each", "clamp", "tanh", "none"]), default="rescale",
+              show_default=True, help="Samples above full scale: rescale: all stems by one gain; rescale-each: each by "
+              "its own, as demucs; clamp; tanh; none.")  # fmt: skip
+@click.option("--samplerate", metavar="keep|model|HZ", default="keep", show_default=True, callback=_rate_option,
+              help="Sample rate of the stems; keep: the file's, and its exact length.")  # fmt: skip
+@click.option("--channels", type=click.Choice(["downmix", "first2"]), default="downmix", show_default=True,
+              help="Three and more channels: mixed down by ITU-R BS.775, or the first two, as demucs.")  # fmt: skip
 @click.option(
     "--filename", default="{track}/{stem}.{ext}", show_default=True, help="File of a stem, below OUT/<model>/."
 )
@@ -77,6 +88,8 @@ def separate(
     float32: bool,
     int24: bool,
     clip_mode: Any,
+    samplerate: Any,
+    channels: Any,
     filename: str,
     engines: tuple[tuple[str, str], ...],
     fast: bool,
@@ -97,6 +110,8 @@ def separate(
         encoding=_encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode),
         filename=filename,
         seed=seed,
+        samplerate=samplerate,
+        channels=channels,
     )
     model = _find_bundle(bundle, name, trusted_key)
     with bars(stderr, len(files)) as shown:
@@ -104,7 +119,7 @@ def separate(
 
         def report(outcome: splitter.Outcome) -> None:
             shown.finish_file(outcome.path)
-            _say(outcome)
+            _say(outcome, options)
             if not as_json:
                 print_lines(*outcome.stems.values())
 
@@ -117,8 +132,14 @@ def separate(
         raise click.exceptions.Exit(1)
 
 
-def _say(outcome: splitter.Outcome) -> None:
+def _say(outcome: splitter.Outcome, options: splitter.Options) -> None:
     """On standard error: what is not as usual about it."""
+    if (written := outcome.written) is not None:
+        if written.downmix is not None:
+            _print_note(outcome, f"{written.downmix}; --channels first2 takes the first two")
+        if options.samplerate == "keep" and written.samplerate != written.source_samplerate:
+            _print_note(outcome, f"MP3 has no {written.source_samplerate:,} Hz; written at {written.samplerate:,} Hz")
+        _say_gain(outcome, written.gain_db)
     if outcome.error is not None:
         print_lines(f"splitter: error: {outcome.error}", stream=sys.stderr)
     elif outcome.attempts == 0:
@@ -127,6 +148,21 @@ def _say(outcome: splitter.Outcome) -> None:
         print_lines(
             f"{outcome.path}: done by attempt {outcome.attempts}; its worker was killed before", stream=sys.stderr
         )
+
+
+def _say_gain(outcome: splitter.Outcome, gain_db: Mapping[str, float]) -> None:
+    """What was done so that no stem is beyond full scale."""
+    lowered = {name: gain for name, gain in gain_db.items() if gain < 0}
+    if len(lowered) == len(gain_db) and len({*lowered.values()}) == 1:
+        _print_note(
+            outcome, f"all stems by {next(iter(lowered.values())):.2f} dB, their balance kept, so that none clips"
+        )
+    elif lowered:
+        _print_note(outcome, f"stems by {', '.join(f'{name} {gain:.2f} dB' for name, gain in lowered.items())}")
+
+
+def _print_note(outcome: splitter.Outcome, note: str) -> None:
+    print_lines(f"{outcome.path}: {note}", stream=sys.stderr)
 
 
 def _sum_up(outcomes: Sequence[splitter.Outcome]) -> None:

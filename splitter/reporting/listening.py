@@ -20,7 +20,8 @@ from ..bundle.directory import Bundle
 from ..errors import AudioError
 from ..parity import Parity, compare
 from ..runtime.orchestrator import Orchestrator
-from ..separation.audio import Block, Encoding, StemWriter, Track, Window, finish, statistics
+from ..separation.audio import Block, Track, Window, statistics
+from ..separation.encoding import Encoding, StemWriter, finish
 from ..separation.overlap_add import Geometry, Pass, Stems
 
 _OVERLAP = 0.25

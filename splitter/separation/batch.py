@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,7 +26,7 @@ from ..bundle.manifest import FileRecord
 from ..errors import AudioError, BundleError, InternalError, SplitterError, UsageError, WorkerError
 from . import receipts
 from .selection import Engines
-from .separator import Advance, Options, Progress, Separator, silent
+from .separator import Advance, Options, Progress, Separator, Written, silent
 from .workers import Worker, share
 
 ATTEMPTS = 4  # of a file whose worker is killed
@@ -46,20 +46,23 @@ class Outcome:
         stems: By name; empty with an error.
         error: Why there are none.
         attempts: How often it was begun; 0 if its stems were there already.
+        written: What else there is to say of the stems; None with an error.
     """
 
     path: Path
     stems: Mapping[str, Path]
     error: SplitterError | None = None
     attempts: int = 1
+    written: Written | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values, what is `written` among them."""
         return {
             "path": str(self.path),
             "stems": {name: str(path) for name, path in self.stems.items()},
             "error": None if self.error is None else str(self.error),
             "attempts": self.attempts,
+            **({} if self.written is None else asdict(self.written)),
         }
 
 
@@ -149,7 +152,7 @@ def _separated(separator: Separator, path: Path, out: Path, progress: Progress, 
         )
         return Outcome(path, {}, refused)
     if receipts.complete(separator, path, home, outputs):
-        return Outcome(path, outputs, attempts=0)
+        return _done(path, home, outputs, 0)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _staging(out, home) as staging:
@@ -160,13 +163,19 @@ def _separated(separator: Separator, path: Path, out: Path, progress: Progress, 
             if not receipts.complete(separator, path, home, outputs):  # it may have died after its last step
                 continue
             error = None
-        return Outcome(path, {} if error else outputs, error, attempt)
+        return Outcome(path, {}, error, attempt) if error else _done(path, home, outputs, attempt)
     lost = WorkerError(
         f"{path} must be separated by a worker that lives until it is done",
         received=f"{ATTEMPTS} that were killed",
         fix="Does the memory suffice? Fewer jobs take less.",
     )
     return Outcome(path, {}, lost, ATTEMPTS)
+
+
+def _done(path: Path, home: Path, outputs: Mapping[str, Path], attempts: int) -> Outcome:
+    """Stems that are there, as their receipt says."""
+    receipt = receipts.at(home, outputs)
+    return Outcome(path, outputs, None, attempts, None if receipt is None else receipt.written)
 
 
 def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress: Progress) -> SplitterError | None:
@@ -185,9 +194,9 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
         waiting = {name: staging / f"{index}{target.suffix}" for index, (name, target) in enumerate(outputs.items())}
         try:
             _check_places(outputs.values(), home)
-            separator.write(separator.track(path), waiting, progress)
+            written = separator.write(separator.track(path), waiting, progress)
             stems = {target: waiting[name] for name, target in outputs.items()}
-            receipt = receipts.made(separator, source, home, stems)
+            receipt = receipts.made(separator, source, home, stems, written)
             with output.alone(home):
                 receipts.place(receipt, staging, home)
                 _move(stems, staging, home)

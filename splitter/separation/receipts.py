@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from .. import output, reading
 from ..bundle.directory import file_record
 from ..bundle.manifest import FileRecord, Record
-from .separator import Separator
+from .separator import Separator, Written
 
 DIRECTORY = ".separated"
 
@@ -33,17 +33,19 @@ class Receipt(Record):
         options: Of the separation, by name.
         engines: As they were asked for, by segment.
         stems: By path below the directory of the model.
+        written: What else there is to say of them.
     """
 
-    format: Literal["splitter.receipt/1"] = "splitter.receipt/1"
+    format: Literal["splitter.receipt/2"] = "splitter.receipt/2"
     source: FileRecord
     bundle: str
     options: dict[str, Any]
     engines: dict[str, str]
     stems: dict[str, FileRecord]
+    written: Written
 
 
-def made(separator: Separator, source: FileRecord, home: Path, stems: Mapping[Path, Path]) -> Receipt:
+def made(separator: Separator, source: FileRecord, home: Path, stems: Mapping[Path, Path], written: Written) -> Receipt:
     """The receipt of stems that wait to be moved.
 
     Args:
@@ -51,6 +53,7 @@ def made(separator: Separator, source: FileRecord, home: Path, stems: Mapping[Pa
         source: The track they were made from.
         home: The directory of the model.
         stems: Where each one waits, by where it will be.
+        written: As `Separator.write` gave it.
     """
     return Receipt(
         source=source,
@@ -58,6 +61,7 @@ def made(separator: Separator, source: FileRecord, home: Path, stems: Mapping[Pa
         options=asdict(separator.options),
         engines=separator.requested_engines,
         stems={_below(home, target): file_record(waiting) for target, waiting in stems.items()},
+        written=written,
     )
 
 
@@ -75,20 +79,28 @@ def discard(home: Path, outputs: Mapping[str, Path]) -> None:
         os.unlink(_place(home, _names(home, outputs)).name, dir_fd=folder)
 
 
+def at(home: Path, outputs: Mapping[str, Path]) -> Receipt | None:
+    """What is said there of these stems; None if nothing is. They may be gone, or be others."""
+    try:
+        return Receipt.model_validate_json(reading.content(_place(home, _names(home, outputs))))
+    except (OSError, ValidationError):  # no receipt, or not one of ours
+        return None
+
+
 def complete(separator: Separator, path: Path, home: Path, outputs: Mapping[str, Path]) -> bool:
     """Whether all stems of a track are there, as this bundle with these options makes them of this very sound."""
-    names = _names(home, outputs)
+    receipt, names = at(home, outputs), _names(home, outputs)
     try:
-        receipt = Receipt.model_validate_json(reading.content(_place(home, names)))
         return (
-            receipt.bundle == separator.bag.fingerprint
+            receipt is not None
+            and receipt.bundle == separator.bag.fingerprint
             and receipt.options == asdict(separator.options)
             and receipt.engines == separator.requested_engines
             and receipt.stems.keys() == names.keys()
             and _is(path, receipt.source)
             and all(_is(names[name], record) for name, record in receipt.stems.items())
         )
-    except (OSError, ValidationError):  # no receipt, or not one of ours; no track, or not all of the stems
+    except OSError:  # no track, or not all of the stems
         return False
 
 

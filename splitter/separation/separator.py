@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import string
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -21,8 +22,11 @@ from ..errors import UsageError
 from ..names import path_fault, readable
 from ..runtime.heap import Trimming
 from ..runtime.orchestrator import Orchestrator
-from . import audio, selection
-from .audio import Block, Encoding, Sound, Statistics, StemWriter, Track, Window, finish, statistics
+from . import audio, resampling, selection
+from .audio import Block, Sound, Statistics, Track, Window, statistics, survey
+from .channels import Channels
+from .decoding import check_rate
+from .encoding import MP3_RATES, Encoding, StemWriter, finish
 from .named import named
 from .overlap_add import Geometry, Model, Pass, Stems
 from .selection import Engines
@@ -38,7 +42,7 @@ _FIELDS = frozenset({"track", "trackext", "stem", "ext"})
 
 @dataclass(frozen=True)
 class Options:
-    """How to separate; the defaults are demucs's.
+    """How to separate; the defaults are demucs's, but for the rate, the balance and the channels of the stems.
 
     Attributes:
         shifts: Passes with a random shift to average; 0 for one plain pass.
@@ -49,6 +53,9 @@ class Options:
         encoding: File format and clip handling.
         filename: Below ``OUT/<model>/`` in any case; may hold ``{track}``, ``{trackext}``, ``{stem}`` and ``{ext}``.
         seed: Of the random shifts, the same for every file.
+        samplerate: Of the stems: ``keep`` for the file's, and its very length; ``model`` for the model's; or in Hz.
+        channels: What becomes of three and more channels: ``downmix`` by ITU-R BS.775, or the ``first2`` (as demucs
+            does).
     """
 
     shifts: int = 1
@@ -59,6 +66,27 @@ class Options:
     encoding: Encoding = field(default_factory=Encoding)
     filename: str = DEFAULT_FILENAME
     seed: int = 0
+    samplerate: Literal["keep", "model"] | int = "keep"
+    channels: Channels = "downmix"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was made of a track, beside its stems.
+
+    Attributes:
+        source_samplerate: The track's, in Hz.
+        samplerate: Of the stems, in Hz.
+        samples: Their length at that rate.
+        downmix: What became of the track's channels, as a phrase; None where each is as it was.
+        gain_db: Of each stem, where the clip mode has one: 0 where nothing was beyond full scale.
+    """
+
+    source_samplerate: int
+    samplerate: int
+    samples: int
+    downmix: str | None
+    gain_db: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -134,6 +162,7 @@ class Separator:
         if options.shifts < 0:
             raise UsageError("--shifts must be 0 or more", received=options.shifts)
         _check_filename(options.filename)
+        _check_samplerate(options)
         self._geometries = [
             Geometry.of(
                 model=member.audio.samples,
@@ -233,7 +262,7 @@ class Separator:
         return [Orchestrator(member, engines) for member in self.bag.members]
 
     def track(self, path: Path) -> Track:
-        return Track(path, self.samplerate, self.channels)
+        return Track(path, self.samplerate, self.channels, self.options.channels)
 
     def stream(
         self, track: Track | Sound, track_statistics: Statistics, progress: Progress = silent
@@ -378,25 +407,29 @@ class Separator:
             )
         return place
 
-    def write(self, track: Track, files: Mapping[str, Path], progress: Progress = silent) -> None:
+    def write(self, track: Track, files: Mapping[str, Path], progress: Progress = silent) -> Written:
         """Separate a track into a file for each stem of `outputs`, by its name.
 
         Raises:
             AudioError: It cannot be read.
             OSError, RuntimeError: A file cannot be written; the latter from soundfile.
         """
-        track_statistics = statistics(track)
+        found = survey(track)
+        encoding = self.options.encoding
+        wanted = self.options.samplerate
+        rate = encoding.rate(found.samplerate if wanted == "keep" else self.samplerate if wanted == "model" else wanted)
+        samples = resampling.length(found.frames, found.samplerate, rate)
         with ExitStack() as stack:
             writers = {
-                name: stack.enter_context(
-                    StemWriter(file, self.options.encoding, self.samplerate, self.channels, track_statistics.samples)
-                )
+                name: stack.enter_context(StemWriter(file, encoding, rate, self.channels, samples, self.samplerate))
                 for name, file in files.items()
             }
-            for stems in self.selected(track, track_statistics, progress):
+            for stems in self.selected(track, found.statistics, progress):
                 for name, writer in writers.items():
                     writer.write(stems[name])
-            finish(writers.values(), torch.get_num_threads())
+            gains = finish(writers.values(), torch.get_num_threads())
+        decibels = {name: 20 * math.log10(gain) for name, gain in zip(writers, gains, strict=True)}
+        return Written(found.samplerate, rate, samples, found.downmix, decibels if encoding.has_gain else {})
 
 
 def _opened(model: str | Path | Bag | Bundle, progress: Progress) -> Bag:
@@ -421,8 +454,20 @@ def _as_given(stem: Block, shape: tuple[int, ...], model_rate: int, samplerate: 
     if shape[0] < len(stem):
         stem = stem.mean(axis=0, keepdims=True)
     if samplerate != model_rate:
-        stem = audio.resampled(stem, model_rate, samplerate, shape[1])
+        stem = resampling.resampled(stem, model_rate, samplerate, shape[1])
     return stem
+
+
+def _check_samplerate(options: Options) -> None:
+    rate = options.samplerate
+    if isinstance(rate, str):
+        if rate not in ("keep", "model"):
+            raise UsageError(f"unknown sample rate {rate!r}", expected="keep, model, or a number of Hz")
+        return
+    check_rate(rate, "a stem")
+    if options.encoding.rate(rate) != rate:
+        rates = ", ".join(f"{known:,}" for known in MP3_RATES)
+        raise UsageError(f"MP3 has no sample rate of {rate:,} Hz", fix=f"It has {rates}.")
 
 
 def _check_filename(template: str) -> None:

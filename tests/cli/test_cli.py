@@ -250,6 +250,27 @@ def test_formats(splitter, demo_path, song_path, tmp_path, flags, suffix):
     assert Path(out.splitlines()[0]) == tmp_path / "demo" / f"song - drums.{suffix}"
 
 
+def test_what_becomes_of_channels_and_balance_is_said(splitter, toy_path, tmp_path):
+    six = 3 * np.sin(2 * np.pi * 700 / 96_000 * np.arange(9600)[:, None] + np.arange(6))
+    soundfile.write(tmp_path / "six.wav", six, 96_000, subtype="FLOAT")
+    song = [tmp_path / "six.wav", "-b", toy_path, "-o", tmp_path]
+    _, _, err = splitter("separate", *song)
+    assert "six.wav: 6 channels (FL FR FC LFE BL BR) mixed down to 2 by ITU-R BS.775, without LFE; --channels" in err
+    assert re.search(r"six.wav: all stems by -\d+\.\d\d dB, their balance kept, so that none clips", err)
+    _, out, _ = splitter("separate", *song, "--json")
+    (file,) = json.loads(out)["files"]
+    assert (file["samplerate"], file["samples"]) == (96_000, 9600)
+    assert file["downmix"].startswith("6 channels")
+    assert len({*file["gain_db"].values()}) == 1
+    _, _, err = splitter("separate", *song, "--clip-mode", "rescale-each", "--channels", "first2")
+    assert "6 channels" not in err
+    assert re.search(r"six.wav: stems by kept -\d+\.\d\d dB, rest -\d+\.\d\d dB\n", err)
+    code, out, err = splitter("separate", *song, "--mp3")
+    assert code == 0
+    assert "six.wav: MP3 has no 96,000 Hz; written at 48,000 Hz" in err
+    assert soundfile.info(out.splitlines()[0]).samplerate == 48_000
+
+
 def test_unexpected_error_is_one_line_and_a_way_to_see_more(splitter, demo_path, monkeypatch):
     monkeypatch.setattr("splitter.bundle.directory.load", lambda path: 1 / 0)
     code, _, err = splitter("inspect", demo_path)
@@ -362,11 +383,14 @@ def test_a_batch_says_what_it_made_what_was_there_and_what_failed(splitter, tmp_
     assert (code, again) == (1, out)
     assert f"{songs[0]}: its stems are there already (--force makes them again)" in err
     assert "0 separated, 2 there already, 1 failed" in err
-    code, out, err = splitter("separate", songs[0], "-b", toy_path, "-o", tmp_path / "out", "--force", "--json")
+    unchanged = ["--clip-mode", "none"]  # nothing to say of a gain
+    code, out, err = splitter(
+        "separate", songs[0], "-b", toy_path, "-o", tmp_path / "out", "--force", "--json", *unchanged
+    )
     assert code == 0
     assert [line.split(":")[0] for line in err.splitlines()] == ["engines"]
     assert json.loads(out)["files"][0]["attempts"] == 1
-    code, out, _ = splitter("separate", songs[0], "-b", toy_path, "-o", tmp_path / "out", "--json")
+    code, out, _ = splitter("separate", songs[0], "-b", toy_path, "-o", tmp_path / "out", "--json", *unchanged)
     assert json.loads(out)["files"][0]["attempts"] == 0
 
 
@@ -486,6 +510,9 @@ def test_brackets_in_names_are_names(splitter, demo_path, tmp_path):
         (["report", "DEMO", "--seconds", "nan"], "nan is not a finite number"),
         (["report", "DEMO", "-o", "."], "must be a file"),
         (["separate", "x.wav", "-b", "DEMO", "--mp3", "--mp3-bitrate", "100"], "MP3 has the bit rate; got 100"),
+        (["separate", "x.wav", "-b", "DEMO", "--samplerate", "44.1k"], "'44.1k' is not keep, model, or a number of Hz"),
+        (["separate", "x.wav", "-b", "DEMO", "--samplerate", "12"], "impossible sample rate"),
+        (["separate", "x.wav", "-b", "DEMO", "--samplerate", "96000", "--mp3"], "MP3 has no sample rate of 96,000 Hz"),
     ],
 )
 def test_numbers_and_names_that_are_none_are_refused(splitter, demo_path, arguments, message):

@@ -14,8 +14,8 @@ from benchmarks.processes import workers
 from splitter.bundle.directory import Bag, load
 from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
 from splitter.separation import batch, receipts
-from splitter.separation.audio import Encoding
 from splitter.separation.batch import ATTEMPTS, deliver, separate_file
+from splitter.separation.encoding import Encoding
 from splitter.separation.separator import Options, Separator
 from splitter.separation.workers import cores
 
@@ -224,6 +224,76 @@ def test_track_itself_is_never_overwritten(tmp_path, bag, song_path):
     (outcome,) = separate([track], bag, tmp_path, options=Options(shifts=0, filename="{stem}.{ext}"))
     assert isinstance(outcome.error, UsageError)
     assert track.read_bytes() == song_path.read_bytes()
+
+
+# ---------------------------------------------------------- channels, rates and balance of the stems
+
+
+@pytest.mark.parametrize("index", [2, 4, 5])
+def test_sound_beyond_the_first_two_channels_is_in_the_stems(tmp_path, toy, index):
+    sound = np.zeros((800, 6))
+    sound[:, index] = np.random.default_rng(0).uniform(-0.5, 0.5, 800)
+    soundfile.write(tmp_path / "six.wav", sound, 8000)
+    (outcome,) = separate([tmp_path / "six.wav"], toy, tmp_path / "out")
+    assert np.std(sum(read(stem) for stem in outcome.stems.values())) > 0.05
+    assert outcome.to_dict()["downmix"] == (
+        "6 channels (FL FR FC LFE BL BR) mixed down to 2 by ITU-R BS.775, without LFE"
+    )
+    (again,) = separate([tmp_path / "six.wav"], toy, tmp_path / "out")
+    assert (again.attempts, again.written) == (0, outcome.written)
+    (first2,) = separate([tmp_path / "six.wav"], toy, tmp_path / "out", options=Options(channels="first2"))
+    assert first2.written.downmix is None
+    assert not any(read(stem).any() for stem in first2.stems.values())
+
+
+@pytest.mark.parametrize("rate", [8000, 11_025, 16_000, 22_050, 44_100, 48_000, 88_200, 96_000, 192_000])
+@pytest.mark.parametrize("samples", [1, 2, 12_345])
+def test_stems_are_as_long_as_the_song_to_the_sample_at_its_rate(tmp_path, toy, rate, samples):
+    """The toy works at 8 kHz. Its stems add up to what it hears, but for its mean."""
+    time = np.arange(samples) / rate
+    tone = np.sin(2 * np.pi * 440 * time) / 2
+    soundfile.write(tmp_path / "a.wav", np.stack([tone, tone], 1), rate, subtype="FLOAT")
+    options = Options(shifts=0, encoding=Encoding(subtype="FLOAT", clip="none"))
+    (outcome,) = separate([tmp_path / "a.wav"], toy, tmp_path / "out", options=options)
+    assert outcome.error is None
+    infos = [soundfile.info(stem) for stem in outcome.stems.values()]
+    assert {(info.samplerate, info.frames) for info in infos} == {(rate, samples)}
+    assert (outcome.written.samplerate, outcome.written.samples) == (rate, samples)
+    if samples > 2:
+        inner = slice(samples // 4, -samples // 4)  # resampling has no sound to go by beyond the ends
+        total = sum(read(stem) for stem in outcome.stems.values())[0][inner]
+        expected = tone[inner]
+        assert snr_db(expected - expected.mean(), total - total.mean()) > 40
+
+
+@pytest.mark.parametrize(("samplerate", "rate", "samples"), [("model", 8000, 4000), (16_000, 16_000, 8000)])
+def test_stems_have_the_rate_that_is_asked_for(tmp_path, toy, samplerate, rate, samples):
+    soundfile.write(tmp_path / "a.wav", np.full((22_050, 2), 0.1), 44_100)
+    (outcome,) = separate([tmp_path / "a.wav"], toy, tmp_path / "out", options=Options(samplerate=samplerate))
+    infos = [soundfile.info(stem) for stem in outcome.stems.values()]
+    assert {(info.samplerate, info.frames) for info in infos} == {(rate, samples)}
+
+
+def loud(path):
+    time = np.arange(8000) / 8000
+    soundfile.write(path, np.stack([np.sin(700 * time), np.cos(9000 * time)], 1) * 3, 8000, subtype="FLOAT")
+    return path
+
+
+def test_the_balance_of_the_stems_is_kept_and_their_gain_is_told(tmp_path, toy):
+    track = loud(tmp_path / "a.wav")
+    encoding = Encoding(subtype="FLOAT", clip="none")
+    plain = separate([track], toy, tmp_path / "plain", options=Options(encoding=encoding))[0]
+    assert plain.written.gain_db == {}
+    kept = separate([track], toy, tmp_path / "kept", options=Options(encoding=Encoding(subtype="FLOAT")))[0]
+    (gain,) = {*kept.written.gain_db.values()}
+    assert gain < -1
+    for name, stem in kept.stems.items():
+        np.testing.assert_allclose(read(stem), read(plain.stems[name]) * 10 ** (gain / 20), atol=1e-6)
+    each = Options(encoding=Encoding(subtype="FLOAT", clip="rescale-each"))
+    gains = separate([track], toy, tmp_path / "each", options=each)[0].to_dict()["gain_db"]
+    assert len({*gains.values()}) == 2
+    assert min(gains.values()) == pytest.approx(gain)
 
 
 # ---------------------------------------------------------------------------------------- resuming
@@ -594,8 +664,9 @@ def test_a_link_that_is_planted_while_a_song_runs_is_not_followed(tmp_path, toy,
     (tmp_path / "mine").mkdir()
 
     def write(self, track, files, progress, write=Separator.write):
-        write(self, track, files, progress)
+        written = write(self, track, files, progress)
         (tmp_path / "out" / "duo" / "a").symlink_to(tmp_path / "mine")
+        return written
 
     monkeypatch.setattr(Separator, "write", write)
     (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")

@@ -6,9 +6,13 @@ import pytest
 
 from splitter.bundle.directory import file_record, load
 from splitter.separation import receipts
-from splitter.separation.audio import Encoding
+from splitter.separation.encoding import Encoding
 from splitter.separation.selection import Engines
-from splitter.separation.separator import Options, Separator
+from splitter.separation.separator import Options, Separator, Written
+
+WRITTEN = Written(
+    source_samplerate=8000, samplerate=8000, samples=5, downmix=None, gain_db={"kept": -1.5, "rest": -1.5}
+)
 
 
 @pytest.fixture
@@ -20,7 +24,7 @@ def done(tmp_path, toy_path):
     (home / "a").mkdir(parents=True)
     for name, path in outputs.items():
         path.write_text(f"the stem {name}")
-    receipt = receipts.made(separator, file_record(track), home, {path: path for path in outputs.values()})
+    receipt = receipts.made(separator, file_record(track), home, {path: path for path in outputs.values()}, WRITTEN)
     receipts.place(receipt, home, home)
     return separator, track, home, outputs
 
@@ -28,6 +32,13 @@ def done(tmp_path, toy_path):
 def test_untouched_stems_count(done):
     assert receipts.complete(*done)
     assert {path.name for path in done[2].iterdir()} == {"a", ".separated"}
+
+
+def test_what_else_was_said_of_stems_is_found_again(done):
+    _, _, home, outputs = done
+    assert receipts.at(home, outputs).written == WRITTEN
+    receipts.discard(home, outputs)
+    assert receipts.at(home, outputs) is None
 
 
 def test_stems_that_were_moved_together_count(done, tmp_path):
@@ -62,6 +73,8 @@ def test_what_was_changed_since_does_not(done, change):
         ({"seed": 1}, {}),
         ({"segment": 0.004}, {}),
         ({"encoding": Encoding(subtype="PCM_24")}, {}),
+        ({"samplerate": "model"}, {}),
+        ({"channels": "first2"}, {}),
         ({}, {"encoder": "torch"}),
     ],
 )
@@ -87,7 +100,7 @@ def test_what_another_bundle_made_does_not(done):
     assert not receipts.complete(Separator(heavier), track, home, outputs)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "null", '{"format": "splitter.receipt/1"}', "a stem too few", "a format"])
+@pytest.mark.parametrize("damage", ["", "{", "null", '{"format": "splitter.receipt/2"}', "a stem too few", "a format"])
 def test_what_is_no_receipt_does_not(done, damage):
     (path,) = (done[2] / ".separated").iterdir()
     document = json.loads(path.read_text())
@@ -95,7 +108,7 @@ def test_what_is_no_receipt_does_not(done, damage):
         del document["stems"]["a/kept.wav"]
         damage = json.dumps(document)
     elif damage == "a format":
-        damage = json.dumps(document | {"format": "splitter.receipt/2"})
+        damage = json.dumps(document | {"format": "splitter.receipt/9"})
     path.write_text(damage)
     assert not receipts.complete(*done)
 

@@ -16,8 +16,8 @@ import splitter
 from splitter.bundle.directory import Bag, Bundle
 from splitter.errors import AudioError, UsageError
 from splitter.runtime.orchestrator import Orchestrator
-from splitter.separation import selection
-from splitter.separation.audio import Track, statistics
+from splitter.separation import decoding, selection
+from splitter.separation.audio import statistics
 from splitter.separation.overlap_add import Geometry
 from splitter.separation.separator import Options, Separator
 
@@ -130,8 +130,8 @@ def test_progress_ends_at_its_total(tmp_path, bag):
 @pytest.mark.parametrize("options", [{"shifts": 2}, {"shifts": 0, "two_stems": "bass", "other_method": "minus"}])
 def test_a_song_is_decoded_once_whatever_passes_over_it(tmp_path, demo_bundle, monkeypatch, options):
     decoded = []
-    blocks = Track.blocks
-    monkeypatch.setattr(Track, "blocks", lambda track: decoded.append(track) or blocks(track))
+    opened = decoding.opened
+    monkeypatch.setattr(decoding, "opened", lambda path: decoded.append(path) or opened(path))
     bag = Bag(demo_bundle.path, "pair", (demo_bundle, demo_bundle), ((1.0,) * 4, (2.0,) * 4))
     separator = Separator(bag, "default", options=Options(**options))
     track = separator.track(clip(tmp_path, 2.0))

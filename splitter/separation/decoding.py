@@ -1,0 +1,163 @@
+"""Sound files while they are decoded, block by block, by soundfile.
+
+A file may come from anybody: what its header asks for is held against its bytes before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from .. import reading
+from ..errors import AudioError
+from . import channels
+from .channels import Positions
+
+Frames: TypeAlias = NDArray[np.float32]  # (frames, channels), full scale ±1
+
+_BLOCK = 1 << 16  # frames decoded at a time
+_RATES = range(1_000, 768_000 + 1)  # Hz: from telephones' to converters'; far apart ones make a resampler of gigabytes
+_MOST_CHANNELS = 64
+_MOST_PER_BYTE = 1 << 16  # samples: FLAC stores a whole frame of silence in a dozen bytes
+_UNKNOWN = 1 << 62  # frames, or more, of a file that does not say
+_XIPH = ("VORBIS", "OPUS")  # subtypes of Ogg whose channels have an order of their own
+
+
+class Source:
+    """A file that is decoded.
+
+    Attributes:
+        samplerate: The file's, in Hz.
+        channels: The file's.
+        positions: Where its channels stand, if there are three or more and it is known.
+    """
+
+    def __init__(self, path: Path, file: soundfile.SoundFile) -> None:
+        self._path, self._file = path, file
+        self.samplerate: int = file.samplerate
+        self.channels: int = file.channels
+        self.positions: Positions | None = None
+        if self.channels > 2:
+            noted = re.search(r"^ *Channel Mask *: 0x([0-9A-F]+) ", file.extra_info, re.MULTILINE)
+            mask = int(noted[1], 16) if noted else None
+            self.positions = channels.positions(self.channels, mask=mask, xiph=file.subtype in _XIPH)
+
+    def blocks(self) -> Generator[Frames]:
+        """All frames, in order.
+
+        Raises:
+            AudioError: There are fewer than the file says, or a sample is not finite.
+        """
+        decoded = 0
+        while len(frames := self._file.read(_BLOCK, dtype="float32", always_2d=True)):
+            _check_finite(frames, self._path)
+            decoded += len(frames)
+            yield frames
+        if missing := _missing_frames(self._file, decoded):
+            raise AudioError(f"{self._path} is complete", received=f"{missing} samples fewer than it says")
+
+
+def _check_finite(frames: Frames, path: Path) -> None:
+    if not np.isfinite(frames).all():
+        raise AudioError(f"{path} holds finite samples", received="NaN or infinity")
+
+
+def check_rate(samplerate: int, whose: str) -> None:
+    if samplerate not in _RATES:
+        raise AudioError(
+            f"{whose} has an impossible sample rate",
+            expected=f"{_RATES.start:,} to {_RATES.stop - 1:,} Hz",
+            received=f"{samplerate:,} Hz",
+        )
+
+
+def _check_header(path: Path, file: soundfile.SoundFile, size: int) -> None:
+    """Refuse what its header asks for and no file of so many bytes has."""
+    check_rate(file.samplerate, str(path))
+    if file.channels > _MOST_CHANNELS:
+        raise AudioError(f"{path} has too many channels", expected=f"at most {_MOST_CHANNELS}", received=file.channels)
+    if size * _MOST_PER_BYTE < file.frames * file.channels and file.frames < _UNKNOWN:
+        raise AudioError(
+            f"{path} cannot be as long as its header says",
+            expected=f"at most {size * _MOST_PER_BYTE:,} samples in {size:,} bytes",
+            received=f"{file.frames:,} samples in {file.channels} channels",
+        )
+
+
+def _missing_frames(file: soundfile.SoundFile, decoded: int) -> int:
+    """How many frames short of its own header a decoded file is; 0 where the format does not say."""
+    if file.format in ("WAV", "AIFF", "WAVEX"):
+        # libsndfile adapts the length to the file and notes it in its log. Sizes of 2 GiB and more are
+        # placeholders of writers that could not seek back.
+        noted = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+        if noted and int(noted[1]) < 0x7FFF_0000:
+            return max(0, int(noted[1]) - int(noted[2])) * file.frames // max(1, int(noted[2]))
+        return 0
+    return max(0, file.frames - decoded) if file.seekable() else 0
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Source]:
+    """A file to decode. Errors of the libraries in the block are raised as `AudioError`.
+
+    Raises:
+        AudioError: It is missing, not audio, or has a sample rate, channels or a length that no audio file has.
+    """
+    try:
+        with _opened(path) as file:
+            yield Source(path, file)
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = "no such file" if not path.exists() else str(getattr(error, "error_string", error))
+        raise AudioError(f"{path} must be a readable audio file", received=reason.rstrip(".")) from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """A file to decode.
+
+    An MP3 that does not say how long it is comes through a pipe: of a file libsndfile estimates the length by the first
+    frames, and reads no further than that.
+    """
+    with ExitStack() as stack:
+        raw = stack.enter_context(reading.opened(path))
+        file = stack.enter_context(soundfile.SoundFile(raw.fileno(), closefd=False))
+        _check_header(path, file, os.fstat(raw.fileno()).st_size)
+        start = _untagged(path) if file.format == "MP3" else None
+        if start is None:
+            yield file
+            return
+        pool = stack.enter_context(ThreadPoolExecutor(1, "feed"))
+        source, writing = os.pipe()
+        feeding = pool.submit(_feed, path, start, writing)
+        stack.callback(os.close, source)
+        yield stack.enter_context(soundfile.SoundFile(source, closefd=False))
+        feeding.result()
+
+
+def _untagged(path: Path) -> int | None:
+    """Where the frames of an MP3 begin, after its ID3v2 tags; None if the first of them tells how many there are."""
+    start = 0
+    with reading.opened(path) as file:
+        while len(head := file.read(10)) == 10 and head.startswith(b"ID3"):
+            footer = 10 if head[5] & 0x10 else 0
+            start += 10 + sum((byte & 0x7F) << 7 * place for place, byte in enumerate(head[:5:-1])) + footer
+            file.seek(start)
+        file.seek(start)
+        first = re.search(rb"\xff[\xe0-\xff].{46}", file.read(1 << 16), re.DOTALL)
+    return None if first and re.search(rb"Xing|Info", first[0]) else start
+
+
+def _feed(path: Path, start: int, pipe: int) -> None:
+    with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as sink, reading.opened(path) as file:  # who reads may stop
+        file.seek(start)
+        shutil.copyfileobj(file, sink)
