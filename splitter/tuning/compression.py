@@ -27,9 +27,9 @@ from ..plan import schema as plans
 from ..plan.schema import COMPRESSIONS, Plan, WeightForm
 from ..runtime.engines import loaded, shipped_engine
 from .plot import check_results, draw_sizes
-from .stems import Listening, Stem, to_dicts, true_stems
+from .stems import StemScore, StemScorer, to_dicts, true_stems
 from .trial import Trial, captured_engines, excerpts
-from .weights import Decoder, Exchange, planned, weights_of
+from .weights import Decoder, WeightSwapper, planned, weights_of
 
 Forms: TypeAlias = Mapping[Weight, WeightForm]
 
@@ -43,7 +43,7 @@ _CAUTION = 0.9  # of the drop that would make up for it exactly
 
 
 @dataclass(frozen=True)
-class Point:
+class WeightPoint:
     """One choice, measured.
 
     Attributes:
@@ -56,19 +56,19 @@ class Point:
     name: str
     bytes: int
     share: float
-    stems: tuple[Stem, ...]
+    stems: tuple[StemScore, ...]
 
     @property
     def drop_db(self) -> float:
         """Of the worst stem."""
-        return max(one.drop_db for one in self.stems)
+        return max(stem.drop_db for stem in self.stems)
 
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "bytes": self.bytes, "share": self.share, "stems": to_dicts(self.stems)}
 
 
 @dataclass(frozen=True)
-class Choice:
+class WeightChoice:
     """What the search found.
 
     Attributes:
@@ -81,9 +81,9 @@ class Choice:
     """
 
     max_sdr_drop_db: float
-    chosen: Point
-    frontier: tuple[Point, ...]
-    uniform: tuple[Point, ...]
+    chosen: WeightPoint
+    frontier: tuple[WeightPoint, ...]
+    uniform: tuple[WeightPoint, ...]
     forms: Mapping[str, WeightForm]
     plan: Plan
 
@@ -91,8 +91,8 @@ class Choice:
         return {
             "max_sdr_drop_db": self.max_sdr_drop_db,
             "chosen": self.chosen.to_dict(),
-            "frontier": [one.to_dict() for one in self.frontier],
-            "uniform": [one.to_dict() for one in self.uniform],
+            "frontier": [point.to_dict() for point in self.frontier],
+            "uniform": [point.to_dict() for point in self.uniform],
             "forms": dict(self.forms),
         }
 
@@ -108,7 +108,7 @@ def tune(
     plot: Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
     **options: Any,
-) -> Choice:
+) -> WeightChoice:
     """Plan weights as small as a drop of SDR allows, measured on packages that are built.
 
     Args:
@@ -132,20 +132,23 @@ def tune(
         PlanError: No form of any weight holds the drop; the message says what was reached.
     """
     if not max_sdr_drop_db > 0:
-        raise UsageError("the SDR drop to allow must be more than 0 dB", received=f"{max_sdr_drop_db:g} dB")
+        raise UsageError(
+            "the SDR drop to allow is not positive", expected="more than 0 dB", received=f"{max_sdr_drop_db:g} dB"
+        )
     check_results(out, plot)
     options |= {"reference": False, "progress": progress}
     with output.scratch("tuning") as work:
         base = compiler.build(model, work / "base", plan=plan, compress="none", **options)
         if len(base.members) != 1:
             raise UsageError(
-                "compression is chosen for a single model",
-                received=f"a bag of {len(base.members)}",
+                f"{base.name} is a bag of several models",
+                expected="a single model",
+                received=len(base.members),
                 fix="Tune each of its members by itself.",
             )
         bundle = base.members[0]
         trial = Trial(bundle, excerpts(on, bundle, each=1))
-        search = Search(trial, _listening(trial, stems), progress)
+        search = WeightSearch(trial, _scorer(trial, stems), progress)
         limit = max_sdr_drop_db
         for _ in range(_ATTEMPTS):
             forms = search.smallest(limit)
@@ -163,7 +166,7 @@ def tune(
             raise _unreachable(max_sdr_drop_db, f"{chosen.drop_db:.3f} dB at {chosen.share:.1%} of the size in fp16")
         frontier, uniform = search.frontier(), search.uniform()
     named = {weight.source: form for weight, form in forms.items() if form != "none"}
-    choice = Choice(max_sdr_drop_db, chosen, frontier, uniform, named, built.manifest.plan)
+    choice = WeightChoice(max_sdr_drop_db, chosen, frontier, uniform, named, built.manifest.plan)
     if out is not None:
         plans.save(choice.plan, out)
     if plot is not None:
@@ -185,10 +188,10 @@ def _unreachable(limit: float, reached: str) -> PlanError:
     )
 
 
-def _listening(trial: Trial, stems: Path | None) -> Listening:
+def _scorer(trial: Trial, stems: Path | None) -> StemScorer:
     sound = trial.bundle.audio
     truth = true_stems(stems, sound.stems) if stems else None
-    return Listening(trial.excerpts, [_stems(trial, values) for values in trial.reference], sound, truth)
+    return StemScorer(trial.excerpts, [_stems(trial, values) for values in trial.reference], sound, truth)
 
 
 def _stems(trial: Trial, values: Mapping[str, Array]) -> Array:
@@ -197,22 +200,24 @@ def _stems(trial: Trial, values: Mapping[str, Array]) -> Array:
     return values[output].reshape(len(trial.bundle.audio.stems), -1, values[output].shape[-1])
 
 
-class Search:
+class WeightSearch:
     """Best choices of forms, and measurements of them."""
 
-    def __init__(self, trial: Trial, listening: Listening, progress: Callable[[str], None]) -> None:
+    def __init__(self, trial: Trial, scorer: StemScorer, progress: Callable[[str], None]) -> None:
         """Measure the damage of every weight in one form."""
-        self.trial, self.listening = trial, listening
+        self.trial, self.scorer = trial, scorer
         self._progress = progress
         self._decoder = Decoder()
         self._all = weights_of(trial.bundle)
-        self._exchange = Exchange(trial.bundle, self._decoder, self._all)
+        self._swapper = WeightSwapper(trial.bundle, self._decoder, self._all)
         self.weights = _large(self._all)
         if not self.weights:
-            raise UsageError("a bundle has weights to compress", received="none of two axes and enough elements")
-        self._beside = _elements(trial.bundle) - sum(one.values.size for one in self._all)
+            raise UsageError(
+                "the bundle has no weights to compress", expected="some of two axes or more and enough elements"
+            )
+        self._beside = _elements(trial.bundle) - sum(weight.values.size for weight in self._all)
         self._found: dict[tuple[Weight, WeightForm], float] = {}
-        self._points: dict[tuple[WeightForm, ...], Point] = {}
+        self._points: dict[tuple[WeightForm, ...], WeightPoint] = {}
         for index, weight in enumerate(self.weights):
             progress(f"measuring weight {index + 1} of {len(self.weights)}, {weight.source}")
             self._measure(weight, _PROBE)
@@ -230,18 +235,18 @@ class Search:
 
     def _measure(self, weight: Weight, form: WeightForm) -> None:
         (result,) = self._results({weight: form}, 1)
-        self._found[weight, form] = self.listening.damage(0, result)
+        self._found[weight, form] = self.scorer.damage(0, result)
 
     def _results(self, forms: Forms, count: int | None = None) -> list[Array]:
         """Stems of the first excerpts with some weights in their forms, from the first segment that has one."""
         trial = self.trial
-        changed = {one.segment for one, form in forms.items() if form != "none"}
-        names = [one.name for one in trial.bundle.segments]
+        changed = {weight.segment for weight, form in forms.items() if form != "none"}
+        names = [segment.name for segment in trial.bundle.segments]
         first = min(map(names.index, changed), default=len(names))
         references = trial.reference[: count or len(trial.reference)]
-        with self._exchange.forms(forms):
-            runs = [trial.run(one, self._exchange.engines, trial.bundle.segments[first:]) for one in references]
-        return [_stems(trial, one) for one in runs]
+        with self._swapper.forms(forms):
+            runs = [trial.run(values, self._swapper.engines, trial.bundle.segments[first:]) for values in references]
+        return [_stems(trial, result) for result in runs]
 
     # ------------------------------------------------------------------------------------- choice
 
@@ -250,7 +255,7 @@ class Search:
         in one weight."""
         steps = [(price, weight, form) for weight in self.weights for price, form in self._steps(weight)]
         steps.sort(key=lambda step: step[0])
-        found: list[Forms] = [{one: self._smallest_form(one) for one in self.weights}]
+        found: list[Forms] = [{weight: self._smallest_form(weight) for weight in self.weights}]
         for _, weight, form in steps:
             found.append({**found[-1], weight: form})
         return tuple(found)
@@ -294,16 +299,16 @@ class Search:
 
     def _doubtful(self, forms: Forms) -> list[Weight]:
         """Weights whose damage is estimated, the worst first, until the others together do little."""
-        estimated = [one for one, form in forms.items() if form != "none" and (one, form) not in self._found]
-        estimated.sort(key=lambda one: self.damage(one, forms[one]), reverse=True)
-        left = sum(self.damage(one, forms[one]) for one in estimated)
+        estimated = [weight for weight, form in forms.items() if form != "none" and (weight, form) not in self._found]
+        estimated.sort(key=lambda weight: self.damage(weight, forms[weight]), reverse=True)
+        left = sum(self.damage(weight, forms[weight]) for weight in estimated)
         little = _LITTLE * self.predicted(forms)
         found = []
-        for one in estimated:
+        for weight in estimated:
             if left <= little:
                 break
-            left -= self.damage(one, forms[one])
-            found.append(one)
+            left -= self.damage(weight, forms[weight])
+            found.append(weight)
         return found
 
     def _first_to_hold(self, limit_db: float) -> Forms:
@@ -322,7 +327,7 @@ class Search:
     def _drop_db(self, forms: Forms) -> float:
         """Of the first excerpt."""
         self._progress(f"trying {self.share(forms):.1%} of the size in fp16")
-        return max(one.drop_db for one in self.listening.stems(self._results(forms, 1)))
+        return max(stem.drop_db for stem in self.scorer.scores(self._results(forms, 1)))
 
     def predicted(self, forms: Forms) -> float:
         """Damage of a choice, taken as additive."""
@@ -330,32 +335,32 @@ class Search:
 
     # -------------------------------------------------------------------------------- measurement
 
-    def point(self, name: str, forms: Forms) -> Point:
+    def point(self, name: str, forms: Forms) -> WeightPoint:
         """Measure a choice on the captured graph, unless it was already."""
         key = tuple(forms.get(weight, "none") for weight in self._all)
         if key not in self._points:
             self._progress(f"measuring a choice of {self.share(forms):.1%} of the size in fp16")
-            stems = self.listening.stems(self._results(forms))
-            self._points[key] = Point(name, self.bytes(forms), self.share(forms), stems)
+            stems = self.scorer.scores(self._results(forms))
+            self._points[key] = WeightPoint(name, self.bytes(forms), self.share(forms), stems)
         return replace(self._points[key], name=name)
 
     def bytes(self, forms: Forms) -> int:
-        return sum(one.bytes(forms.get(one, "none")) for one in self._all) + self._beside * 4
+        return sum(weight.bytes(forms.get(weight, "none")) for weight in self._all) + self._beside * 4
 
     def share(self, forms: Forms) -> float:
         return self.bytes(forms) / (2 * _elements(self.trial.bundle))
 
-    def frontier(self) -> tuple[Point, ...]:
+    def frontier(self) -> tuple[WeightPoint, ...]:
         """Some of the best choices, evenly from the smallest to the uncompressed."""
         choices = self.choices()
         places = sorted({round(place) for place in np.linspace(0, len(choices) - 1, _POINTS)})
         return tuple(self.point(f"frontier {number + 1}", choices[place]) for number, place in enumerate(places))
 
-    def uniform(self) -> tuple[Point, ...]:
+    def uniform(self) -> tuple[WeightPoint, ...]:
         """One form for all weights."""
         return tuple(self.point(form, dict.fromkeys(self._all, form)) for form in COMPRESSIONS)
 
-    def built(self, bundle: Bundle) -> Point:
+    def built(self, bundle: Bundle) -> WeightPoint:
         """A built bundle, the saved files of what stores weights run."""
         engines = captured_engines(bundle) | {
             segment.name: loaded(shipped_engine(segment), bundle, segment, compute_units="ALL")
@@ -364,8 +369,8 @@ class Search:
         trial = self.trial
         (given,) = bundle.inputs
         runs = [trial.run({given: values[given]}, engines, bundle.segments) for values in trial.reference]
-        size, stems = stored_bytes(bundle), self.listening.stems([_stems(trial, one) for one in runs])
-        return Point("chosen", size, size / (2 * _elements(bundle)), stems)
+        size, stems = stored_bytes(bundle), self.scorer.scores([_stems(trial, result) for result in runs])
+        return WeightPoint("chosen", size, size / (2 * _elements(bundle)), stems)
 
 
 def _bisected(low: int, high: int, holds: Callable[[int], bool]) -> int:
@@ -378,14 +383,14 @@ def _bisected(low: int, high: int, holds: Callable[[int], bool]) -> int:
 
 def _large(weights: Sequence[Weight]) -> tuple[Weight, ...]:
     """Those that are worth a measurement, in the order given."""
-    total, left = sum(one.values.size for one in weights), 0
+    total, left = sum(weight.values.size for weight in weights), 0
     small = set()
-    for one in sorted(weights, key=lambda one: one.values.size):
-        left += one.values.size
+    for weight in sorted(weights, key=lambda weight: weight.values.size):
+        left += weight.values.size
         if left > _SMALL * total:
             break
-        small.add(one)
-    return tuple(one for one in weights if one not in small)
+        small.add(weight)
+    return tuple(weight for weight in weights if weight not in small)
 
 
 def _elements(bundle: Bundle) -> int:

@@ -14,7 +14,7 @@ from .. import output
 
 if TYPE_CHECKING:  # what is drawn
     from . import compression
-    from .precision import Choice, Point
+    from .precision import PrecisionChoice, PrecisionPoint
 
 PICTURES = (".svg", ".png", ".pdf")
 
@@ -27,7 +27,7 @@ def check_results(plan: Path | None, plot: Path | None) -> None:
         output.check(plot, *PICTURES)
 
 
-def draw(choice: Choice, path: Path) -> None:
+def draw(choice: PrecisionChoice, path: Path) -> None:
     """Draw the worst excerpt's SNR over the share of operations in float32.
 
     Args:
@@ -51,7 +51,7 @@ def draw(choice: Choice, path: Path) -> None:
     _save(figure, path)
 
 
-def draw_sizes(choice: compression.Choice, path: Path) -> None:
+def draw_sizes(choice: compression.WeightChoice, path: Path) -> None:
     """Draw what each stem keeps over the size of the weights: SNR against the uncompressed model's, and SDR where the
     true stems are known; of several excerpts the worst.
 
@@ -66,7 +66,7 @@ def draw_sizes(choice: compression.Choice, path: Path) -> None:
     figure = Figure(figsize=(8, 8 if known else 5), layout="constrained")
     kinds = [("snr_db", "SNR of the stem, dB")] + ([("sdr_db", "SDR of the stem, dB")] if known else [])
     for axes, (kind, label) in zip(figure.subplots(len(kinds), squeeze=False)[:, 0], kinds, strict=True):
-        for index, stem in enumerate(dict.fromkeys(one.name for one in choice.chosen.stems)):
+        for index, stem in enumerate(dict.fromkeys(score.name for score in choice.chosen.stems)):
             colour = f"C{index}"
             axes.plot(*_sizes(choice.frontier, stem, kind), marker="o", color=colour, label=stem)
             axes.plot(*_sizes(choice.uniform, stem, kind), linestyle="", marker="x", color=colour)
@@ -77,11 +77,11 @@ def draw_sizes(choice: compression.Choice, path: Path) -> None:
     _save(figure, path)
 
 
-def _sizes(points: Sequence[compression.Point], stem: str, kind: str) -> tuple[list[float], list[float]]:
+def _sizes(points: Sequence[compression.WeightPoint], stem: str, kind: str) -> tuple[list[float], list[float]]:
     """Sizes in per cent of fp16, and the least decibels of a stem that are known and finite."""
     found = []
     for point in points:
-        values = [getattr(one, kind) for one in point.stems if one.name == stem]
+        values = [getattr(score, kind) for score in point.stems if score.name == stem]
         finite = [value for value in values if value is not None and math.isfinite(value)]
         if finite:
             found.append((100 * point.share, min(finite)))
@@ -97,5 +97,5 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(waiting, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _places(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    return [100 * one.fp32_operations / one.operations for one in points], [one.worst_db for one in points]
+def _places(points: Sequence[PrecisionPoint]) -> tuple[list[float], list[float]]:
+    return [100 * point.fp32_operations / point.operations for point in points], [point.worst_db for point in points]

@@ -50,7 +50,7 @@ _ATTEMPTS = 5  # to make up for what half-precision boundaries add to the simula
 
 
 @dataclass(frozen=True)
-class Point:
+class PrecisionPoint:
     """One choice, measured.
 
     Attributes:
@@ -77,7 +77,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Choice:
+class PrecisionChoice:
     """What the search found.
 
     Attributes:
@@ -91,9 +91,9 @@ class Choice:
 
     min_snr_db: float
     excerpts: tuple[str, ...]
-    chosen: Point
-    frontier: tuple[Point, ...]
-    rules: tuple[Point, ...]
+    chosen: PrecisionPoint
+    frontier: tuple[PrecisionPoint, ...]
+    rules: tuple[PrecisionPoint, ...]
     plan: Plan
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def tune(
     plot: Path | None = None,
     progress: Callable[[str], None] = lambda step: None,
     **options: Any,
-) -> Choice:
+) -> PrecisionChoice:
     """Plan packages in half precision but for as few operations as reach an SNR, measured on packages that are built.
 
     Args:
@@ -143,7 +143,7 @@ def tune(
     with output.scratch("tuning") as work:
         fp32 = compiler.build(model, work / "fp32", plan=plan, precision="fp32", boundary_dtype="fp32", **options)
         wide = _single(fp32)
-        search = Search(Trial(wide, excerpts(on, wide)), progress)
+        search = PrecisionSearch(Trial(wide, excerpts(on, wide)), progress)
         frontier, rules = search.frontier(), search.rules()
         if frontier[-1].worst_db < min_snr_db:
             raise _unreachable(min_snr_db, frontier[-1])
@@ -167,7 +167,7 @@ def tune(
         else:
             raise _unreachable(min_snr_db, reached)
     names = tuple(excerpt.name for excerpt in search.trial.excerpts)
-    choice = Choice(min_snr_db, names, reached, frontier, rules, mixed.manifest.plan)
+    choice = PrecisionChoice(min_snr_db, names, reached, frontier, rules, mixed.manifest.plan)
     if out is not None:
         plans.save(choice.plan, out)
     if plot is not None:
@@ -175,7 +175,7 @@ def tune(
     return choice
 
 
-class Search:
+class PrecisionSearch:
     """Best choices of operations to keep in float32, and measurements of them."""
 
     def __init__(self, trial: Trial, progress: Callable[[str], None] = lambda step: None) -> None:
@@ -191,17 +191,16 @@ class Search:
         }
         if not self._rules:
             raise UsageError(
-                "precision is chosen for Core ML packages",
-                received="a plan without any",
+                "the plan makes no Core ML packages, whose precision could be chosen",
                 fix="Give a stage the target coreml.",
             )
         self._flops = {(name, node.name): node.flops for name, graph in self._graphs.items() for node in graph.nodes}
         self._groups = [
-            (frozenset((group.segment, one) for one in group.touched_by), group.noise)
+            (frozenset((group.segment, operation) for operation in group.touched_by), group.noise)
             for group in measure(trial, progress)
             if group.noise > 0
         ]
-        self._measured: dict[Kept, Point] = {}
+        self._measured: dict[Kept, PrecisionPoint] = {}
 
     @cached_property
     def candidates(self) -> tuple[Kept, ...]:
@@ -222,7 +221,7 @@ class Search:
         """Noise of the groups that are rounded."""
         return sum(noise for touched, noise in self._groups if not touched <= kept)
 
-    def point(self, name: str, kept: Kept) -> Point:
+    def point(self, name: str, kept: Kept) -> PrecisionPoint:
         """Measure a choice, unless it was already."""
         if kept not in self._measured:
             self._progress(f"measuring {len(kept)} of {len(self._rules)} operations in fp32")
@@ -233,8 +232,8 @@ class Search:
                 {segment: in_half(function, half[segment]) for segment, function in self._functions.items()}
             )
             total = sum(self._flops.values())
-            wide = sum(self._flops[one] for one in kept)
-            self._measured[kept] = Point(
+            wide = sum(self._flops[operation] for operation in kept)
+            self._measured[kept] = PrecisionPoint(
                 name=name,
                 fp32_operations=len(kept),
                 operations=len(self._rules),
@@ -244,7 +243,7 @@ class Search:
             )
         return replace(self._measured[kept], name=name)
 
-    def frontier(self) -> tuple[Point, ...]:
+    def frontier(self) -> tuple[PrecisionPoint, ...]:
         """The two ends and what lies between them, evenly by predicted SNR."""
         inner = self.candidates[1:-1]
         levels = [-10 * math.log10(self.predicted(kept)) if self.predicted(kept) else math.inf for kept in inner]
@@ -254,13 +253,13 @@ class Search:
         points = [self.point("frontier", inner[index]) for index in sorted(chosen)]
         return (self.point("all fp16", self.candidates[0]), *points, self.point("all fp32", self.candidates[-1]))
 
-    def rules(self) -> tuple[Point, ...]:
+    def rules(self) -> tuple[PrecisionPoint, ...]:
         """What is commonly kept by hand."""
         found = []
         for rule in Fp32Rule:
             kept = frozenset(operation for operation, rules in self._rules.items() if rule in rules)
             found.append(self.point(rule.value, kept))
-        rest = frozenset(one for one in self._rules if not self._flops[one])
+        rest = frozenset(operation for operation in self._rules if not self._flops[operation])
         return (*found, self.point("all but convolutions and products", rest))
 
     def cheapest(self, snr_db: float) -> Kept:
@@ -287,7 +286,7 @@ class Search:
         steps = [low]
         waiting = [(touched, noise) for touched, noise in self._groups if touched <= high and not touched <= low]
         while waiting:
-            best = max(waiting, key=lambda one: one[1] / max(1, len(one[0] - steps[-1])))
+            best = max(waiting, key=lambda group: group[1] / max(1, len(group[0] - steps[-1])))
             waiting.remove(best)
             steps.append(steps[-1] | best[0])
         first, last = 0, len(steps) - 1
@@ -303,7 +302,7 @@ class Search:
     def _costs(self) -> dict[Operation, float]:
         """Of an operation in float32: its share of the operations and its share of the FLOPs."""
         total = sum(self._flops.values()) or 1
-        return {one: 1 / len(self._rules) + self._flops[one] / total for one in self._rules}
+        return {operation: 1 / len(self._rules) + self._flops[operation] / total for operation in self._rules}
 
     def _changes(self, segment: str, kept: Kept) -> int:
         graph = self._graphs[segment]
@@ -322,20 +321,20 @@ def cut(costs: Mapping[Operation, float], groups: Sequence[tuple[Kept, float]], 
         The minimum of the sum above; costs and noises count to 2⁻²⁸ of all costs together.
     """
     scale = _WHOLE / sum(costs.values())
-    index = {one: 1 + position for position, one in enumerate(costs)}
+    index = {operation: 1 + position for position, operation in enumerate(costs)}
     source, sink = 0, 1 + len(index) + len(groups)
-    edges = [(index[one], sink, max(1, round(cost * scale))) for one, cost in costs.items()]
+    edges = [(index[operation], sink, max(1, round(cost * scale))) for operation, cost in costs.items()]
     for position, (touched, noise) in enumerate(groups):
         group = 1 + len(index) + position
         edges.append((source, group, round(min(price * noise * scale, 2 * _WHOLE))))
-        edges += [(group, index[one], 2 * _WHOLE) for one in touched]
+        edges += [(group, index[operation], 2 * _WHOLE) for operation in touched]
     starts, ends, capacities = zip(*edges, strict=True)
     network = csr_array((np.array(capacities, np.int32), (starts, ends)), shape=(sink + 1, sink + 1))
     residual = network - maximum_flow(network, source, sink).flow
     residual.data[residual.data < 0] = 0
     residual.eliminate_zeros()
     reached = set(breadth_first_order(residual, source, return_predecessors=False).tolist())
-    return frozenset(one for one, node in index.items() if node in reached)
+    return frozenset(operation for operation, node in index.items() if node in reached)
 
 
 def _noise(snr_db: float) -> float:
@@ -353,14 +352,15 @@ def _by_segment(kept: Kept) -> dict[str, tuple[str, ...]]:
 def _single(bag: Bag) -> Bundle:
     if len(bag.members) != 1:
         raise UsageError(
-            "precision is chosen for one model at a time",
-            received=f"a bag of {len(bag.members)}",
+            f"{bag.name} is a bag of several models",
+            expected="a single model",
+            received=len(bag.members),
             fix="Give the members' checkpoints one by one.",
         )
     return bag.members[0]
 
 
-def _unreachable(snr_db: float, best: Point) -> PlanError:
+def _unreachable(snr_db: float, best: PrecisionPoint) -> PlanError:
     return PlanError(
         f"the best SNR found is {best.worst_db:.1f} dB, with {best.fp32_operations} of {best.operations} operations in "
         "fp32",

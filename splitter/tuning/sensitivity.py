@@ -73,7 +73,7 @@ def measure(trial: Trial, progress: Callable[[str], None]) -> tuple[Group, ...]:
 def _candidates(function: Function) -> Iterator[tuple[frozenset[str], frozenset[str]]]:
     """Values to round together, and the operations that touch them."""
     kinds = _kinds(function)
-    constants = {one.name: one for one in function.block.operations if one.type == "const"}
+    constants = {operation.name: operation for operation in function.block.operations if operation.type == "const"}
     operations = can_be_half(function)
     largest = max((_elements(kind) for kind in kinds.values()), default=1)
     touched: dict[str, set[str]] = {}
@@ -107,14 +107,14 @@ def _components(names: list[str], pairs: Sequence[tuple[str, str]]) -> Iterator[
 
 
 def _touched(operation: Operation) -> Iterator[str]:
-    yield from (one.name for one in read_by(operation) if isinstance(one, Ref))
-    yield from (one.name for one in operation.outputs)
+    yield from (argument.name for argument in read_by(operation) if isinstance(argument, Ref))
+    yield from (output.name for output in operation.outputs)
 
 
 def _kinds(function: Function) -> dict[str, ValueType]:
     """Types of the float32 values: inputs, constants, results."""
-    named = [*function.inputs, *(one for operation in function.block.operations for one in operation.outputs)]
-    return {one.name: one.type for one in named if is_single(one.type)}
+    named = [*function.inputs, *(result for operation in function.block.operations for result in operation.outputs)]
+    return {value.name: value.type for value in named if is_single(value.type)}
 
 
 def _elements(kind: ValueType) -> int:
@@ -147,7 +147,7 @@ def _weights(trial: Trial, segment: SegmentRecord, exact: Mapping[str, Array]) -
 
 def _all_half(trial: Trial, segment: SegmentRecord) -> Function:
     function = trial.packages[segment.name].function
-    return in_half(function, {one.name for one in can_be_half(function)})
+    return in_half(function, {operation.name for operation in can_be_half(function)})
 
 
 def _together(trial: Trial, segment: SegmentRecord) -> float:
@@ -193,13 +193,13 @@ def _one_at_a_time(
     """A run for each group, from the last position before any of it exists."""
     function = package.function
     operations = function.block.operations
-    position = {output.name: index for index, one in enumerate(operations) for output in one.outputs}
-    constants = {one.name for one in operations if one.type == "const"}
-    computed = [index for index, one in enumerate(operations) if one.type != "const"]
+    position = {output.name: index for index, operation in enumerate(operations) for output in operation.outputs}
+    constants = {operation.name for operation in operations if operation.type == "const"}
+    computed = [index for index, operation in enumerate(operations) if operation.type != "const"]
     starts = [*computed[::_PART], len(operations)]
     reader: dict[str, int] = {}
-    for index, one in enumerate(operations):
-        for argument in read_by(one):
+    for index, operation in enumerate(operations):
+        for argument in read_by(operation):
             if isinstance(argument, Ref):
                 reader.setdefault(argument.name, index)
 
@@ -220,6 +220,6 @@ def _one_at_a_time(
 
 
 def _run(package: Model, function: Function, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    given = {one.name: values[one.name] for one in function.inputs}
+    given = {value.name: values[value.name] for value in function.inputs}
     interpreter = Interpreter(function, package.path.name, Numerics(), max_iterations=1)
     return interpreter.run(given, {}, generator=torch.Generator())

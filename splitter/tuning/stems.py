@@ -14,7 +14,7 @@ from ..boundary import Array
 from ..bundle.manifest import AudioRecord
 from ..errors import AudioError, UsageError
 from ..separation import audio
-from .trial import Excerpt
+from .trial import TrialExcerpt
 
 ASSUMED_SDR_DB = 10.0
 """Of the model, on songs whose true stems are not given: as good as separators are. The better a stem is separated, the
@@ -22,7 +22,7 @@ more of its decibels a given noise takes."""
 
 
 @dataclass(frozen=True)
-class Stem:
+class StemScore:
     """One stem of one excerpt, with noise.
 
     Attributes:
@@ -41,12 +41,12 @@ class Stem:
     drop_db: float
 
 
-class Listening:
+class StemScorer:
     """Excerpts with the uncompressed model's stems and, for the first song, perhaps the true ones."""
 
     def __init__(
         self,
-        heard: Sequence[Excerpt],
+        excerpts: Sequence[TrialExcerpt],
         reference: Sequence[Array],
         sound: AudioRecord,
         truth: Mapping[str, Path] | None = None,
@@ -54,7 +54,7 @@ class Listening:
         """Read the true stems.
 
         Args:
-            heard: What was listened to.
+            excerpts: What is measured on.
             reference: The uncompressed model's stems of each excerpt, ``(stems, channels, samples)``, at the
                 loudness of the model's input.
             sound: Says the stems' names, the sampling rate and the length of one run.
@@ -63,20 +63,21 @@ class Listening:
         Raises:
             AudioError: A file cannot be read, or every stem is silent.
         """
-        self.excerpts, self.reference, self.names = tuple(heard), tuple(reference), sound.stems
-        self._lengths = [_length(one, sound) for one in heard]
+        self.excerpts, self.reference, self.names = tuple(excerpts), tuple(reference), sound.stems
+        self._lengths = [_length(excerpt, sound) for excerpt in excerpts]
         self._truth: list[Array | None] = [
-            _truth(one, sound, truth) if truth and one.path == heard[0].path else None for one in heard
+            _truth(excerpt, sound, truth) if truth and excerpt.path == excerpts[0].path else None
+            for excerpt in excerpts
         ]
-        for one, stems, length in zip(heard, reference, self._lengths, strict=True):
+        for excerpt, stems, length in zip(excerpts, reference, self._lengths, strict=True):
             if not np.any(stems[..., :length]):
-                raise AudioError("a model gives some sound for every excerpt", received=f"silence for {one.name}")
+                raise AudioError(f"every stem of {excerpt.name} is silent", fix="Choose another song.")
 
     def damage(self, index: int, stems: Array) -> float:
         """Noise in one excerpt over the model's own error, the worst stem's: it takes ``10 log10(1 + damage)`` dB."""
         return max((noise / error for noise, error in self._noises(index, stems) if error > 0), default=0.0)
 
-    def stems(self, results: Sequence[Array]) -> tuple[Stem, ...]:
+    def scores(self, results: Sequence[Array]) -> tuple[StemScore, ...]:
         """Every stem of every excerpt; those that are silent left out.
 
         Args:
@@ -86,8 +87,8 @@ class Listening:
         for index, (excerpt, noisy) in enumerate(zip(self.excerpts, results, strict=False)):
             length, truth = self._lengths[index], self._truth[index]
             for place, (noise, error) in enumerate(self._noises(index, noisy)):
-                own = self.reference[index][place, :, :length]
-                signal = _energy(own)
+                clean = self.reference[index][place, :, :length]
+                signal = _energy(clean)
                 if signal == 0 or error == 0:
                     continue
                 drop, sdr = _db(1 + noise / error), None
@@ -96,7 +97,7 @@ class Listening:
                     sdr = _db(_energy(truth[place]) / left) if left else math.inf
                     drop = max(drop, _db(left / error))
                 snr = _db(signal / noise) if noise else math.inf
-                found.append(Stem(self.names[place], excerpt.name, snr, sdr, drop))
+                found.append(StemScore(self.names[place], excerpt.name, snr, sdr, drop))
         return tuple(found)
 
     def _noises(self, index: int, stems: Array) -> list[tuple[float, float]]:
@@ -104,9 +105,9 @@ class Listening:
         length, truth, reference = self._lengths[index], self._truth[index], self.reference[index]
         found = []
         for place in range(len(reference)):
-            own = reference[place, :, :length]
-            error = _energy(own) * 10 ** (-ASSUMED_SDR_DB / 10) if truth is None else _energy(own - truth[place])
-            noise = _energy(stems[place, :, :length] - own)
+            clean = reference[place, :, :length]
+            error = _energy(clean) * 10 ** (-ASSUMED_SDR_DB / 10) if truth is None else _energy(clean - truth[place])
+            noise = _energy(stems[place, :, :length] - clean)
             found.append((noise if math.isfinite(noise) else math.inf, error))
         return found
 
@@ -119,22 +120,23 @@ def true_stems(directory: Path, names: Sequence[str]) -> dict[str, Path]:
     """
     found = {}
     for name in names:
-        files = sorted(one for one in directory.glob("*") if one.stem == name or one.stem.endswith(f"_{name}"))
+        files = sorted(file for file in directory.glob("*") if file.stem == name or file.stem.endswith(f"_{name}"))
         if len(files) != 1:
             raise UsageError(
-                f"{directory} holds one file for each stem, named {name}.* or *_{name}.*",
-                received=", ".join(one.name for one in files) or "none",
+                f"{directory} does not hold exactly one file of the stem {name!r}",
+                expected=f"{name}.* or *_{name}.*",
+                received=", ".join(file.name for file in files) or "none",
             )
         found[name] = files[0]
     return found
 
 
-def _length(excerpt: Excerpt, sound: AudioRecord) -> int:
-    heard = audio.statistics(audio.Track(excerpt.path, sound.samplerate, sound.channels))
-    return min(sound.samples, heard.samples - excerpt.start)
+def _length(excerpt: TrialExcerpt, sound: AudioRecord) -> int:
+    statistics = audio.statistics(audio.Track(excerpt.path, sound.samplerate, sound.channels))
+    return min(sound.samples, statistics.samples - excerpt.start)
 
 
-def _truth(excerpt: Excerpt, sound: AudioRecord, files: Mapping[str, Path]) -> Array:
+def _truth(excerpt: TrialExcerpt, sound: AudioRecord, files: Mapping[str, Path]) -> Array:
     """True stems, scaled as the model's input was."""
 
     def read(path: Path) -> Array:
@@ -154,12 +156,12 @@ def _db(ratio: float) -> float:
     return 10 * math.log10(ratio) if ratio > 0 else -math.inf
 
 
-def to_dicts(stems: Sequence[Stem]) -> list[dict[str, Any]]:
+def to_dicts(stems: Sequence[StemScore]) -> list[dict[str, Any]]:
     """As JSON values; what JSON does not know is null."""
     return [
         {
             key: value if not isinstance(value, float) or math.isfinite(value) else None
-            for key, value in vars(one).items()
+            for key, value in vars(stem).items()
         }
-        for one in stems
+        for stem in stems
     ]

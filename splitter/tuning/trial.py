@@ -21,7 +21,7 @@ from ..separation import audio
 
 
 @dataclass(frozen=True)
-class Excerpt:
+class TrialExcerpt:
     """One run's worth of sound.
 
     Attributes:
@@ -37,7 +37,7 @@ class Excerpt:
     mixture: Array
 
 
-def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[Excerpt, ...]:
+def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[TrialExcerpt, ...]:
     """The beginning of each file and, as far as it is long enough, what follows at even distances.
 
     Args:
@@ -52,20 +52,20 @@ def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[E
     found = []
     for path in paths:
         track = audio.Track(path, sound.samplerate, sound.channels)
-        heard = audio.statistics(track)
-        runs = min(each, max(1, heard.samples // sound.samples))
-        step = 0 if runs == 1 else (heard.samples - sound.samples) // (runs - 1)
+        statistics = audio.statistics(track)
+        runs = min(each, max(1, statistics.samples // sound.samples))
+        step = 0 if runs == 1 else (statistics.samples - sound.samples) // (runs - 1)
         window = audio.Window(track, sound.samples)
         for start in (run * step for run in range(runs)):
             mixture = window.read(start, start + sound.samples)
             if not np.any(mixture):
                 raise AudioError(
-                    "an excerpt to measure on is not silent",
-                    received=f"{path.name} from {start / sound.samplerate:.1f} s",
+                    f"the excerpt of {path.name} from {start / sound.samplerate:.1f} s is silent",
+                    expected="sound to measure on",
                     fix="Choose another file.",
                 )
             name = f"{path.name} at {start / sound.samplerate:.1f} s"
-            found.append(Excerpt(name, path, start, audio.normalised(mixture)))
+            found.append(TrialExcerpt(name, path, start, audio.normalised(mixture)))
     return tuple(found)
 
 
@@ -82,9 +82,9 @@ class Trial:
         reference: Every boundary tensor of each excerpt, as the captured graph computes it.
     """
 
-    def __init__(self, bundle: Bundle, heard: Sequence[Excerpt]) -> None:
+    def __init__(self, bundle: Bundle, excerpts: Sequence[TrialExcerpt]) -> None:
         self.bundle = bundle
-        self.excerpts = tuple(heard)
+        self.excerpts = tuple(excerpts)
         (self._input,) = bundle.inputs
         self.outputs = bundle.outputs
         self._captured = captured_engines(bundle)
@@ -94,7 +94,7 @@ class Trial:
             if capabilities(segment.artifact.target).artifact == ML_PACKAGE
         }
         self.reference = tuple(
-            self.run({self._input: one.mixture[None]}, self._captured, bundle.segments) for one in self.excerpts
+            self.run({self._input: excerpt.mixture[None]}, self._captured, bundle.segments) for excerpt in self.excerpts
         )
 
     def predict(self, segment: SegmentRecord, function: Function, values: Mapping[str, Array]) -> dict[str, Array]:
@@ -123,8 +123,8 @@ class Trial:
             if segment.name in self.packages
         }
         return tuple(
-            self._compared(self.run({self._input: one.mixture[None]}, engines, bundle.segments), reference)
-            for one, reference in zip(self.excerpts, self.reference, strict=True)
+            self._compared(self.run({self._input: excerpt.mixture[None]}, engines, bundle.segments), reference)
+            for excerpt, reference in zip(self.excerpts, self.reference, strict=True)
         )
 
     def after(self, segment: SegmentRecord, values: Mapping[str, Array]) -> dict[str, Array]:
@@ -140,7 +140,7 @@ class Trial:
             known |= engines[segment.name].run({name: known[name] for name in segment.inputs})
         return known
 
-    def _snr(self, functions: Mapping[str, Function], excerpt: Excerpt, reference: Mapping[str, Array]) -> float:
+    def _snr(self, functions: Mapping[str, Function], excerpt: TrialExcerpt, reference: Mapping[str, Array]) -> float:
         values = {self._input: excerpt.mixture[None]}
         for segment in self.bundle.segments:
             if segment.name in functions:
@@ -151,4 +151,4 @@ class Trial:
 
     def _compared(self, values: Mapping[str, Array], reference: Mapping[str, Array]) -> float:
         found = [compare(reference[name], values[name]) for name in self.outputs]
-        return min(-np.inf if one.snr_db is None or not one.finite else one.snr_db for one in found)
+        return min(-np.inf if parity.snr_db is None or not parity.finite else parity.snr_db for parity in found)

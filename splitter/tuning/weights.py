@@ -44,7 +44,7 @@ class Decoder:
         return float(np.sum(np.square(weight.values - self.decode(weight, form), dtype=np.float64)))
 
 
-class Exchange:
+class WeightSwapper:
     """A bundle's captured segments, whose weights can come back from some forms for a while."""
 
     def __init__(self, bundle: Bundle, decoder: Decoder, weights: Iterable[Weight]) -> None:
@@ -62,12 +62,12 @@ class Exchange:
     @contextmanager
     def forms(self, forms: Mapping[Weight, WeightForm]) -> Iterator[None]:
         """Put weights into their forms, and back."""
-        changed = {one: form for one, form in forms.items() if form != "none"}
-        self._put({one: self._decoder.decode(one, form) for one, form in changed.items()})
+        changed = {weight: form for weight, form in forms.items() if form != "none"}
+        self._put({weight: self._decoder.decode(weight, form) for weight, form in changed.items()})
         try:
             yield
         finally:
-            self._put({one: one.values for one in changed})
+            self._put({weight: weight.values for weight in changed})
 
     @torch.no_grad()
     def _put(self, values: Mapping[Weight, Array]) -> None:

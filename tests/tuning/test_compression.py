@@ -25,10 +25,10 @@ from splitter.mil.stored import decoded
 from splitter.plan import schema as plans
 from splitter.plan.schema import WeightsForm
 from splitter.tuning import compression, stems
-from splitter.tuning.compression import Search, stored_bytes, tune
+from splitter.tuning.compression import WeightSearch, stored_bytes, tune
 from splitter.tuning.plot import draw_sizes
-from splitter.tuning.stems import Listening, true_stems
-from splitter.tuning.trial import Excerpt, Trial, excerpts
+from splitter.tuning.stems import StemScorer, true_stems
+from splitter.tuning.trial import Trial, TrialExcerpt, excerpts
 from splitter.tuning.weights import Decoder, weights_of
 
 from ..conftest import snr_db
@@ -60,7 +60,7 @@ def noise_path(tmp_path_factory):
 def search(tmp_path_factory, noise_path):
     (bundle,) = splitter.build(toy(), tmp_path_factory.mktemp("toy") / "b", plan=SMALL, reference=False).members
     trial = Trial(bundle, excerpts([noise_path], bundle))
-    return Search(trial, compression._listening(trial, None), lambda step: None)
+    return WeightSearch(trial, compression._scorer(trial, None), lambda step: None)
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +131,10 @@ def test_what_matrices_become_is_what_the_transformers_file_holds(demo_bundle, t
 # ----------------------------------------------------------------------------------------- stems
 
 
-def listening(reference, truth=None, assumed=None):
+def scorer(reference, truth=None, assumed=None):
     sound = AudioRecord.model_construct(stems=("a", "b"), samples=reference.shape[-1])
-    made = Listening.__new__(Listening)
-    made.excerpts = (Excerpt("x", None, 0, reference),)
+    made = StemScorer.__new__(StemScorer)
+    made.excerpts = (TrialExcerpt("x", None, 0, reference),)
     made.reference, made.names = (reference,), sound.stems
     made._lengths, made._truth = [reference.shape[-1]], [truth]
     return made
@@ -144,7 +144,7 @@ def test_drop_is_of_sdr_against_the_true_stems():
     rng = np.random.default_rng(0)
     truth, error, noise = (scale * rng.standard_normal((2, 2, 4000)) for scale in (1.0, 0.3, 0.1))
     own = truth + error
-    for found, index in zip(listening(own, truth).stems([own + noise]), range(2), strict=True):
+    for found, index in zip(scorer(own, truth).scores([own + noise]), range(2), strict=True):
         before, after = snr_db(truth[index], own[index]), snr_db(truth[index], (own + noise)[index])
         assert found.sdr_db == pytest.approx(after)
         assert found.snr_db == pytest.approx(snr_db(own[index], (own + noise)[index]))
@@ -158,17 +158,17 @@ def test_luck_is_no_merit_and_bad_luck_counts():
     truth, error = rng.standard_normal((2, 2, 4000)), 0.3 * rng.standard_normal((2, 2, 4000))
     own = truth + error
     for part, expected in ((-0.1, 10 * math.log10(1.01)), (0.1, 20 * math.log10(1.1))):
-        for found in listening(own, truth).stems([own + part * error]):
+        for found in scorer(own, truth).scores([own + part * error]):
             assert found.drop_db == pytest.approx(expected)
 
 
 def test_without_true_stems_the_model_is_taken_for_a_good_one():
     own = np.random.default_rng(0).standard_normal((2, 2, 4000))
-    for found in listening(own).stems([own * 1.01]):
+    for found in scorer(own).scores([own * 1.01]):
         assert found.sdr_db is None
         assert found.snr_db == pytest.approx(40)
         assert found.drop_db == pytest.approx(10 * math.log10(1 + 10 ** (-(40 - stems.ASSUMED_SDR_DB) / 10)))
-    exact = listening(own).stems([own])
+    exact = scorer(own).scores([own])
     assert {(one.snr_db, one.drop_db) for one in exact} == {(math.inf, 0.0)}
     assert [one["snr_db"] for one in stems.to_dicts(exact)] == [None, None]
 
@@ -176,9 +176,9 @@ def test_without_true_stems_the_model_is_taken_for_a_good_one():
 def test_silent_stems_prove_nothing_and_noise_beyond_numbers_is_infinite():
     own = np.random.default_rng(0).standard_normal((2, 2, 400))
     own[1] = 0
-    assert [one.name for one in listening(own).stems([own + 1])] == ["a"]
+    assert [one.name for one in scorer(own).scores([own + 1])] == ["a"]
     own[1] = 1
-    assert listening(own).damage(0, own * np.nan) == math.inf
+    assert scorer(own).damage(0, own * np.nan) == math.inf
 
 
 def test_true_stems_are_found_by_name(tmp_path):
@@ -190,7 +190,7 @@ def test_true_stems_are_found_by_name(tmp_path):
     }
     (tmp_path / "other_bass.wav").touch()
     for names in (["vocals"], ["bass"]):
-        with pytest.raises(UsageError, match="one file for each stem"):
+        with pytest.raises(UsageError, match="does not hold exactly one file of the stem"):
             true_stems(tmp_path, names)
 
 
@@ -205,7 +205,7 @@ def test_true_stems_are_scaled_as_the_input_is(tmp_path, search):
     loud = own * (mono.std(ddof=1) + 1e-8) + mono.mean()
     soundfile.write(tmp_path / "restored.wav", loud.T, sound.samplerate, subtype="FLOAT")
     assert song.shape == loud.shape
-    made = Listening([heard], [own[None]], sound, {"restored": tmp_path / "restored.wav"})
+    made = StemScorer([heard], [own[None]], sound, {"restored": tmp_path / "restored.wav"})
     ((noise, error),) = made._noises(0, own[None])
     assert noise == 0
     assert error < 1e-9 * float(np.sum(own**2))
@@ -213,8 +213,8 @@ def test_true_stems_are_scaled_as_the_input_is(tmp_path, search):
 
 def test_silence_out_of_the_model_is_refused(search):
     trial = search.trial
-    with pytest.raises(AudioError, match="some sound"):
-        Listening(trial.excerpts[:1], [0 * trial.reference[0]["restored"]], trial.bundle.audio)
+    with pytest.raises(AudioError, match="every stem of .* is silent"):
+        StemScorer(trial.excerpts[:1], [0 * trial.reference[0]["restored"]], trial.bundle.audio)
 
 
 # ---------------------------------------------------------------------------------------- search
@@ -281,16 +281,16 @@ def test_the_smallest_that_holds_is_found_by_running_it(search):
 
 
 def test_weights_are_put_back(search):
-    values = {one: search._exchange._held[one].clone() for one in search._all}
+    values = {one: search._swapper._held[one].clone() for one in search._all}
 
     def fail():
-        with search._exchange.forms(dict.fromkeys(search._all, "pal4")):
-            assert not any(torch.equal(search._exchange._held[one], own) for one, own in values.items())
+        with search._swapper.forms(dict.fromkeys(search._all, "pal4")):
+            assert not any(torch.equal(search._swapper._held[one], own) for one, own in values.items())
             raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError, match="half way"):
         fail()
-    assert all(torch.equal(search._exchange._held[one], own) for one, own in values.items())
+    assert all(torch.equal(search._swapper._held[one], own) for one, own in values.items())
 
 
 def test_the_smallest_weights_are_not_worth_a_measurement():
@@ -338,7 +338,7 @@ def test_the_table_holds_uniform_forms_and_a_frontier(built):
 @pytest.mark.slow
 def test_packages_that_do_worse_than_the_graph_make_it_step_back(noise_path, monkeypatch):
     """What was built is measured; what was foreseen is not believed."""
-    real, seen = Search.built, []
+    real, seen = WeightSearch.built, []
 
     def worse(self, bundle):
         point = real(self, bundle)
@@ -346,7 +346,7 @@ def test_packages_that_do_worse_than_the_graph_make_it_step_back(noise_path, mon
         raised = tuple(replace(one, drop_db=one.drop_db * 1.1 * LIMIT / seen[0].drop_db) for one in point.stems)
         return replace(point, stems=raised)
 
-    monkeypatch.setattr(Search, "built", worse)
+    monkeypatch.setattr(WeightSearch, "built", worse)
     choice = tune(toy(), max_sdr_drop_db=LIMIT, on=[noise_path], plan=SMALL)
     assert len(seen) > 1
     assert seen[-1].bytes > seen[0].bytes
@@ -360,7 +360,7 @@ def test_a_drop_out_of_reach_says_the_best_and_overwrites_nothing(noise_path, tm
         PlanError, match=r"smallest SDR drop found is 0\.\d+ dB at \d+\.\d% .*: expected 1e-09 dB at most"
     ):
         tune(toy(), max_sdr_drop_db=1e-9, on=[noise_path], plan=SMALL, out=plan)
-    with pytest.raises(UsageError, match="more than 0 dB"):
+    with pytest.raises(UsageError, match="expected more than 0 dB, found"):
         tune(toy(), max_sdr_drop_db=0.0, on=[noise_path], plan=SMALL, out=plan)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("plan.toml", "an older one")]
 
@@ -371,7 +371,7 @@ def test_choice_is_drawn(built, tmp_path):
     assert "<svg" in picture
     draw_sizes(built[1], tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_text() == picture
-    with pytest.raises(UsageError, match="must end in"):
+    with pytest.raises(UsageError, match="wrong suffix"):
         draw_sizes(built[1], tmp_path / "sizes.nonsense")
 
 

@@ -20,7 +20,7 @@ from splitter.mil.mixing import can_be_half, in_half, roundtrip_fp16
 from splitter.mil.program import Ref, read_by
 from splitter.plan import schema as plans
 from splitter.tuning.plot import draw
-from splitter.tuning.precision import Search, cut, tune
+from splitter.tuning.precision import PrecisionSearch, cut, tune
 from splitter.tuning.sensitivity import measure
 from splitter.tuning.trial import Trial, excerpts
 
@@ -45,7 +45,7 @@ def trial(tmp_path_factory, noise_path):
 
 @pytest.fixture(scope="module")
 def search(trial):
-    return Search(trial)
+    return PrecisionSearch(trial)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +246,7 @@ def test_choice_is_drawn(built, tmp_path):
     draw(built[1], tmp_path / "frontier.svg")
     picture = (tmp_path / "frontier.svg").read_text()
     assert "<svg" in picture
-    with pytest.raises(splitter.errors.UsageError, match="must end in"):
+    with pytest.raises(splitter.errors.UsageError, match="wrong suffix"):
         draw(built[1], tmp_path / "frontier.nonsense")
 
 
@@ -287,7 +287,10 @@ def test_what_cannot_be_written_is_said_before_anything_is_searched(tmp_path, mo
     monkeypatch.setattr("splitter.compiler.build", lambda *given, **options: pytest.fail("it has begun"))
     plan = tmp_path / "plan.toml"
     for out, plot in ((tmp_path, None), (plan, Path("a.txt")), (plan, tmp_path / "no" / "a.svg")):
-        with pytest.raises(splitter.errors.UsageError, match=r"must (end in \.svg or|be writable|be a file)"):
+        with pytest.raises(
+            splitter.errors.UsageError,
+            match=r"(has the wrong suffix: expected \.svg or|cannot be written|is no regular file)",
+        ):
             tune("demo", min_snr_db=75, on=[], out=out, plot=plot)
     assert not plan.exists()
 
