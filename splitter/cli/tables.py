@@ -57,15 +57,15 @@ def bundle_tables(bundle: Bundle) -> RenderableType:
         segments.add_column(column)
     for column in ("size", "operators", "parameters"):
         segments.add_column(column, justify="right")
-    for one in bundle.segments:
-        stored = sum(r.bytes for f, r in manifest.files.items() if f.split("/")[0] == one.artifact.path)
+    for segment in bundle.segments:
+        stored = sum(r.bytes for f, r in manifest.files.items() if f.split("/")[0] == segment.artifact.path)
         segments.add_row(
-            one.name,
-            one.artifact.target,
-            one.artifact.path or one.program,
+            segment.name,
+            segment.artifact.target,
+            segment.artifact.path or segment.program,
             size(stored),
-            f"{one.operators}",
-            f"{one.parameters:,}",
+            f"{segment.operators}",
+            f"{segment.parameters:,}",
         )
     tensors = Table(title="boundary tensors", title_justify="left")
     for column in ("tensor", "from", "to", "shape", "layout", "dtype"):
@@ -111,14 +111,14 @@ def _report_tables(report: Report) -> RenderableType:
     for column in ("SNR", "max |Δ|", "cosine", "limit"):
         others.add_column(column, justify="right")
     others.add_column("")
-    for one in report.checks:
-        if (one.kind, one.scope, one.subject) not in graph:
+    for check in report.checks:
+        if (check.kind, check.scope, check.subject) not in graph:
             others.add_row(
-                one.kind, one.subject, one.engine, one.scope, snr(one.parity), deviation(one.parity),
-                cosine(one.parity), limit(one.parity, one.limit_db),
-                _status(one.status),
+                check.kind, check.subject, check.engine, check.scope, snr(check.parity), deviation(check.parity),
+                cosine(check.parity), limit(check.parity, check.limit_db),
+                _status(check.status),
             )  # fmt: skip
-    said = ", ".join(
+    counts = ", ".join(
         f"{count} {status}" for status in splitter.Status if (count := sum(c.status is status for c in report.checks))
     )
     machine = "this" if report.same_machine else "another"
@@ -126,7 +126,7 @@ def _report_tables(report: Report) -> RenderableType:
     if report.partition_max_abs is not None:
         ran = f"partition max |Δ| {report.partition_max_abs:g}; goldens recorded on {machine} machine; "
     verdict = Text(
-        f"{ran}{said}: {'passed' if report.passed else 'FAILED'}",
+        f"{ran}{counts}: {'passed' if report.passed else 'FAILED'}",
         style=_COLOURS[splitter.Status.PASS if report.passed else splitter.Status.FAIL],
     )
     noted = [check for check in report.checks if check.note and check.status is not splitter.Status.PASS]
@@ -151,14 +151,14 @@ def layout_tables(layouts: Sequence[Layout]) -> RenderableType:
     for column in ("packages", "operations", "largest", "weights", "largest", "boundaries", "within stages",
                    "working set", "compile", "longest"):  # fmt: skip
         table.add_column(column, justify="right")
-    for one in layouts:
-        operations = [package.operations for package in one.packages]
-        weights = [package.weight_bytes for package in one.packages]
-        seconds = [package.compile_seconds for package in one.packages]
+    for layout in layouts:
+        operations = [package.operations for package in layout.packages]
+        weights = [package.weight_bytes for package in layout.packages]
+        seconds = [package.compile_seconds for package in layout.packages]
         table.add_row(
-            one.name, f"{len(one.packages)}", f"{sum(operations)}", f"{max(operations)}", size(sum(weights)),
-            size(max(weights)), size(one.boundary_bytes), size(one.internal_bytes),
-            size(max(package.working_set for package in one.packages)),
+            layout.name, f"{len(layout.packages)}", f"{sum(operations)}", f"{max(operations)}", size(sum(weights)),
+            size(max(weights)), size(layout.boundary_bytes), size(layout.internal_bytes),
+            size(max(package.working_set for package in layout.packages)),
             f"{sum(seconds):.0f} s", f"{max(seconds):.0f} s",
         )  # fmt: skip
     packages = Table(title=f"packages, {layouts[-1].name}", title_justify="left")
@@ -182,16 +182,16 @@ def port_table(report: PortReport) -> RenderableType:
         table.add_column(column, justify="right")
     table.add_column("")
     table.add_column("likely cause", overflow="fold")
-    for one in report.taps:
-        check, parity = one.check, one.check.parity
+    for tap in report.taps:
+        check, parity = tap.check, tap.check.parity
         table.add_row(
             check.subject,
-            one.dtype,
+            tap.dtype,
             check.scope,
             snr(check.parity),
             deviation(check.parity),
             "" if parity is None or parity.relative is None else f"{parity.relative:.1e}",
-            "" if one.accumulated is None or one.accumulated.snr_db is None else f"{one.accumulated.snr_db:.1f} dB",
+            "" if tap.accumulated is None or tap.accumulated.snr_db is None else f"{tap.accumulated.snr_db:.1f} dB",
             limit(check.parity, check.limit_db),
             _status(check.status),
             check.note,
@@ -217,8 +217,8 @@ def _status(*statuses: splitter.Status) -> Text:
 def doctor_tables(report: DoctorReport) -> RenderableType:
     """What the doctor found: for each package a row per rule, and its placement on the engine."""
     parts: list[RenderableType] = []
-    for one in report.diagnoses:
-        parts += [_findings_table(one), _engine_table(one, report.chip)]
+    for diagnosis in report.diagnoses:
+        parts += [_findings_table(diagnosis), _engine_table(diagnosis, report.chip)]
     counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items())
     worst = next((severity for severity, count in report.counts.items() if count), None)
     shares = " and ".join(
@@ -241,17 +241,17 @@ def _findings_table(diagnosis: Diagnosis) -> RenderableType:
     for finding in diagnosis.findings:
         by_rule.setdefault(finding.rule, []).append(finding)
     for rule, found in by_rule.items():
-        names = [f"{one.operation} {one.output}".strip() for one in found[:_PLACES]]
+        names = [f"{finding.operation} {finding.output}".strip() for finding in found[:_PLACES]]
         more = f"\n… {len(found)} in all" if len(found) > _PLACES else ""
-        said = "\n".join(dict.fromkeys(one.what for one in found[:_PLACES]))
+        texts = "\n".join(dict.fromkeys(finding.what for finding in found[:_PLACES]))
         severity = found[0].severity
         table.add_row(
-            Text(str(severity), style=_SEVERITIES[severity]), rule, "\n".join(names) + more, said, found[0].fix
+            Text(str(severity), style=_SEVERITIES[severity]), rule, "\n".join(names) + more, texts, found[0].fix
         )
     return table
 
 
-def frontier_table(choice: precision.Choice) -> RenderableType:
+def frontier_table(choice: precision.PrecisionChoice) -> RenderableType:
     """What was measured in choosing a precision, from all in half to all in float32."""
     table = Table(title=f"Precision for {choice.min_snr_db:g} dB", title_justify="left")
     table.add_column("")
@@ -271,23 +271,23 @@ def frontier_table(choice: precision.Choice) -> RenderableType:
     return table
 
 
-def sizes_table(choice: compression.Choice) -> RenderableType:
+def sizes_table(choice: compression.WeightChoice) -> RenderableType:
     """What was measured in choosing forms of weights: size against every stem's SNR, SDR and what it loses."""
     table = Table(title=f"Weights for a drop of {choice.max_sdr_drop_db:g} dB", title_justify="left")
     table.add_column("")
     for name in ("size", "of fp16", "drop"):
         table.add_column(name, justify="right")
-    heard = list(dict.fromkeys((one.excerpt, one.name) for one in choice.chosen.stems))
-    for excerpt, stem in heard:
+    named = list(dict.fromkeys((score.excerpt, score.name) for score in choice.chosen.stems))
+    for excerpt, stem in named:
         table.add_column(f"{excerpt}: {stem}", justify="right")
     for points in ((choice.chosen,), choice.uniform, choice.frontier):
         for point in points:
-            found = {(one.excerpt, one.name): one for one in point.stems}
+            found = {(score.excerpt, score.name): score for score in point.stems}
             cells = []
-            for key in heard:
-                one = found[key]
-                sdr = "" if one.sdr_db is None else f"\nSDR {one.sdr_db:.3f} dB"
-                cells.append(f"{one.snr_db:.1f} dB{sdr}")
+            for key in named:
+                score = found[key]
+                sdr = "" if score.sdr_db is None else f"\nSDR {score.sdr_db:.3f} dB"
+                cells.append(f"{score.snr_db:.1f} dB{sdr}")
             table.add_row(
                 point.name, size(point.bytes), share(point.share), f"{point.drop_db:.3f} dB", *cells,
                 style="bold" if point is choice.chosen else "",
@@ -317,7 +317,7 @@ def _engine_table(diagnosis: Diagnosis, chip: str) -> RenderableType:
 def profile_tables(profile: Profile) -> RenderableType:
     """Where time and memory go: a row per segment and engine, per family of operations, per boundary tensor."""
     shown = (profile, *profile.others)
-    heads = [_machine_text(one, number if len(shown) > 1 else 0) for number, one in enumerate(shown, 1)]
+    heads = [_machine_text(profile, number if len(shown) > 1 else 0) for number, profile in enumerate(shown, 1)]
     return Group(
         *heads,
         _times_table(shown),
@@ -351,16 +351,16 @@ def _times_table(profiles: Sequence[Profile]) -> Table:
         table.add_column(column, justify="right")
     for name in dict.fromkeys(segment.name for profile in profiles for segment in profile.segments):
         for number, profile in enumerate(profiles, 1):
-            for segment in (one for one in profile.segments if one.name == name):
+            for segment in (segment for segment in profile.segments if segment.name == name):
                 first = segment.engines[0].latency.median
-                for place, one in enumerate(segment.engines):
-                    latency = one.latency
+                for place, engine in enumerate(segment.engines):
+                    latency = engine.latency
                     table.add_row(
-                        "" if place else name, f"[{number}] {one.engine}" if len(profiles) > 1 else one.engine,
+                        "" if place else name, f"[{number}] {engine.engine}" if len(profiles) > 1 else engine.engine,
                         time(latency.median), time(latency.spread), time(*latency.warmup),
                         "" if place else share(first / profile.run.wall.median),
-                        f"{latency.median / first:.2f}" if place else "", time(one.load_seconds),
-                        share(one.compute_share), share(one.bandwidth_share),
+                        f"{latency.median / first:.2f}" if place else "", time(engine.load_seconds),
+                        share(engine.compute_share), share(engine.bandwidth_share),
                     )  # fmt: skip
     return table
 
@@ -375,10 +375,10 @@ def _work_table(profile: Profile) -> Table:
         table.add_column(column, justify="right")
     for segment in profile.segments:
         work = (f"{segment.parameters:,}", operations(segment.flops), size(segment.moved_bytes))
-        for place, one in enumerate(segment.engines):
+        for place, engine in enumerate(segment.engines):
             table.add_row(
-                *(("",) * 5 if place else (segment.name, *work, size(segment.boundary_bytes))), one.engine,
-                size(one.memory.loaded), size(one.memory.running),
+                *(("",) * 5 if place else (segment.name, *work, size(segment.boundary_bytes))), engine.engine,
+                size(engine.memory.loaded), size(engine.memory.running),
             )  # fmt: skip
     return table
 
@@ -389,10 +389,10 @@ def _families_table(profile: Profile) -> RenderableType:
     table.add_column("family")
     columns = []
     for segment in profile.segments:
-        for one in segment.engines:
-            if one.families is not None:
-                table.add_column(f"{segment.name}\n{one.engine}", justify="right")
-                columns.append(one.families)
+        for engine in segment.engines:
+            if engine.families is not None:
+                table.add_column(f"{segment.name}\n{engine.engine}", justify="right")
+                columns.append(engine.families)
     total = {family: sum(column.get(family, 0.0) for column in columns) for column in columns for family in column}
     for family in sorted(total, key=total.__getitem__, reverse=True):
         table.add_row(family, *(time(column.get(family)) for column in columns))
@@ -409,8 +409,10 @@ def _core_ml_table(profiles: Sequence[Profile]) -> RenderableType:
     table.add_column("where its operations run (share of the estimated cost)")
     for number, profile in enumerate(profiles, 1):
         for segment in profile.segments:
-            for figures in (one.coreml for one in segment.engines if one.coreml is not None):
-                devices = (f"{name}: {one.operations} ({share(one.cost)})" for name, one in figures.devices.items())
+            for figures in (engine.coreml for engine in segment.engines if engine.coreml is not None):
+                devices = (
+                    f"{name}: {device.operations} ({share(device.cost)})" for name, device in figures.devices.items()
+                )
                 table.add_row(
                     f"[{number}] {segment.name}" if len(profiles) > 1 else segment.name, figures.compute_units,
                     time(figures.compile_seconds), time(figures.load_seconds), ", ".join(devices),
@@ -424,11 +426,11 @@ def _checks_table(profile: Profile) -> Table:
         table.add_column(column)
     for column in ("size", "moved", "check", "spread", "warm-up", "of the run", "bandwidth"):
         table.add_column(column, justify="right")
-    for one in profile.boundaries:
-        check = one.check
+    for tensor in profile.boundaries:
+        check = tensor.check
         table.add_row(
-            one.name, one.producer, ", ".join(one.consumers), size(one.bytes), size(one.moved_bytes),
+            tensor.name, tensor.producer, ", ".join(tensor.consumers), size(tensor.bytes), size(tensor.moved_bytes),
             time(check.median), time(check.spread), time(*check.warmup),
-            share(check.median / profile.run.wall.median), share(one.bandwidth_share),
+            share(check.median / profile.run.wall.median), share(tensor.bandwidth_share),
         )  # fmt: skip
     return table

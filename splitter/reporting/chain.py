@@ -23,7 +23,7 @@ Kind: TypeAlias = Literal["boundary", "tap", "stem"]
 
 
 @dataclass(frozen=True)
-class Point:
+class ChainPoint:
     """One value of the split against the untouched model's.
 
     Attributes:
@@ -54,16 +54,18 @@ class Chain:
     """
 
     engines: Mapping[str, str]
-    points: tuple[Point, ...]
+    points: tuple[ChainPoint, ...]
     stems: Array | None
     error: str = ""
     taps: str = ""
 
     @property
-    def worst_stem(self) -> Point | None:
+    def worst_stem(self) -> ChainPoint | None:
         """The stem with the lowest SNR, of those that are not silent."""
-        heard = [one for one in self.points if one.kind == "stem" and one.accumulated and one.accumulated.snr_db]
-        return min(heard, key=lambda one: one.accumulated.snr_db or 0.0) if heard else None  # type: ignore[union-attr]
+        audible = [
+            point for point in self.points if point.kind == "stem" and point.accumulated and point.accumulated.snr_db
+        ]
+        return min(audible, key=lambda point: point.accumulated.snr_db or 0.0) if audible else None  # type: ignore[union-attr]
 
 
 def chosen_engines(bundle: Bundle, asked: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -75,7 +77,7 @@ def chosen_engines(bundle: Bundle, asked: Sequence[tuple[str, str]]) -> dict[str
     chosen: dict[str, str] = {}
     for name, engine in asked:
         chosen.setdefault(bundle.segment(name).name, engine)
-    return {one.name: chosen.get(one.name) or _usual_engine(one) for one in bundle.segments}
+    return {segment.name: chosen.get(segment.name) or _usual_engine(segment) for segment in bundle.segments}
 
 
 def _usual_engine(segment: SegmentRecord) -> str:
@@ -114,7 +116,7 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
         orchestrator.run(given)
     except SplitterError as stopped:
         error = str(stopped)
-    points: list[Point] = []
+    points: list[ChainPoint] = []
     why = "the bundle has no transformer for the kernels"
     stems = None
     for segment in bundle.segments:
@@ -124,7 +126,7 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
         local = _local(orchestrator, segment, golden)
         for name in segment.outputs:
             points.append(
-                Point(
+                ChainPoint(
                     name,
                     segment.name,
                     "boundary",
@@ -135,7 +137,7 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
             if name in bundle.outputs and name in seen.arrays and bundle.manifest.model.audio is not None:
                 stems = seen.arrays[name][0]
                 points += _stems(bundle, segment, golden[name][0], stems)
-    return Chain({n: one.name for n, one in orchestrator.engines.items()}, tuple(points), stems, error, why)
+    return Chain({n: engine.name for n, engine in orchestrator.engines.items()}, tuple(points), stems, error, why)
 
 
 def _local(orchestrator: Orchestrator, segment: SegmentRecord, golden: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -149,10 +151,11 @@ def _local(orchestrator: Orchestrator, segment: SegmentRecord, golden: Mapping[s
         return {}
 
 
-def _stems(bundle: Bundle, segment: SegmentRecord, reference: Array, candidate: Array) -> list[Point]:
+def _stems(bundle: Bundle, segment: SegmentRecord, reference: Array, candidate: Array) -> list[ChainPoint]:
     names = bundle.audio.stems
     return [
-        Point(name, segment.name, "stem", compare(r, x)) for name, r, x in zip(names, reference, candidate, strict=True)
+        ChainPoint(name, segment.name, "stem", compare(r, x))
+        for name, r, x in zip(names, reference, candidate, strict=True)
     ]
 
 
@@ -161,7 +164,7 @@ def _stems(bundle: Bundle, segment: SegmentRecord, reference: Array, candidate: 
 
 def _taps(
     bundle: Bundle, segment: SegmentRecord, engine: Engine, values: Mapping[str, Array]
-) -> tuple[list[Point], str]:
+) -> tuple[list[ChainPoint], str]:
     """The transformer's skeleton in a run of its own from what reached it; and why not, if not."""
     if any(name not in values for name in segment.inputs):
         return [], "the run did not get there"
@@ -172,4 +175,4 @@ def _taps(
     if found is None:
         return [], f"the engine {engine.name!r} cannot be looked into"
     expected = model.values(wanted)
-    return [Point(name, segment.name, "tap", compare(expected[name], found[name])) for name in wanted], ""
+    return [ChainPoint(name, segment.name, "tap", compare(expected[name], found[name])) for name in wanted], ""

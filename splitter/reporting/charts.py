@@ -16,9 +16,9 @@ from ..parity import Parity
 from ..profiling import EngineProfile, Profile
 from ..verification.checks import Check, Status
 from . import drawing
-from .chain import Point
+from .chain import ChainPoint
 from .drawing import ACCENT, BAD, FOURTH, INK, MUTED, RULE, SECOND, SMALL, THIRD
-from .listening import Sound
+from .listening import PlayedSound
 
 CAUSES = ("conversion", "precision", "compression", "port")  # kinds of checks; the last is what is written by hand
 COLOURS = dict(zip(CAUSES, (ACCENT, SECOND, FOURTH, THIRD), strict=True))
@@ -29,7 +29,7 @@ _LONGEST_NAME = 20  # characters
 _KINDS = {"boundary": ACCENT, "tap": MUTED, "stem": SECOND}
 
 
-def waterfall(points: Sequence[Point], negligible: float) -> tuple[Markup, Markup]:
+def waterfall(points: Sequence[ChainPoint], negligible: float) -> tuple[Markup, Markup]:
     """The error after each step, in dB of the signal there: bars accumulated, rings each segment by itself.
 
     Args:
@@ -41,7 +41,7 @@ def waterfall(points: Sequence[Point], negligible: float) -> tuple[Markup, Marku
 
 def causes(checks: Sequence[Check]) -> tuple[Markup, Markup] | None:
     """The error that each cause adds to each boundary tensor; None if there was nothing to compare."""
-    compared = [one for one in checks if one.kind in CAUSES and one.parity is not None]
+    compared = [check for check in checks if check.kind in CAUSES and check.parity is not None]
     if not compared:
         return None
     label = "Error by cause for each tensor, relative to the signal; the table below has the figures"
@@ -54,7 +54,7 @@ def times(profiles: Sequence[tuple[str, Profile]]) -> tuple[Markup, Markup]:
     return _both("times", label, lambda width: _times(profiles, width))
 
 
-def waveform(sound: Sound, name: str) -> Markup:
+def waveform(sound: PlayedSound, name: str) -> Markup:
     """An envelope, to be stretched to any width and height; full scale from edge to edge."""
     low, high = sound.envelope
     with drawing.styled():
@@ -88,7 +88,11 @@ class _Scale:
 
     @classmethod
     def of(cls, parities: Sequence[Parity | None]) -> _Scale:
-        found = [-one.snr_db for one in parities if one and one.snr_db is not None and math.isfinite(one.snr_db)]
+        found = [
+            -parity.snr_db
+            for parity in parities
+            if parity and parity.snr_db is not None and math.isfinite(parity.snr_db)
+        ]
         high = 10.0 * math.ceil((max(found, default=-100.0) + 2) / 10)
         low = max(_BEST, 10.0 * math.floor(min(found, default=_BEST) / 10))
         return cls(min(low, high - 40), high)
@@ -105,12 +109,12 @@ class _Scale:
         _on_top(plane)
 
 
-def _waterfall(points: Sequence[Point], negligible: float, width: float) -> Figure:
-    rows: list[Point | str] = []
+def _waterfall(points: Sequence[ChainPoint], negligible: float, width: float) -> Figure:
+    rows: list[ChainPoint | str] = []
     for segment in dict.fromkeys(point.segment for point in points):
         rows += [segment, *(point for point in points if point.segment == segment)]
-    parities = (one for point in points for one in (point.accumulated, point.local))
-    scale = _Scale.of([one for one in parities if one and one.max_abs > negligible])
+    parities = (parity for point in points for parity in (point.accumulated, point.local))
+    scale = _Scale.of([parity for parity in parities if parity and parity.max_abs > negligible])
     figure, plane = _rows(width, len(rows), figures=66)
     scale.apply(plane)
     for row, point in enumerate(rows):
@@ -129,18 +133,18 @@ def _waterfall(points: Sequence[Point], negligible: float, width: float) -> Figu
 
 
 def _causes(checks: Sequence[Check], width: float) -> Figure:
-    subjects = list(dict.fromkeys(one.subject for one in checks))
-    scale = _Scale.of([one.parity for one in checks])
+    subjects = list(dict.fromkeys(check.subject for check in checks))
+    scale = _Scale.of([check.parity for check in checks])
     figure, plane = _rows(width, len(subjects), figures=14)
     scale.apply(plane)
     for row, subject in enumerate(subjects):
         plane.axhline(row, color=RULE, linewidth=0.6)
         _name(plane, row, subject)
-        for one in checks:
-            place = scale.place(one.parity) if one.subject == subject and one.parity else None
+        for check in checks:
+            place = scale.place(check.parity) if check.subject == subject and check.parity else None
             if place is not None:
-                colour = BAD if one.status is Status.FAIL else COLOURS[one.kind]
-                plane.plot(place, row, _MARKERS[one.kind], color=colour, markersize=6, clip_on=False)
+                colour = BAD if check.status is Status.FAIL else COLOURS[check.kind]
+                plane.plot(place, row, _MARKERS[check.kind], color=colour, markersize=6, clip_on=False)
     return figure
 
 
@@ -149,14 +153,14 @@ def _times(profiles: Sequence[tuple[str, Profile]], width: float) -> Figure:
     for name in dict.fromkeys(segment.name for _, profile in profiles for segment in profile.segments):
         rows.append(name)
         for place, (label, profile) in enumerate(profiles):
-            for segment in (one for one in profile.segments if one.name == name):
-                rows += [(f"{label} {one.engine}".strip(), one, place == 0) for one in segment.engines]
+            for segment in (segment for segment in profile.segments if segment.name == name):
+                rows += [(f"{label} {engine.engine}".strip(), engine, place == 0) for engine in segment.engines]
     figure, plane = _rows(width, len(rows), figures=66)
-    for row, one in enumerate(rows):
-        if isinstance(one, str):
-            _heading(plane, row, one)
+    for row, row_content in enumerate(rows):
+        if isinstance(row_content, str):
+            _heading(plane, row, row_content)
             continue
-        name, engine, here = one
+        name, engine, here = row_content
         latency = engine.latency
         _name(plane, row, name)
         _figure(plane, row, time(latency.median))

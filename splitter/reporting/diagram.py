@@ -64,7 +64,7 @@ def draw(bundle: Bundle, engines: Mapping[str, str]) -> tuple[Markup, Markup]:
     """For a desktop and for a phone."""
     every = flows(bundle)
     names = (INPUT, *(segment.name for segment in bundle.segments), OUTPUT)
-    told = (f"{names[one.producer]} to {names[one.consumer]}, {one.count}, {size(one.bytes)}" for one in every)
+    told = (f"{names[flow.producer]} to {names[flow.consumer]}, {flow.count}, {size(flow.bytes)}" for flow in every)
     label = f"The split: {'; '.join(told)}"
     across = len(bundle.segments) <= _MOST_ACROSS
     with drawing.styled():
@@ -86,7 +86,7 @@ class _Drawing:
         self._across = across
         self._most = max(flow.bytes for flow in every)
         count = len(bundle.segments)
-        over = sorted((one for one in every if one.skips), key=lambda one: one.consumer - one.producer)
+        over = sorted((flow for flow in every if flow.skips), key=lambda flow: flow.consumer - flow.producer)
         gap = 64.0 if across else 40.0
         length = (drawing.WIDE - gap * (count + 1)) / count if across else 58.0
         self._extent = 66.0 if across else 190.0
@@ -139,9 +139,11 @@ class _Drawing:
 
     def _pass_over(self, flow: Flow, level: float, over: Sequence[Flow]) -> None:
         """A bridge from the end of one box to the beginning of another; longer ones enclose shorter ones."""
-        start = self._end(flow, [one for one in over if one.producer == flow.producer], self._spans[flow.producer][1])
+        start = self._end(
+            flow, [other for other in over if other.producer == flow.producer], self._spans[flow.producer][1]
+        )
         stop = 2 * self._spans[flow.consumer][0] - self._end(
-            flow, [one for one in over if one.consumer == flow.consumer], self._spans[flow.consumer][0]
+            flow, [other for other in over if other.consumer == flow.consumer], self._spans[flow.consumer][0]
         )
         turn = min(_TURN, (stop - start) / 2)
         base = self._extent
@@ -159,8 +161,8 @@ class _Drawing:
 
     def _end(self, flow: Flow, beside: Sequence[Flow], edge: float) -> float:
         """Where along a box a ribbon leaves it: before those that are shorter."""
-        shorter = [one for one in beside if one.consumer - one.producer < flow.consumer - flow.producer]
-        return edge - 6 - self._width(flow) / 2 - sum(self._width(one) + 5 for one in shorter)
+        shorter = [other for other in beside if other.consumer - other.producer < flow.consumer - flow.producer]
+        return edge - 6 - self._width(flow) / 2 - sum(self._width(other) + 5 for other in shorter)
 
     def _ribbon(self, points: Sequence[_Point], flow: Flow) -> None:
         """A line of two points, or a bridge of eight whose second pairs are corners to round."""

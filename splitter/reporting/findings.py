@@ -25,7 +25,7 @@ from ..verification.checks import Status
 from ..verification.verify import verify_bundle
 from . import chain, listening
 from .chain import Chain
-from .listening import Listening
+from .listening import ListeningPanel
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -61,7 +61,7 @@ class Findings:
     engines: Mapping[str, str]
     verification: Verification
     chain: Chain
-    listening: Listening | NotRun
+    listening: ListeningPanel | NotRun
     doctor: doctor.DoctorReport | NotRun
     profile: Profile | NotRun
     recorded: tuple[Recorded, ...]
@@ -106,7 +106,7 @@ def gather(
         BundleError: A file of the bundle is not what was built.
     """
     chosen = chain.chosen_engines(bundle, engines)
-    recorded = tuple(one for path in profiles for one in _recorded(bundle, path))
+    recorded = tuple(profile for path in profiles for profile in _recorded(bundle, path))
     part = None
     if audio is not None:  # first of all: it may lack what is asked for
         sound = bundle.audio
@@ -122,13 +122,13 @@ def gather(
     progress("running the split")
     golden = bundle.goldens()
     found = chain.run(split, seen, golden)
-    heard = _heard(split, golden, found, part, progress)
+    panel = _listening(split, golden, found, part, progress)
     return Findings(
         bundle=bundle,
         engines=chosen,
         verification=verification,
         chain=found,
-        listening=heard,
+        listening=panel,
         doctor=_examined(bundle, chip, progress),
         profile=_profiled(bundle, chosen, engines, runs, warmup, compute_units, progress),
         recorded=recorded,
@@ -145,13 +145,13 @@ def _recorded(bundle: Bundle, path: Path) -> list[Recorded]:
     return [Recorded(path.name, profile) for profile in found]
 
 
-def _heard(
+def _listening(
     split: Orchestrator,
     golden: Mapping[str, Array],
     found: Chain,
     part: tuple[str, Block] | None,
     progress: Progress,
-) -> Listening | NotRun:
+) -> ListeningPanel | NotRun:
     bundle = split.bundle
     if bundle.manifest.model.audio is None:
         return NotRun("the model does not separate sound")

@@ -22,7 +22,7 @@ from ..parity import Parity, compare
 from ..runtime.orchestrator import Orchestrator
 from ..separation.audio import Block, Track, Window, statistics
 from ..separation.encoding import Encoding, StemWriter, finish
-from ..separation.overlap_add import Geometry, Pass, Stems
+from ..separation.overlap_add import Geometry, SongPass, Stems
 
 _OVERLAP = 0.25
 _LEAST = 0.1  # seconds of an excerpt
@@ -37,7 +37,7 @@ _INK = ListedColormap([(0.0, 0.0, 0.0, level) for level in np.linspace(0.0, 1.0,
 
 
 @dataclass(frozen=True)
-class Sound:
+class PlayedSound:
     """One thing to hear.
 
     Attributes:
@@ -52,7 +52,7 @@ class Sound:
 
 
 @dataclass(frozen=True)
-class Stem:
+class StemComparison:
     """One stem, twice.
 
     Attributes:
@@ -61,15 +61,15 @@ class Stem:
     """
 
     name: str
-    reference: Sound
-    split: Sound
-    difference: Sound | None
+    reference: PlayedSound
+    split: PlayedSound
+    difference: PlayedSound | None
     gain_db: int | None
     parity: Parity
 
 
 @dataclass(frozen=True)
-class Listening:
+class ListeningPanel:
     """The panel.
 
     Attributes:
@@ -86,15 +86,15 @@ class Listening:
     seconds: float
     samplerate: int
     playback_db: float
-    mixture: Sound
-    stems: tuple[Stem, ...]
+    mixture: PlayedSound
+    stems: tuple[StemComparison, ...]
     highest: float
     lowest: float = _LOWEST
     bitrate: int = _BITRATE
 
 
 @dataclass(frozen=True)
-class Excerpt:
+class ComparedExcerpt:
     """What is separated, and what came of it; arrays are ``(channels, samples)`` and ``(stems, channels, samples)``."""
 
     title: str
@@ -103,17 +103,19 @@ class Excerpt:
     split: Array
 
 
-def golden_excerpt(bundle: Bundle, golden: Mapping[str, Array], split: Array) -> Excerpt:
+def golden_excerpt(bundle: Bundle, golden: Mapping[str, Array], split: Array) -> ComparedExcerpt:
     """The bundle's golden input, whose stems by the untouched model were recorded.
 
     Args:
         split: The split's stems of it.
     """
     (given,), (returned,) = bundle.inputs, bundle.outputs
-    return Excerpt(bundle.manifest.golden.audio, golden[given][0], golden[returned][0], split)
+    return ComparedExcerpt(bundle.manifest.golden.audio, golden[given][0], golden[returned][0], split)
 
 
-def audio_excerpt(orchestrator: Orchestrator, title: str, mixture: Block, progress: Callable[[str], None]) -> Excerpt:
+def audio_excerpt(
+    orchestrator: Orchestrator, title: str, mixture: Block, progress: Callable[[str], None]
+) -> ComparedExcerpt:
     """A `part` of a file, separated as a track of its own by the whole capture and by the split.
 
     Chunks overlap by a quarter, without random shifts, as `separate` lays them with ``--shifts 0``.
@@ -134,7 +136,7 @@ def audio_excerpt(orchestrator: Orchestrator, title: str, mixture: Block, progre
     progress(f"separating {title} by the untouched model")
     reference = _separated(bundle, mixture, untouched)
     progress(f"separating {title} by the split")
-    return Excerpt(title, mixture, reference, _separated(bundle, mixture, split))
+    return ComparedExcerpt(title, mixture, reference, _separated(bundle, mixture, split))
 
 
 def part(track: Track, start: float, seconds: float) -> Block:
@@ -153,21 +155,22 @@ def part(track: Track, start: float, seconds: float) -> Block:
             break
     if position <= first:
         raise AudioError(
-            f"{track.path.name} must be longer than {start:g} s",
+            f"{track.path.name} ends before the excerpt begins",
+            expected=f"more than {start:g} s",
             received=f"{position / track.samplerate:.1f} s",
             fix="Choose another place with --start SECONDS.",
         )
     found = np.concatenate(parts, axis=1)
     if found.shape[1] < _LEAST * track.samplerate:
         raise AudioError(
-            f"{track.path.name} must last {_LEAST:g} s from there",
+            f"{track.path.name} ends too soon after {start:g} s",
+            expected=f"at least {_LEAST:g} s from there",
             received=f"{found.shape[1] / track.samplerate:.3f} s",
             fix="Choose another place with --start SECONDS.",
         )
     if not found.any():
         raise AudioError(
-            f"{track.path.name} must sound where the excerpt is",
-            received="silence",
+            f"the excerpt of {track.path.name} is silent",
             fix="Choose another place with --start SECONDS.",
         )
     return found
@@ -179,17 +182,17 @@ def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) ->
         path = scratch / "excerpt.wav"
         _write(path, mixture, Encoding("wav", "FLOAT", "none"), sound.samplerate)
         track = Track(path, sound.samplerate, sound.channels)
-        one_pass = Pass(
+        song_pass = SongPass(
             run,
             Window(track, history=sound.samples),
-            heard := statistics(track),
+            track_statistics := statistics(track),
             Geometry.of(model=sound.samples, samplerate=sound.samplerate, overlap=_OVERLAP, segment=None),
             stems=len(sound.stems),
             channels=sound.channels,
             offset=None,
             advanced=lambda: None,
         )
-        return heard.restored(one_pass.read(mixture.shape[1]))
+        return track_statistics.restored(song_pass.read(mixture.shape[1]))
 
 
 def _write(path: Path, sound: Block, encoding: Encoding, samplerate: int) -> None:
@@ -201,11 +204,11 @@ def _write(path: Path, sound: Block, encoding: Encoding, samplerate: int) -> Non
 # ------------------------------------------------------------------------------------------- the panel
 
 
-def panel(bundle: Bundle, excerpt: Excerpt) -> Listening:
+def panel(bundle: Bundle, excerpt: ComparedExcerpt) -> ListeningPanel:
     """Encode and draw an excerpt. One gain for mixture and stems, so that their loudness compares."""
     samplerate = bundle.audio.samplerate
-    heard = (excerpt.mixture, excerpt.reference, excerpt.split)
-    gain = math.floor(20 * math.log10(_PEAK / max(float(np.abs(one).max()) for one in heard)))
+    played = (excerpt.mixture, excerpt.reference, excerpt.split)
+    gain = math.floor(20 * math.log10(_PEAK / max(float(np.abs(sound).max()) for sound in played)))
     make = _Studio(samplerate, excerpt.mixture * _ratio(gain))
     stems = []
     for name, r, x in zip(bundle.audio.stems, excerpt.reference, excerpt.split, strict=True):
@@ -213,7 +216,7 @@ def panel(bundle: Bundle, excerpt: Excerpt) -> Listening:
         peak = float(np.abs(error).max())
         more = math.floor(20 * math.log10(_DIFFERENCE_PEAK / peak)) - gain if peak else None
         stems.append(
-            Stem(
+            StemComparison(
                 name,
                 make.sound(r * _ratio(gain)),
                 make.sound(x * _ratio(gain)),
@@ -222,7 +225,7 @@ def panel(bundle: Bundle, excerpt: Excerpt) -> Listening:
                 compare(r, x),
             )
         )
-    return Listening(
+    return ListeningPanel(
         excerpt.title,
         excerpt.mixture.shape[1] / samplerate,
         samplerate,
@@ -252,12 +255,12 @@ class _Studio:
         self._bins = low, (heights - low)[:, None]  # each row lies between two of the transform's
         self._loudest = float(self._levels(mixture).max())
 
-    def sound(self, samples: Array) -> Sound:
+    def sound(self, samples: Array) -> PlayedSound:
         """Encode and draw ``(channels, samples)``."""
         mono = samples.mean(axis=0)
         edges = np.linspace(0, mono.size, min(_COLUMNS, mono.size) + 1).astype(int)[:-1]
         envelope = np.stack([np.minimum.reduceat(mono, edges), np.maximum.reduceat(mono, edges)])
-        return Sound(self._mp3(samples.astype(np.float32)), envelope, self._spectrogram(samples))
+        return PlayedSound(self._mp3(samples.astype(np.float32)), envelope, self._spectrogram(samples))
 
     def _mp3(self, samples: Block) -> bytes:
         with output.scratch("listening") as scratch:

@@ -15,8 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from .. import formatting as units
-from .. import output
+from .. import formatting, output
 from ..bundle.directory import Source, single
 from ..diagnosis import Diagnosis, Finding
 from ..errors import UsageError
@@ -26,7 +25,7 @@ from ..profiling import Profile
 from ..verification.checks import Check, Status, least_to_spare
 from . import charts, diagram
 from .findings import Findings, NotRun, Progress, gather
-from .listening import Listening, Sound
+from .listening import ListeningPanel, PlayedSound
 
 _MOST_PLACES = 12  # of a rule's findings; the doctor's JSON document has all
 _FILES = resources.files(__package__).joinpath("templates")
@@ -111,7 +110,7 @@ def check_free(out: Path, *, force: bool) -> None:
     """
     output.check(out)
     if out.exists() and not force:
-        raise UsageError(f"{out} must not exist yet", received="a file there", fix="Use --force to replace it.")
+        raise UsageError(f"{out} exists already", fix="Use --force to replace it.")
 
 
 def render(findings: Findings) -> str:
@@ -122,7 +121,7 @@ def render(findings: Findings) -> str:
     targets = {segment.artifact.target: target(segment.artifact.target) for segment in findings.bundle.segments}
     ports = {name for name, kind in targets.items() if kind.capabilities.weights and not kind.capabilities.reference}
     linked = [replace(check, kind="port") if check.kind in ports else check for check in checks]
-    heard = None if isinstance(findings.listening, NotRun) else findings.listening
+    panel = None if isinstance(findings.listening, NotRun) else findings.listening
     profiles = _profiles(findings)
     page = _TEMPLATES.get_template("page.html").render(
         findings=findings,
@@ -144,18 +143,18 @@ def render(findings: Findings) -> str:
         most=_MOST_PLACES,
         profiles=profiles,
         unprofiled=findings.profile.why if isinstance(findings.profile, NotRun) else "",
-        times=charts.times([(one.number, one.profile) for one in profiles]) if profiles else None,
+        times=charts.times([(shown.number, shown.profile) for shown in profiles]) if profiles else None,
         core_ml=[
-            (one.number, segment.name, engine.coreml)
-            for one in profiles
-            for segment in one.profile.segments
+            (shown.number, segment.name, engine.coreml)
+            for shown in profiles
+            for segment in shown.profile.segments
             for engine in segment.engines
             if engine.coreml is not None
         ],
-        heard=heard,
-        rows=list(_rows(heard)) if heard else [],
-        scale=_scale(heard) if heard else [],
-        sound=_sound(heard) if heard else {},
+        panel=panel,
+        rows=list(_rows(panel)) if panel else [],
+        scale=_scale(panel) if panel else [],
+        sound=_sound(panel) if panel else {},
         player=Markup(player),  # noqa: S704 (the package's own file)
         player_digest=digest,
         style=Markup(style),  # noqa: S704 (the same)
@@ -212,18 +211,22 @@ class _Answer:
 
     @classmethod
     def of(cls, kind: str, question: str, checks: Sequence[Check]) -> _Answer:
-        mine = [one for one in checks if one.kind == kind]
+        mine = [check for check in checks if check.kind == kind]
         counts = _counts(mine)
         order = (Status.FAIL, Status.PASS, Status.NOT_RUN, Status.NOT_APPLICABLE)
         notes = dict.fromkeys(
-            f"{one.subject}: {one.note}" for one in mine if one.note and one.status is not Status.PASS
+            f"{check.subject}: {check.note}" for check in mine if check.note and check.status is not Status.PASS
         )
         return cls(
             kind,
             question,
             next((status for status in order if counts.get(status)), Status.NOT_RUN),
             counts,
-            min((one for one in mine if one.parity is not None and _decides(one)), key=least_to_spare, default=None),
+            min(
+                (check for check in mine if check.parity is not None and _decides(check)),
+                key=least_to_spare,
+                default=None,
+            ),
             tuple(notes),
         )
 
@@ -235,7 +238,7 @@ def _decides(check: Check) -> bool:
 
 
 def _counts(checks: Sequence[Check]) -> dict[Status, int]:
-    found = Counter(one.status for one in checks)
+    found = Counter(check.status for check in checks)
     return {status: found[status] for status in Status if found[status]}
 
 
@@ -266,9 +269,13 @@ class _Shown:
 
 def _profiles(findings: Findings) -> list[_Shown]:
     measured = [] if isinstance(findings.profile, NotRun) else [("measured for this report", findings.profile)]
-    every = measured + [(f"read from {one.file}, not run here", one.profile) for one in findings.recorded]
+    every = measured + [
+        (f"read from {recorded.file}, not run here", recorded.profile) for recorded in findings.recorded
+    ]
     several = len(every) > 1
-    return [_Shown(f"[{place}]" if several else "", *one) for place, one in enumerate(every, 1)]
+    return [
+        _Shown(f"[{place}]" if several else "", source, profile) for place, (source, profile) in enumerate(every, 1)
+    ]
 
 
 # ----------------------------------------------------------------------------------------------- sound
@@ -286,35 +293,35 @@ class _Row:
     spectrogram: str
 
 
-def _rows(heard: Listening) -> Iterator[_Row]:
-    yield _row("mixture", "", "mixture", "mixture", heard.mixture)
-    for place, stem in enumerate(heard.stems):
+def _rows(panel: ListeningPanel) -> Iterator[_Row]:
+    yield _row("mixture", "", "mixture", "mixture", panel.mixture)
+    for place, stem in enumerate(panel.stems):
         for source, sound in (("reference", stem.reference), ("split", stem.split), ("difference", stem.difference)):
             if sound is not None:
                 yield _row(f"{place}-{source}", str(place), source, f"{stem.name}, {source}", sound)
 
 
-def _row(key: str, stem: str, source: str, about: str, sound: Sound) -> _Row:
+def _row(key: str, stem: str, source: str, about: str, sound: PlayedSound) -> _Row:
     picture = f"data:image/png;base64,{_text(sound.spectrogram)}"
     return _Row(key, stem, source, about, charts.waveform(sound, f"wave-{key}"), picture)
 
 
-def _sound(heard: Listening) -> dict[str, Any]:
+def _sound(panel: ListeningPanel) -> dict[str, Any]:
     """What the player reads."""
-    streams = {"mixture": _text(heard.mixture.mp3)}
-    for place, stem in enumerate(heard.stems):
+    streams = {"mixture": _text(panel.mixture.mp3)}
+    for place, stem in enumerate(panel.stems):
         streams[f"{place}-reference"] = _text(stem.reference.mp3)
         streams[f"{place}-split"] = _text(stem.split.mp3)
         if stem.difference is not None:
             streams[f"{place}-difference"] = _text(stem.difference.mp3)
-    return {"seconds": heard.seconds, "streams": streams}
+    return {"seconds": panel.seconds, "streams": streams}
 
 
-def _scale(heard: Listening) -> list[tuple[float, str]]:
+def _scale(panel: ListeningPanel) -> list[tuple[float, str]]:
     """Frequencies along a spectrogram, in per cent of its height."""
-    span = math.log(heard.highest / heard.lowest)
+    span = math.log(panel.highest / panel.lowest)
     marks = ((100.0, "100 Hz"), (1000.0, "1 kHz"), (10_000.0, "10 kHz"))
-    return [(100 * math.log(hertz / heard.lowest) / span, told) for hertz, told in marks if hertz < heard.highest]
+    return [(100 * math.log(hertz / panel.lowest) / span, told) for hertz, told in marks if hertz < panel.highest]
 
 
 def _text(content: bytes) -> str:
@@ -329,15 +336,15 @@ def _signed(decibels: float) -> str:
 
 
 _TEMPLATES.filters |= {
-    "size": units.size,
-    "operations": units.operations,
-    "share": units.share,
-    "time": units.time,
-    "duration": units.duration,
-    "snr": units.snr,
-    "deviation": units.deviation,
-    "cosine": units.cosine,
-    "limit": lambda check: units.limit(check.parity, check.limit_db),
+    "size": formatting.size,
+    "operations": formatting.operations,
+    "share": formatting.share,
+    "time": formatting.time,
+    "duration": formatting.duration,
+    "snr": formatting.snr,
+    "deviation": formatting.deviation,
+    "cosine": formatting.cosine,
+    "limit": lambda check: formatting.limit(check.parity, check.limit_db),
     "signed": _signed,
     "by_rule": _by_rule,
     "because": lambda note: note.partition(": ")[2],

@@ -282,7 +282,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(findings, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("folder", "must be a file"), ("none/report.html", "must be writable; got No such file or directory$")],
+    [("folder", "is no regular file"), ("none/report.html", "cannot be written; got No such file or directory$")],
 )
 def test_a_page_goes_where_a_file_can_be(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
