@@ -146,7 +146,7 @@ def doctor(path: Path, chip: str, inputs: Path | None, static: bool, fail_on: st
     from . import tables
 
     if static and inputs is not None:
-        raise errors.UsageError("a package is run on inputs, or not at all", received="--inputs and --static")
+        raise errors.UsageError("--inputs and --static exclude each other", fix="Leave one of them out.")
     with steps() as progress:
         report = splitter.doctor(path, chip=chip, inputs=inputs, run=not static, progress=progress)
     print_result(as_json, report.to_dict, lambda: tables.doctor_tables(report))

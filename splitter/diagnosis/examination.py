@@ -140,7 +140,7 @@ def examine(
         BundleError: It is neither a package nor a bundle.
     """
     if chip not in CHIPS:
-        raise UsageError("a family of chips has a name", received=chip, fix=f"Names are {', '.join(CHIPS)}.")
+        raise UsageError(f"unknown family of chips {chip!r}", fix=f"Names are {', '.join(CHIPS)}.")
     path = path.path if isinstance(path, Bundle | Bag) else Path(path)
     if isinstance(inputs, Path):
         inputs = arrays.read(inputs, expected=input_shapes(path))
@@ -149,7 +149,7 @@ def examine(
         progress(f"examining {package.name}")
         found.extend(_diagnoses(package, read, CHIPS[chip], given, asked))
     if not found:
-        raise UsageError(f"{path} must hold Core ML packages", received="a bundle without one")
+        raise UsageError(f"{path} is a bundle without Core ML packages")
     return DoctorReport(str(path), chip, tuple(found))
 
 
@@ -189,9 +189,7 @@ def _inputs_of(bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array
     if given is None:
         return None
     if missing := [name for name in segment.inputs if name not in given]:
-        raise UsageError(
-            f"inputs hold every boundary tensor that {segment.name} reads", received=f"no {', '.join(missing)}"
-        )
+        raise UsageError(f"the inputs lack boundary tensors that {segment.name} reads", expected=", ".join(missing))
     specs = {name: bundle.tensors[name] for name in segment.inputs}
     return {name: spec.packaged(given[name].astype(spec.dtype)) for name, spec in specs.items()}
 

@@ -29,22 +29,22 @@ def by_plan(plan: Plan, segment: SegmentRecord) -> Asked:
 
 def by_metadata(facts: PackageInfo) -> tuple[Asked, ...]:
     """What a package's metadata says: keys that name a precision, a target or a compression, and its description."""
-    said = []
+    requests = []
     for key, value in sorted(facts.user_defined.items()):
         if key.startswith(_CONVERTER):
             continue
         name, source = key.lower().rpartition(".")[2], f"metadata {key} = {value!r}"
         if "precision" in name and (precision := _precision(value)):
-            said.append(Asked(source, precision=precision))
+            requests.append(Asked(source, precision=precision))
         elif "target" in name and hasattr(ct.target, value):
-            said.append(Asked(source, target=value))
+            requests.append(Asked(source, target=value))
         elif "boundary" in name and (precision := _precision(value)):
-            said.append(Asked(source, boundary=precision))
+            requests.append(Asked(source, boundary=precision))
         elif _COMPRESSED.search(name) and value.lower() not in _NOT:
-            said.append(Asked(source, compressed=True))
+            requests.append(Asked(source, compressed=True))
     if precision := _precision(facts.short_description):
-        said.append(Asked(f"the description {facts.short_description!r}", precision=precision))
-    return tuple(said)
+        requests.append(Asked(f"the description {facts.short_description!r}", precision=precision))
+    return tuple(requests)
 
 
 def _precision(text: str) -> str:

@@ -34,7 +34,7 @@ def figures(package: Path, compute_units: str) -> CoreMLFigures:
             loaded_at = perf_counter()
             plan = ct.models.compute_plan.MLComputePlan.load_from_path(compiled, units)
         except Exception as error:  # Core ML raises every kind
-            raise EngineError(f"Core ML must compile and load {package.name}", received=str(error)) from error
+            raise EngineError(f"Core ML cannot compile or load {package.name}", received=str(error)) from error
     return CoreMLFigures(
         compute_units=compute_units,
         compile_seconds=compiled_at - started,

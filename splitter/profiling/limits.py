@@ -32,11 +32,11 @@ def measured(rows: int = _ROWS, copied: int = _COPIED) -> Limits:
     )
 
 
-def best(one: Limits, other: Limits) -> Limits:
+def best(first: Limits, second: Limits) -> Limits:
     """The higher of each: a machine shared with others is slower at one time than at another."""
     return Limits(
-        flops_per_second=max(one.flops_per_second, other.flops_per_second),
-        bytes_per_second=max(one.bytes_per_second, other.bytes_per_second),
+        flops_per_second=max(first.flops_per_second, second.flops_per_second),
+        bytes_per_second=max(first.bytes_per_second, second.bytes_per_second),
     )
 
 

@@ -67,7 +67,9 @@ def profile(
         EngineError: An engine cannot run its segment here.
     """
     if runs < 1 or warmup < 1:
-        raise UsageError("there is at least one run to count and one before it", received=f"{runs} and {warmup}")
+        raise UsageError(
+            "too few runs", expected="at least 1 to count and 1 to warm up", received=f"{runs} and {warmup}"
+        )
     bundle = single(bundle)
     model = bundle.manifest.model
     others = [read(Path(path)) for path in merge]
@@ -143,7 +145,9 @@ class _Bench:
         self._orchestrator = Orchestrator(bundle, first, compute_units=compute_units, hooks=hooks)
         self.engines: dict[str, list[Engine]] = {}
         for segment in bundle.segments:
-            others = (loaded(one, bundle, segment, compute_units=compute_units) for one in chosen[segment.name][1:])
+            others = (
+                loaded(engine, bundle, segment, compute_units=compute_units) for engine in chosen[segment.name][1:]
+            )
             self.engines[segment.name] = [self._orchestrator.engines[segment.name], *others]
         golden = bundle.goldens()
         self._given = {name: golden[name] for name in bundle.inputs}
@@ -160,9 +164,9 @@ class _Bench:
             self.checks[name].append(seconds)
         for name, engines in self.engines.items():
             self.runs[name][0].append(self._timeline.segments[name])
-            for place, one in enumerate(engines[1:], 1):
+            for place, engine in enumerate(engines[1:], 1):
                 started = perf_counter()
-                one.run(self.inputs[name])
+                engine.run(self.inputs[name])
                 self.runs[name][place].append(perf_counter() - started)
 
 
@@ -173,7 +177,7 @@ def _run(bench: _Bench, warmup: int) -> RunProfile:
     return RunProfile(
         wall=Latency.of(bench.walls, warmup=warmup),
         accounted=statistics.median((a + b) / wall for a, b, wall in zip(engines, checks, walls, strict=True)),
-        checks=statistics.median(one / wall for one, wall in zip(checks, walls, strict=True)),
+        checks=statistics.median(check / wall for check, wall in zip(checks, walls, strict=True)),
     )
 
 
@@ -195,7 +199,7 @@ def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup
     bundle = bench.bundle
     done = work.of(bundle.program(segment.program))
     found = []
-    for name, seconds, one in zip(names, bench.runs[segment.name], bench.engines[segment.name], strict=True):
+    for name, seconds, engine in zip(names, bench.runs[segment.name], bench.engines[segment.name], strict=True):
         latency = Latency.of(seconds, warmup=warmup)
         fresh = memory.measured(bundle, segment.name, name, bench.compute_units)
         found.append(
@@ -206,8 +210,8 @@ def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup
                 memory=fresh.memory,
                 compute_share=done.flops / latency.median / most.flops_per_second,
                 bandwidth_share=done.moved_bytes / latency.median / most.bytes_per_second,
-                families=_families(one, bench.inputs[segment.name]),
-                coreml=one.device_figures(),
+                families=_families(engine, bench.inputs[segment.name]),
+                coreml=engine.device_figures(),
             )
         )
     return SegmentProfile(

@@ -47,10 +47,10 @@ def measured(bundle: Bundle, segment: str, engine_name: str, compute_units: str)
     command = [sys.executable, "-c", script, str(bundle.path), segment, engine_name, compute_units]
     process = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (this very file)
     if process.returncode:
-        said = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
+        message_lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
         raise EngineError(
-            f"engine {engine_name!r} must run segment {segment!r} in a process of its own",
-            received=said[-1],
+            f"engine {engine_name!r} cannot run segment {segment!r} in a process of its own",
+            received=message_lines[-1],
             fix="Is there enough memory for a second one?",
         )
     return Fresh.model_validate_json(process.stdout.splitlines()[-1])

@@ -237,7 +237,7 @@ def read(path: Path) -> Profile:
     except OSError as error:
         received = str(error)
     raise UsageError(
-        f"{path} must be a profile", received=received, fix="Make one with `splitter profile DIR --json > FILE`."
+        f"{path} is no profile", received=received, fix="Make one with `splitter profile DIR --json > FILE`."
     )
 
 
@@ -247,7 +247,7 @@ def merged(profile: Profile, others: Sequence[Profile]) -> Profile:
     Raises:
         UsageError: They are not of the same checkpoint and length.
     """
-    beside = [one for other in others for one in apart(other)]
+    beside = [record for other in others for record in apart(other)]
     for other in beside:
         check_same_model(other, profile.model, profile.checkpoint_sha256, profile.samples)
     return profile.model_copy(update={"others": (*profile.others, *beside)})
@@ -267,8 +267,9 @@ def check_same_model(profile: Profile, name: str, checkpoint_sha256: str | None,
     there, here = profile.checkpoint_sha256 or profile.model, checkpoint_sha256 or name  # random weights have no file
     if (there, profile.samples) != (here, samples):
         raise UsageError(
-            "profiles side by side are of one checkpoint and one length",
-            received=f"{profile.model}, {_length(profile.samples)}, beside {name}, {_length(samples)}",
+            "the profiles are not of one checkpoint and one length",
+            expected=f"{name}, {_length(samples)}",
+            received=f"{profile.model}, {_length(profile.samples)}",
             fix="Copy the bundle to the other machine and profile it there.",
         )
 

@@ -46,7 +46,7 @@ class _Counter(fx.Interpreter):
         self.moved_bytes = 0
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         if target in _FOURIER:
             # Its own implementation looks at the window's values, which are not there.
             result: Any = _empty(self._node)
@@ -55,10 +55,10 @@ class _Counter(fx.Interpreter):
             self.fourier_flops += round(transforms * 2.5 * length * math.log2(length))
         else:
             result = super().call_function(target, args, kwargs)
-        read = {id(one): one.nbytes for one in given}
-        places = {one.untyped_storage()._cdata for one in given}
-        made = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        written = [one.nbytes for one in made if one.untyped_storage()._cdata not in places]
+        read = {id(tensor): tensor.nbytes for tensor in given}
+        places = {tensor.untyped_storage()._cdata for tensor in given}
+        results = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
+        written = [tensor.nbytes for tensor in results if tensor.untyped_storage()._cdata not in places]
         if written:
             self.moved_bytes += sum(read.values()) + sum(written)
         return result

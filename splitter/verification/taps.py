@@ -65,7 +65,7 @@ class TappedTransformer:
             self.nodes = _nodes(self._program, stage.modules[0], self.record, self.taps)
         except (LookupError, ValueError) as error:
             raise BundleError(
-                "every tap must be a node of the captured transformer",
+                "a tap is no node of the captured transformer",
                 received=str(error),
                 fix="Build the bundle again.",
             ) from error
@@ -183,10 +183,10 @@ def record(source: Source, patterns: Sequence[str] = (), *, tiny: bool = False, 
     model = TappedTransformer(bundle)
     for pattern in patterns:
         if not fnmatch.filter(model.taps, pattern):
-            raise UsageError(
-                "--taps takes names of taps, or patterns that fit some", received=pattern, fix="e.g. 'layers_t.2.*'"
-            )
-    wanted = {name for name in model.taps if not patterns or any(fnmatch.fnmatchcase(name, one) for one in patterns)}
+            raise UsageError(f"no tap fits the name or pattern {pattern!r}", fix="Try one like 'layers_t.2.*'.")
+    wanted = {
+        name for name in model.taps if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }
     if tiny:
         wanted &= skeleton(wanted)
     values: dict[str, Array] = {}
@@ -215,7 +215,7 @@ def _transformer(bundle: Bundle) -> SegmentRecord:
         if segment.artifact.target in targets:
             return segment
     raise BundleError(
-        "the bundle must hold a transformer for the kernels",
+        "the bundle has no transformer for the kernels",
         received=", ".join(f"{segment.name} → {segment.artifact.target}" for segment in bundle.segments),
         fix=f"In the plan, give its stage the target {' or '.join(map(repr, targets))}.",
     )
@@ -253,17 +253,17 @@ def _node(
 ) -> fx.Node:
     layer, _, last = name.rpartition(".")
     if last.startswith("embedded"):
-        return _only(name, [one for one in found[wanted[name].reads[0]].users if one.target is _aten.add.Tensor])
+        return _only(name, [node for node in found[wanted[name].reads[0]].users if node.target is _aten.add.Tensor])
     if not layer and last.startswith("norm_out"):
         return found[wanted[name].reads[0]]
     if last in ("q", "k", "v", "heads"):
         nodes = [node for kind in ("self", "cross") for node in within.get(f"{layer}.{kind}_attn", ())]
-        attention = _only(name, [one for one in nodes if one.target is _aten.scaled_dot_product_attention.default])
+        attention = _only(name, [node for node in nodes if node.target is _aten.scaled_dot_product_attention.default])
         return attention if last == "heads" else attention.args["qkv".index(last)]  # type: ignore[return-value]
     if last == "gelu":
-        return _only(name, [one for one in within[layer] if one.target is _aten.gelu.default])
+        return _only(name, [node for node in within[layer] if node.target is _aten.gelu.default])
     if last in ("residual_1", "residual_2"):
-        sums = [one for one in within[layer] if one.target is _aten.add.Tensor]
+        sums = [node for node in within[layer] if node.target is _aten.add.Tensor]
         return sums[("residual_1", "residual_2").index(last)]
     return within[name][-1]  # a module's result is the last thing it computes
 
@@ -282,7 +282,8 @@ def _check_shapes(wanted: Mapping[str, Tap], nodes: Mapping[str, fx.Node]) -> No
             b is not None and a != b for a, b in zip(kind.shape[1:], shape[1:], strict=True)
         ):
             raise BundleError(
-                f"tap {name!r} must be {wanted[name].axes!r} of shape {shape} in the captured graph",
+                f"tap {name!r} is something else in the captured graph",
+                expected=f"{wanted[name].axes!r} of shape {shape}",
                 received=f"{node.name} of shape {kind.shape}",
                 fix="Build the bundle again.",
             )

@@ -69,11 +69,11 @@ def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progr
     packages: dict[str, str] = {}
     for segment in bundle.segments:
         progress(f"checking {segment.name}")
-        able = lowering.capabilities(segment.artifact.target)
-        if able.artifact and not able.reference:
+        target_capabilities = lowering.capabilities(segment.artifact.target)
+        if target_capabilities.artifact and not target_capabilities.reference:
             checks += _port_checks(bundle, segment, golden, local)
         checks.append(_audit(bundle, segment))
-        if able.reference:
+        if target_capabilities.reference:
             packages[segment.name] = shipped_engine(segment)
             links, broken = package_checks(bundle, segment, golden)
             checks += links

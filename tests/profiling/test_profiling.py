@@ -20,7 +20,7 @@ from splitter import boundary, cli, mil, profiling
 from splitter.bundle.directory import Bundle
 from splitter.cli import tables
 from splitter.errors import EngineError, OperationError, UsageError
-from splitter.graph import categories as families
+from splitter.graph import categories
 from splitter.graph import program as programs
 from splitter.mil import ops
 from splitter.mil.coreml_tools import ct
@@ -169,7 +169,7 @@ def test_figures_of_engines_are_not_mixed_up(demo_bundle, quick, clock, monkeypa
 
 @pytest.mark.parametrize("counts", [{"runs": 0}, {"warmup": 0}])
 def test_nothing_to_count_is_refused(demo_bundle, counts):
-    with pytest.raises(UsageError, match="at least one run to count and one before it"):
+    with pytest.raises(UsageError, match="too few runs: expected at least 1 to count and 1 to warm up"):
         profiling.profile(demo_bundle, **counts)
 
 
@@ -271,13 +271,13 @@ def test_families_of_operators(demo_bundle):
         "aten.stft.default": "fourier",
     }
     nodes = [node for one in demo_bundle.segments for node in demo_bundle.program(one.program).operators]
-    of = {str(node.target): families.of_node(node) for node in nodes}
+    of = {str(node.target): categories.of_node(node) for node in nodes}
     assert expected.items() <= of.items()
     tuples = [node for node in nodes if "getitem" in node.name]
     assert tuples
-    assert {families.of_node(node) for node in tuples} == {"shape"}  # of split
+    assert {categories.of_node(node) for node in tuples} == {"shape"}  # of split
     with pytest.raises(TypeError, match="only operators have a family"):
-        families.of_node(demo_bundle.program(demo_bundle.segment("encoder").program).input_nodes[0])
+        categories.of_node(demo_bundle.program(demo_bundle.segment("encoder").program).input_nodes[0])
 
 
 def test_families_of_packages():
@@ -297,7 +297,7 @@ def test_every_operation_is_seen_once(demo_bundle, name):
     made = engine(name)(demo_bundle, segment, compute_units="ALL")
     assert made.run_in_steps({one: golden[one] for one in segment.inputs}, seen.append)
     if name == "torch":
-        expected = [families.of_node(node) for node in demo_bundle.program(segment.program).operators]
+        expected = [categories.of_node(node) for node in demo_bundle.program(segment.program).operators]
     else:
         package = mil.load(demo_bundle.path / segment.artifact.path)
         expected = [ops.record(one.type, "CoreML8").family for one in package.operations if one.type != "const"]
@@ -367,7 +367,7 @@ def test_memory_of_a_segment_in_a_process_of_its_own(demo_bundle):
 
 def test_process_that_fails_is_named(demo_bundle):
     with pytest.raises(
-        EngineError, match=r"'mps' must run segment 'encoder' in a process of its own; got .*unknown engine 'mps'"
+        EngineError, match=r"'mps' cannot run segment 'encoder' in a process of its own; got .*unknown engine 'mps'"
     ):
         memory.measured(demo_bundle, "encoder", "mps", "ALL")
 
@@ -438,7 +438,7 @@ def test_core_ml_that_refuses_a_package_is_named(demo_path, monkeypatch):
         raise RuntimeError("no Mac")
 
     monkeypatch.setattr(ct.models.utils, "compile_model", refuse)
-    with pytest.raises(EngineError, match=r"must compile and load encoder\.mlpackage; got no Mac"):
+    with pytest.raises(EngineError, match=r"cannot compile or load encoder\.mlpackage; got no Mac"):
         core_ml.figures(demo_path / "encoder.mlpackage", "ALL")
 
 
@@ -495,7 +495,7 @@ def test_document_obeys_the_published_schema_and_is_read_back(found, tmp_path):
 def test_what_is_no_profile_is_refused(found, tmp_path, change):
     path = tmp_path / "p.json"
     path.write_text(json.dumps(change(found.model_dump(mode="json"))))
-    with pytest.raises(UsageError, match=r"p\.json must be a profile.*--json > FILE"):
+    with pytest.raises(UsageError, match=r"p\.json is no profile.*--json > FILE"):
         profiling.read(path)
 
 

@@ -149,7 +149,7 @@ def test_names_that_are_no_taps_are_not_passed_over(sound, demo_bundle):
     )
     assert not report.passed
     assert report.misnamed == {"layer.0.norm1": "layers.0.norm1", "x": ""}
-    with pytest.raises(UsageError, match="tensors by tap name; got x"):
+    with pytest.raises(UsageError, match="no name in the dump is a tap's; got x"):
         verify_port([{"x": sound["input"]}], demo_bundle)
 
 
@@ -237,8 +237,8 @@ def test_dumps_come_in_four_formats(sound, tmp_path):
         ("dump.json", "[]", "index of raw arrays"),
         ("dump.safetensors", "short", "arrays by name"),
         ("dump.npz", "short", "arrays by name"),
-        ("dump.txt", "short", "arrays come in"),
-        ("empty", None, "tensors by tap name; got nothing"),
+        ("dump.txt", "short", "dump\\.txt is no file of arrays by name"),
+        ("empty", None, "holds no tensors"),
     ],
 )
 def test_bad_dumps_are_named(tmp_path, name, content, said):
@@ -252,5 +252,5 @@ def test_bad_dumps_are_named(tmp_path, name, content, said):
 def test_another_format_version_is_refused(sound, tmp_path):
     path = tmp_path / "dump.safetensors"
     arrays.write(path, only(sound, "embedded"), {"format": "splitter.taps/2"})
-    with pytest.raises(UsageError, match=r"must be splitter\.taps/1; got splitter\.taps/2"):
+    with pytest.raises(UsageError, match=r"another format: expected splitter\.taps/1, found splitter\.taps/2"):
         read_dump(path, {"a": (1,)})

@@ -109,7 +109,7 @@ def test_goldens_by_pattern(demo_bundle):
     assert about["format"] == taps.FORMAT
     skeleton = taps.record(demo_bundle, tiny=True).values
     assert len(skeleton) == 2 * (1 + 1 + 5 + 1)
-    with pytest.raises(UsageError, match=r"fit some; got layers\.9\.q"):
+    with pytest.raises(UsageError, match=r"no tap fits the name or pattern 'layers\.9\.q'"):
         taps.record(demo_bundle, ["layers.9.q"])
 
 

@@ -29,12 +29,13 @@ def read_dump(path: Path, taps: Mapping[str, tuple[int, ...]]) -> dict[str, Arra
     version = arrays.metadata(path).get("format", FORMAT)
     if version != FORMAT:
         raise UsageError(
-            f"a dump that names its format must be {FORMAT}",
+            "the dump has another format",
+            expected=FORMAT,
             received=version,
             fix="Use the splitter that wrote it, or leave the format out of the metadata.",
         )
     most = sum(_WIDEST * math.prod(shape) + _HEADER for shape in taps.values())
     dump = arrays.read(path, most=2 * most)
     if not dump:
-        raise UsageError("a dump must hold tensors by tap name", received=f"nothing in {path}")
+        raise UsageError(f"the dump {path} holds no tensors")
     return dump

@@ -42,12 +42,12 @@ class PortReport:
 
     @property
     def first_divergence(self) -> Check | None:
-        return next((one.check for one in self.taps if one.check.status is Status.FAIL), None)
+        return next((tap.check for tap in self.taps if tap.check.status is Status.FAIL), None)
 
     @property
     def passed(self) -> bool:
         """Something passed, nothing failed, and every name is a tap's."""
-        statuses = {one.check.status for one in self.taps}
+        statuses = {tap.check.status for tap in self.taps}
         return Status.PASS in statuses and Status.FAIL not in statuses and not self.misnamed
 
     @property
@@ -66,8 +66,8 @@ class PortReport:
             "passed": self.passed,
             "first_divergence": None if first is None else {"tap": first.subject, "cause": first.note},
             "taps": [
-                json_check(one.check) | {"dtype": one.dtype, "accumulated_snr_db": _finite_snr(one.accumulated)}
-                for one in self.taps
+                json_check(tap.check) | {"dtype": tap.dtype, "accumulated_snr_db": _finite_snr(tap.accumulated)}
+                for tap in self.taps
             ],
             "missing": list(self.missing),
             "misnamed": dict(self.misnamed),

@@ -25,7 +25,7 @@ _EPSILONS = (0.0, 1e-12, 1e-8, 1e-7, 1e-6, 1e-4, 1e-3, 1e-2)
 
 
 @dataclass(frozen=True)
-class Step:
+class PortStep:
     """One step of a port under suspicion.
 
     Attributes:
@@ -52,12 +52,12 @@ class Step:
     def read(self, index: int = 0) -> Array:
         return self.value(self.tap.reads[index])
 
-    def own(self, name: str) -> Array:
+    def layer_tensor(self, name: str) -> Array:
         """A tensor of the step's own layer and branch."""
         return self.weights[f"{self.layer}.{name}" if self.layer else name]
 
 
-def suspects(step: Step) -> Iterator[Suspect]:
+def suspects(step: PortStep) -> Iterator[Suspect]:
     """Every mistake that fits a step, the likelier ones first.
 
     Values of ``heads`` are of the first `LOGIT_ROWS` query rows only.
@@ -69,7 +69,7 @@ def suspects(step: Step) -> Iterator[Suspect]:
         yield from _STEPS[last](step)
 
 
-def drifted(step: Step, dumped: Array) -> Array | None:
+def drifted(step: PortStep, dumped: Array) -> Array | None:
     """For a normalisation: the dumped value's best fit ``r · x · weight + c · weight + bias``.
 
     Statistics that were summed inexactly change r and c and nothing else. None for other steps.
@@ -93,7 +93,7 @@ def drifted(step: Step, dumped: Array) -> Array | None:
     return r * x + c * w + bias
 
 
-def _tokens(step: Step) -> Array:
+def _tokens(step: PortStep) -> Array:
     """What a normalisation reads, as tokens × channels."""
     x = step.read()
     if step.layer:
@@ -104,7 +104,7 @@ def _tokens(step: Step) -> Array:
 # ------------------------------------------------------------------------------------------ steps
 
 
-def _norm(step: Step, last: str) -> Iterator[Suspect]:
+def _norm(step: PortStep, last: str) -> Iterator[Suspect]:
     x, eps = _tokens(step), step.config.eps
     weight, bias = (step.weights[name] for name in step.tap.weights)
     over_all = last == "norm_out"
@@ -142,7 +142,7 @@ def _norm(step: Step, last: str) -> Iterator[Suspect]:
         yield "statistics of each channel by itself (InstanceNorm)", by_channel / deviation * weight + bias
 
 
-def _other_sources(step: Step, last: str) -> Iterator[tuple[str, str]]:
+def _other_sources(step: PortStep, last: str) -> Iterator[tuple[str, str]]:
     """In a cross layer, norm2 reads the other branch's tokens as they were before the layer."""
     if last != "norm2" or "m" not in step.tap.axes.split():
         return
@@ -153,12 +153,12 @@ def _other_sources(step: Step, last: str) -> Iterator[tuple[str, str]]:
         yield _own_tokens(step), "the branch's own tokens where a cross layer attends to the other's"
 
 
-def _own_tokens(step: Step) -> str:
+def _own_tokens(step: PortStep) -> str:
     prefix, _, index = step.layer.rpartition(".")
     return f"{prefix}.{int(index) - 1}.norm_out" if int(index) else "embedded" + "_t" * step.time_branch
 
 
-def _other_affine(step: Step, last: str) -> Iterator[tuple[tuple[str, str], str]]:
+def _other_affine(step: PortStep, last: str) -> Iterator[tuple[tuple[str, str], str]]:
     weight, bias = step.tap.weights
     yield (_twin(weight), _twin(bias)), "the other branch's weights"
     if step.layer:
@@ -168,8 +168,8 @@ def _other_affine(step: Step, last: str) -> Iterator[tuple[tuple[str, str], str]
                 yield names, f"the weights of {norm}"
 
 
-def _embedded(step: Step) -> Iterator[Suspect]:
-    x, table = step.read(), step.own(POSITIONS["_t" if step.time_branch else ""])
+def _embedded(step: PortStep) -> Iterator[Suspect]:
+    x, table = step.read(), step.layer_tensor(POSITIONS["_t" if step.time_branch else ""])
     yield "position table left out", x
     half = table.shape[1] // 2
     yield (
@@ -185,7 +185,7 @@ def _embedded(step: Step) -> Iterator[Suspect]:
     yield "position table added twice", x + 2 * table
 
 
-def _projection(step: Step) -> Iterator[Suspect]:
+def _projection(step: PortStep) -> Iterator[Suspect]:
     x, heads = step.read(), step.config.heads
     third = "qkv".index(step.tap.name[-1])
     stacked, biases = (step.weights[name] for name in step.tap.weights)
@@ -213,15 +213,15 @@ def _projection(step: Step) -> Iterator[Suspect]:
     bias_by_head = rearrange(biases, "(h three d) -> three (h d)", three=3, h=heads)[third]
     yield "in_proj read as heads of q, k, v where it stacks q, k, v", split(reference.linear(x, by_head, bias_by_head))
     if third and step.tap.reads[0].endswith("norm2"):
-        own = step.value(f"{step.layer}.norm1")
-        if own.shape == x.shape:
+        branch_tokens = step.value(f"{step.layer}.norm1")
+        if branch_tokens.shape == x.shape:
             yield (
                 "keys and values of the branch's own tokens",
-                split(reference.linear(own, weights[third], bias[third])),
+                split(reference.linear(branch_tokens, weights[third], bias[third])),
             )
 
 
-def _logits(step: Step) -> Iterator[Suspect]:
+def _logits(step: PortStep) -> Iterator[Suspect]:
     q, k = step.read(0)[:, :, :LOGIT_ROWS], step.read(1)
     width = q.shape[-1]
     plain = q @ np.swapaxes(k, -1, -2)
@@ -233,7 +233,7 @@ def _logits(step: Step) -> Iterator[Suspect]:
         yield "q and k swapped", k[:, :, :LOGIT_ROWS] @ np.swapaxes(step.read(0), -1, -2) / math.sqrt(width)
 
 
-def _heads(step: Step) -> Iterator[Suspect]:
+def _heads(step: PortStep) -> Iterator[Suspect]:
     q, k, v = step.read(0)[:, :, :LOGIT_ROWS], step.read(1), step.read(2)
     plain = q @ np.swapaxes(k, -1, -2)
     scaled = plain / math.sqrt(q.shape[-1])
@@ -245,7 +245,7 @@ def _heads(step: Step) -> Iterator[Suspect]:
     yield "softmax not divided by its sum", exponentials @ v
 
 
-def _attention(step: Step) -> Iterator[Suspect]:
+def _attention(step: PortStep) -> Iterator[Suspect]:
     heads = step.read()
     weight, bias = (step.weights[name] for name in step.tap.weights)
     x = rearrange(heads, "b h n d -> b n (h d)")
@@ -257,7 +257,7 @@ def _attention(step: Step) -> Iterator[Suspect]:
     yield from _linear(step, x)
 
 
-def _linear(step: Step, x: Array | None = None) -> Iterator[Suspect]:
+def _linear(step: PortStep, x: Array | None = None) -> Iterator[Suspect]:
     x = step.read() if x is None else x
     weight, bias = (step.weights[name] for name in step.tap.weights)
     yield "transposed weight", x @ weight.reshape(weight.shape[::-1]) + bias
@@ -267,7 +267,7 @@ def _linear(step: Step, x: Array | None = None) -> Iterator[Suspect]:
         yield "the projection left out", x
 
 
-def _gelu(step: Step) -> Iterator[Suspect]:
+def _gelu(step: PortStep) -> Iterator[Suspect]:
     x = step.read()
     cubic = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     yield "GELU approximated by tanh where the model has the exact erf", 0.5 * x * (1 + np.tanh(cubic))
@@ -277,7 +277,7 @@ def _gelu(step: Step) -> Iterator[Suspect]:
     yield "the activation left out", x
 
 
-def _scale(step: Step) -> Iterator[Suspect]:
+def _scale(step: PortStep) -> Iterator[Suspect]:
     x, (name,) = step.read(), step.tap.weights
     yield "layer scale left out", x
     swapped = name.replace("gamma_1", "gamma_3").replace("gamma_2", "gamma_1").replace("gamma_3", "gamma_2")
@@ -285,7 +285,7 @@ def _scale(step: Step) -> Iterator[Suspect]:
     yield "the other branch's layer scale", x * step.weights[_twin(name)]
 
 
-def _residual(step: Step) -> Iterator[Suspect]:
+def _residual(step: PortStep) -> Iterator[Suspect]:
     x, added = step.read(0), step.read(1)
     yield "residual left out", added
     yield "the added branch left out", x
@@ -294,7 +294,7 @@ def _residual(step: Step) -> Iterator[Suspect]:
         yield "the normalised tokens where the residual takes those before the norm", norm + added
 
 
-def _output(step: Step) -> Iterator[Suspect]:
+def _output(step: PortStep) -> Iterator[Suspect]:
     x = step.read()
     if step.time_branch:
         yield "tokens and channels not transposed back", x.reshape(x.shape[0], x.shape[2], x.shape[1])
@@ -308,7 +308,7 @@ def _twin(name: str) -> str:
     return (head.removesuffix("_t") if head.endswith("_t") else f"{head}_t") + dot + rest
 
 
-_STEPS: Mapping[str, Callable[[Step], Iterator[Suspect]]] = {
+_STEPS: Mapping[str, Callable[[PortStep], Iterator[Suspect]]] = {
     "embedded": _embedded,
     "q": _projection,
     "k": _projection,

@@ -22,7 +22,7 @@ from ..checks import Check, Status, judged
 from ..taps import TappedTransformer
 from .dump import read_dump
 from .report import PortReport, TapCheck
-from .suspects import Step, drifted, suspects
+from .suspects import PortStep, drifted, suspects
 
 _EXPLAINED_BY_DB = 20.0  # a suspect this much nearer than the model itself is the cause
 _CONVINCING_DB = 80.0  # of half precision against half precision: only some values fell on the other side
@@ -57,11 +57,11 @@ class _Verification:
         self.model = TappedTransformer(bundle)
         self.tolerances = bundle.manifest.plan.tolerances
         self.shapes = {name: self.model.shape(name) for name in self.model.taps}
-        self.dump, *self.repeats = (read_dump(one, self.shapes) if isinstance(one, Path) else one for one in dumps)
+        self.dump, *self.repeats = (read_dump(dump, self.shapes) if isinstance(dump, Path) else dump for dump in dumps)
         self.present = [name for name in self.model.taps if name in self.dump]
         if not self.present:
             raise UsageError(
-                "a dump must hold tensors by tap name",
+                "no name in the dump is a tap's",
                 received=", ".join(list(self.dump)[:5]),
                 fix=f"Taps are {', '.join(list(self.model.taps)[:3])}, …; `splitter goldens` writes them all.",
             )
@@ -214,18 +214,18 @@ class _Verification:
         snr = _snr(expected.astype(dumped.dtype), dumped)
         return self._suspect(step, dumped, snr, math.inf) if snr < _CONVINCING_DB else ""
 
-    def _step(self, name: str, value: Callable[[str], Array]) -> Step:
+    def _step(self, name: str, value: Callable[[str], Array]) -> PortStep:
         def wide(tap: str) -> Array:
             return value(tap).astype(np.float32, copy=False)
 
-        return Step(self.model.config, self.model.taps[name], self.model.tensors, wide, self.shapes["input"][-1])
+        return PortStep(self.model.config, self.model.taps[name], self.model.tensors, wide, self.shapes["input"][-1])
 
-    def _suspect(self, step: Step, dumped: Array, snr: float, wanted: float) -> str:
+    def _suspect(self, step: PortStep, dumped: Array, snr: float, wanted: float) -> str:
         rows = (slice(None), slice(None), slice(LOGIT_ROWS)) if step.tap.name.endswith(".heads") else (...,)
         best, cause = snr, ""
-        for said, value in suspects(step):
+        for suspected, value in suspects(step):
             if value.shape == dumped[rows].shape and (found := _snr(value.astype(dumped.dtype), dumped[rows])) > best:
-                best, cause = found, said
+                best, cause = found, suspected
         if snr >= _DRIFT_DB and (fitted := drifted(step, dumped)) is not None:
             found = _snr(fitted.astype(dumped.dtype), dumped) - _FREEDOM_DB
             if found > best:
@@ -238,7 +238,7 @@ class _Verification:
             return ""
         tap = self.model.taps[name]
         limit = self.tolerances.port_accumulated_snr_db[str(dumped.dtype)]  # type: ignore[index]
-        energies = (np.linalg.norm(one.astype(np.float64).ravel()) for one in (expected, dumped))
+        energies = (np.linalg.norm(values.astype(np.float64).ravel()) for values in (expected, dumped))
         if not math.isclose(*energies, rel_tol=10 ** (-limit / 20)):  # which no order of axes changes
             return ""
         axes, shape = self._axes(tap, expected.shape)
@@ -273,9 +273,9 @@ def _neighbours(name: str) -> Iterator[str]:
     layer, _, last = name.rpartition(".")
     if last == "norm2":
         index = layer.rpartition(".")[2]
-        for one in ("layers", "layers_t"):
-            yield f"{one}.{index}.norm_out"
-            yield f"{one}.{int(index) - 1}.norm_out" if int(index) else "embedded" + one.removeprefix("layers")
+        for branch in ("layers", "layers_t"):
+            yield f"{branch}.{index}.norm_out"
+            yield f"{branch}.{int(index) - 1}.norm_out" if int(index) else "embedded" + branch.removeprefix("layers")
 
 
 def _snr(reference: Array, candidate: Array) -> float:
