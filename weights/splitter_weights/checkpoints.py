@@ -76,8 +76,7 @@ def load(model: str | Path, *, random_init: int | None = None) -> CheckpointBag:
     if str(model) in CONFIGURATIONS:
         return _from_hub(str(model))
     raise UsageError(
-        "a model is a known name or a file",
-        received=model,
+        f"unknown model {str(model)!r}",
         fix=f"Names are {', '.join(NAMES)}; files end in .safetensors, .th or .yaml.",
     )
 
@@ -137,7 +136,7 @@ def _single(name: str, path: Path, sha256: str | None = None) -> CheckpointBag:
 def _randomly_initialised(name: str, seed: int) -> CheckpointBag:
     if name not in CONFIGURATIONS:
         raise UsageError(
-            "random weights need a named configuration", received=name, fix=f"There are {', '.join(CONFIGURATIONS)}."
+            f"there is no configuration {name!r} for random weights", fix=f"There are {', '.join(CONFIGURATIONS)}."
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

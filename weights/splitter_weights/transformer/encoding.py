@@ -30,9 +30,7 @@ def encode(name: str, parameter: Parameter, values: Array, form: WeightsForm) ->
     if kind == "none":
         return {"values": _rounded(name, values, form)}
     if not np.isfinite(values).all():
-        raise LoweringError(
-            f"{name!r} must be finite to be compressed", received="NaN or infinity", fix="Leave --compress out."
-        )
+        raise LoweringError(f"{name!r} cannot be compressed: it holds NaN or infinity", fix="Leave --compress out.")
     if kind == "int8":
         return dict(zip(("int8", "scales"), integers(values), strict=True))
     return dict(zip(("indices", "table"), _palette(values, kind), strict=True))
@@ -54,8 +52,9 @@ def _rounded(name: str, values: Array, form: WeightsForm) -> Array:
         rounded = np.ascontiguousarray(values, form.matrices.dtype)
     if np.isfinite(values).all() and not np.isfinite(rounded).all():
         raise LoweringError(
-            f"{name!r} must fit half precision, which ends at 65,504",
-            received=f"a weight of {np.abs(values).max():g}",
+            f"{name!r} does not fit half precision",
+            expected="weights of at most 65,504",
+            received=f"{np.abs(values).max():g}",
             fix="Build with --weights-dtype fp32.",
         )
     return rounded

@@ -112,6 +112,6 @@ def _check_saved(path: Path, record: TransformerRecord, expected: Mapping[str, A
     different = [name for name, array in expected.items() if saved[name].tobytes() != array.tobytes()]
     if different:
         raise LoweringError(
-            f"{path.name} must hold the weights it was asked to hold",
+            f"{path.name} does not hold the weights it was asked to hold",
             received=f"{len(different)} that differ, the first {different[0]!r}",
         )

@@ -64,9 +64,9 @@ def _wanted(path: Path, record: TransformerRecord) -> dict[str, Parameter]:
     """The parameters of the record's configuration and form; the record must describe these and nothing else."""
     wanted = parameters_of(record.config, record.form)
     expected: dict[str, tuple[object, ...]] = {}
-    for name, one in wanted.items():
-        for role, (shape, dtype) in stored(one, record.form).items():
-            expected[tensor_name(name, role)] = (name, one.shape, role, one.rows, shape, dtype)
+    for name, parameter in wanted.items():
+        for role, (shape, dtype) in stored(parameter, record.form).items():
+            expected[tensor_name(name, role)] = (name, parameter.shape, role, parameter.rows, shape, dtype)
     if missing := sorted(expected.keys() - record.tensors.keys()):
         raise _unfit(path, f"no record of {len(missing)} tensors, the first {missing[0]!r}")
     if unread := sorted(record.tensors.keys() - expected.keys()):
@@ -91,7 +91,8 @@ def _header(path: Path, content: bytes) -> dict[str, Any]:
     found = header.pop("__metadata__", {}).get("format")
     if found != FORMAT:
         raise CheckpointError(
-            f"{path.name} says that its format is {FORMAT!r}",
+            f"{path.name} has another format",
+            expected=repr(FORMAT),
             received=repr(found),
             fix="Build the bundle again with this version, or read it with the version in its manifest.",
         )
@@ -107,14 +108,15 @@ def _check_header(path: Path, record: TransformerRecord, header: Mapping[str, An
         raise _unfit(path, f"a file that lacks {len(missing)} tensors, the first {missing[0]!r}")
     if unread := sorted(header.keys() - known):
         raise _unfit(path, f"a file with {len(unread)} tensors that nothing reads, the first {unread[0]!r}")
-    for name, one in record.tensors.items():
+    for name, tensor in record.tensors.items():
         entry = header[name]
         described = (DTYPES.get(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"])
-        expected = (one.dtype, one.shape, [one.offset, one.offset + one.bytes])
+        expected = (tensor.dtype, tensor.shape, [tensor.offset, tensor.offset + tensor.bytes])
         if described != expected:
             raise CheckpointError(
-                f"tensor {name!r} of {path.name} must have the type, shape and place in the manifest",
-                received=f"{described} instead of {expected}",
+                f"tensor {name!r} of {path.name} has another type, shape or place than in the manifest",
+                expected=expected,
+                received=described,
                 fix="Put the file of the same build beside the manifest: this one may be of another model.",
             )
 
@@ -127,21 +129,19 @@ def _check_padding(path: Path, record: TransformerRecord, header: Mapping[str, A
             raise _unfit(path, f"{data.size} bytes of padding in {name!r} that are not a few zeros")
 
 
-def _tensor(path: Path, raw: Array, name: str, one: TensorRecord) -> Array:
+def _tensor(path: Path, raw: Array, name: str, tensor: TensorRecord) -> Array:
     """One tensor, read as a port reads it: by the manifest's offset."""
-    data = raw[one.offset : one.offset + one.bytes]
-    if hashlib.sha256(data.tobytes()).hexdigest() != one.sha256:
-        raise CheckpointError(
-            f"tensor {name!r} of {path.name} must have the hash in the manifest", received="another", fix=_BUILD_AGAIN
-        )
-    return data.view(one.dtype).reshape(one.shape)
+    data = raw[tensor.offset : tensor.offset + tensor.bytes]
+    if hashlib.sha256(data.tobytes()).hexdigest() != tensor.sha256:
+        raise CheckpointError(f"tensor {name!r} of {path.name} has another hash than in the manifest", fix=_BUILD_AGAIN)
+    return data.view(tensor.dtype).reshape(tensor.shape)
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path.name} must be a whole safetensors file", received=str(error), fix=_BUILD_AGAIN)
+    return CheckpointError(f"{path.name} cannot be read as a safetensors file", received=str(error), fix=_BUILD_AGAIN)
 
 
 def _unfit(path: Path, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{path.name} must hold the transformer its manifest describes", received=what, fix=_BUILD_AGAIN
+        f"{path.name} does not hold the transformer its manifest describes", received=what, fix=_BUILD_AGAIN
     )

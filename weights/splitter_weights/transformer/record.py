@@ -26,12 +26,12 @@ def _bounded(value: object) -> object:
     if not isinstance(value, Mapping):
         return value
     if value.keys() != (names := {field.name for field in dataclasses.fields(Config)}):
-        raise ValueError(f"a configuration gives {sorted(names)}")
+        raise ValueError(f"the configuration has other fields than {sorted(names)}")
     counts = [number for name, number in value.items() if name not in ("cross_first", "eps")]
     if not all(isinstance(count, int) and 1 <= count <= _LARGEST for count in counts):
-        raise ValueError(f"every count of a configuration lies in 1…{_LARGEST}")
+        raise ValueError(f"a count of the configuration lies outside 1…{_LARGEST}")
     if value["layers"] > _MOST_LAYERS:
-        raise ValueError(f"a configuration has no more than {_MOST_LAYERS} layers")
+        raise ValueError(f"the configuration has more than {_MOST_LAYERS} layers")
     return value
 
 
@@ -95,13 +95,13 @@ class TransformerRecord(_Record):
     def matrices(self) -> tuple[str, ...]:
         """Names of `kernels.spec.parameters` that are linear maps' weights, which alone a form may change."""
         named = parameters_of(self.config, self.form).values()
-        return tuple(dict.fromkeys(one.kernel for one in named if one.is_matrix))
+        return tuple(dict.fromkeys(parameter.kernel for parameter in named if parameter.is_matrix))
 
     @property
     def sources(self) -> dict[str, str]:
         """Checkpoint key of each parameter of `kernels.spec.parameters`."""
         named = parameters_of(self.config, self.form)
-        return {named[one.parameter].kernel: one.source for one in self.tensors.values()}
+        return {named[tensor.parameter].kernel: tensor.source for tensor in self.tensors.values()}
 
 
 def record_of(details: Mapping[str, Any]) -> TransformerRecord:
@@ -112,7 +112,8 @@ def record_of(details: Mapping[str, Any]) -> TransformerRecord:
     """
     if details.get("format") != FORMAT:
         raise CheckpointError(
-            f"the transformer's weights have the format {FORMAT!r}",
+            "the transformer's weights have another format",
+            expected=repr(FORMAT),
             received=repr(details.get("format")),
             fix="Build the bundle again with this version, or read it with the version in its manifest.",
         )
@@ -120,7 +121,9 @@ def record_of(details: Mapping[str, Any]) -> TransformerRecord:
         return TransformerRecord.model_validate(details)
     except ValidationError as error:
         raise CheckpointError(
-            "the manifest must describe the transformer's file", received=readable(error), fix="Build the bundle again."
+            "the manifest does not describe the transformer's file",
+            received=readable(error),
+            fix="Build the bundle again.",
         ) from error
 
 
