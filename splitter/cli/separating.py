@@ -175,13 +175,17 @@ def _sum_up(outcomes: Sequence[splitter.Outcome]) -> None:
 
 def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> splitter.Encoding:
     if mp3 and flac:
-        raise errors.UsageError("a stem has one format", received="--mp3 and --flac")
+        raise errors.UsageError("--mp3 and --flac exclude each other", fix="Leave one of them out.")
     if float32 and int24:
-        raise errors.UsageError("samples have one format", received="--float32 and --int24")
+        raise errors.UsageError("--float32 and --int24 exclude each other", fix="Leave one of them out.")
     if mp3 and (float32 or int24):
-        raise errors.UsageError("MP3 has no sample format to choose", received="--float32" if float32 else "--int24")
+        raise errors.UsageError(
+            f"MP3 has no sample format to choose, as {'--float32' if float32 else '--int24'} does", fix="Leave it out."
+        )
     if flac and float32:
-        raise errors.UsageError("FLAC holds integers", received="--float32", fix="Use --int24, or leave --flac out.")
+        raise errors.UsageError(
+            "FLAC cannot hold --float32", expected="integers", fix="Use --int24, or leave --flac out."
+        )
     if mp3:
         return splitter.Encoding("mp3", "MPEG_LAYER_III", clip_mode, mp3_bitrate)
     subtype: Any = "FLOAT" if float32 else "PCM_24" if int24 else "PCM_16"
@@ -193,10 +197,10 @@ def _find_bundle(bundle: Path | None, name: str | None, trusted_key: Path | None
     if bundle is not None:
         return splitter.load(bundle, trusted_key=trusted_key)
     if trusted_key is not None:
-        raise errors.UsageError("--trusted-key is for a bundle of somebody else", expected="-b DIR", received="no -b")
+        raise errors.UsageError("--trusted-key without -b DIR has nothing to check", fix="Give the bundle with -b DIR.")
     if name is None:
         raise errors.UsageError(
-            "separate needs a bundle", received="neither -b nor -n", fix="Give -b DIR, or -n MODEL."
+            "there is no bundle to separate with: neither -b nor -n is given", fix="Give -b DIR, or -n MODEL."
         )
     with steps() as progress:
         return splitter.named(name, progress)

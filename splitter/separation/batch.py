@@ -147,9 +147,7 @@ def _separated(separator: Separator, path: Path, out: Path, progress: Progress, 
     except UsageError as nameless:
         return Outcome(path, {}, nameless)
     if os.path.realpath(path) in {os.path.realpath(target) for target in outputs.values()}:
-        refused = UsageError(
-            "stems do not overwrite the track itself", received=path, fix="Choose another -o or --filename."
-        )
+        refused = UsageError(f"a stem would overwrite the track {path}", fix="Choose another -o or --filename.")
         return Outcome(path, {}, refused)
     if receipts.complete(separator, path, home, outputs):
         return _done(path, home, outputs, 0)
@@ -165,8 +163,7 @@ def _separated(separator: Separator, path: Path, out: Path, progress: Progress, 
             error = None
         return Outcome(path, {}, error, attempt) if error else _done(path, home, outputs, attempt)
     lost = WorkerError(
-        f"{path} must be separated by a worker that lives until it is done",
-        received=f"{ATTEMPTS} that were killed",
+        f"{path} was not separated: its worker was killed {ATTEMPTS} times",
         fix="Does the memory suffice? Fewer jobs take less.",
     )
     return Outcome(path, {}, lost, ATTEMPTS)
@@ -203,7 +200,7 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
         except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
             reason = getattr(error, "strerror", None) or str(error)
             raise AudioError(
-                f"the stems of {path} must be written to {home}",
+                f"the stems of {path} cannot be written to {home}",
                 received=reason.rstrip("."),
                 fix="None was left behind.",
             ) from error
@@ -218,7 +215,7 @@ def _unforeseen(path: Path, error: Exception) -> InternalError:
     if os.environ.get("SPLITTER_DEBUG"):
         raise error
     received = f"{type(error).__name__}: {error}"
-    return InternalError(f"{path} can be separated", received=received, fix="Please report it.")
+    return InternalError(f"{path} cannot be separated", received=received, fix="Please report it.")
 
 
 def _check_places(targets: Iterable[Path], home: Path) -> None:
@@ -235,11 +232,9 @@ def _check_places(targets: Iterable[Path], home: Path) -> None:
             if place != target:
                 _check_no_link(place)
         if (target.is_dir() and not target.is_symlink()) or (there != target and not there.is_dir()):
-            raise AudioError(f"{target} must be a file, or nothing yet", received="something else there")
+            raise AudioError(f"{target} cannot be written: something else than a file is in its place")
         if there.lstat().st_dev != home.stat().st_dev:
-            raise AudioError(
-                f"{target} must be on the file system of {home}", received="another", fix="Choose -o there."
-            )
+            raise AudioError(f"{target} is not on the file system of {home}", fix="Choose -o there.")
 
 
 def _check_no_link(folder: Path) -> None:
@@ -294,14 +289,12 @@ def _check_outputs(separator: Separator, paths: Sequence[Path], out: Path) -> No
             real = os.path.realpath(target)
             if tracks.get(real, path) != path:
                 raise UsageError(
-                    "stems do not overwrite a track",
-                    received=f"{target} for {path}",
+                    f"the stem {target} of {path} would overwrite a track",
                     fix="Choose another -o or --filename.",
                 )
             if written.setdefault(real, path) != path:
                 raise UsageError(
-                    "every stem has a file of its own",
-                    received=f"{target} for both {written[real]} and {path}",
+                    f"two stems would be one file: {target} for both {written[real]} and {path}",
                     fix="Rename one, or separate them into different directories.",
                 )
 
@@ -322,7 +315,7 @@ def _hashed(path: Path) -> FileRecord:
         return file_record(path)
     except OSError as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise AudioError(f"{path} must be a readable audio file", received=reason) from error
+        raise AudioError(f"{path} cannot be read as audio", received=reason) from error
 
 
 @contextmanager
@@ -346,7 +339,7 @@ def _staging(out: Path, home: Path) -> Iterator[Path]:
 
 
 def _unwritable(home: Path, error: OSError) -> AudioError:
-    return AudioError(f"{home} must be a writable directory", received=error.strerror)
+    return AudioError(f"{home} cannot be written to", received=error.strerror)
 
 
 # ----------------------------------------------------------------------------- one after another, or in workers

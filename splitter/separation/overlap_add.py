@@ -52,17 +52,23 @@ class Geometry:
             UsageError: The overlap or the segment is out of range.
         """
         if not 0 <= overlap < 1:
-            raise UsageError("overlap is at least 0 and less than 1", received=overlap, fix="The usual one is 0.25.")
+            raise UsageError(
+                "the overlap is out of range",
+                expected="at least 0 and less than 1",
+                received=overlap,
+                fix="The usual one is 0.25.",
+            )
         chunk = model if segment is None else 0 if math.isnan(segment) else int(min(segment * samplerate, model + 1))
         if not 0 < chunk <= model:
             raise UsageError(
-                f"a segment is longer than 0 s and no longer than the bundle's {model / samplerate:g} s",
+                "the segment is too short or too long",
+                expected=f"more than 0 s and at most the bundle's {model / samplerate:g} s",
                 received=f"{segment:g} s",
                 fix="Build a bundle with a longer --segment.",
             )
         stride = int((1 - overlap) * chunk)
         if stride < 1:
-            raise UsageError("chunks move forward by at least one sample", received=f"overlap {overlap}")
+            raise UsageError("chunks would not move forward", expected="a smaller overlap", received=overlap)
         return cls(model, chunk, stride, samplerate // 2)
 
     def runs(self, samples: int, offset: int | None) -> int:
@@ -74,7 +80,7 @@ class Geometry:
         return samples if offset is None else samples + self.max_shift - offset
 
 
-class Pass:
+class SongPass:
     """One walk over a song with one model: give it a number of samples to read, and it runs what it needs."""
 
     def __init__(

@@ -34,7 +34,7 @@ _RUNS = 3  # timed, after one that warms up
 _PACKAGES = ("splitter", "torch")  # their versions may change the answer, beside those of the engines
 
 
-class Trial(BaseModel):
+class EngineTrial(BaseModel):
     """One engine on one segment.
 
     Attributes:
@@ -55,7 +55,7 @@ class Trial(BaseModel):
     failure: str = ""
 
 
-class Choice(BaseModel):
+class EngineChoice(BaseModel):
     """What runs what.
 
     Attributes:
@@ -69,7 +69,7 @@ class Choice(BaseModel):
     format: Literal["splitter.choice/3"] = "splitter.choice/3"
     engines: dict[str, str]
     snr_db: float | None
-    trials: tuple[Trial, ...]
+    trials: tuple[EngineTrial, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def fastest(
     members: Sequence[Bundle],
     requested: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda phrase: None,
-) -> Choice:
+) -> EngineChoice:
     """Which engine should run each segment of bundles on this machine, with the threads that PyTorch has now.
 
     Measured once; the answer is kept in the user's cache, for these bundles, processor, number of threads and versions.
@@ -116,7 +116,7 @@ def fastest(
         return choice
     rivals = {s.name: [given[s.name]] if s.name in given else _rivals(s) for s in bundle.segments}
     if all(len(names) == 1 for names in rivals.values()):
-        return Choice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
+        return EngineChoice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
     with _measuring_alone():
         if (choice := _kept(key)) is not None:
             return choice
@@ -131,10 +131,10 @@ def fastest(
         return choice
 
 
-def _kept(key: str) -> Choice | None:
+def _kept(key: str) -> EngineChoice | None:
     """An answer in the cache."""
     with suppress(OSError, ValidationError):
-        return Choice.model_validate_json(reading.content(cache.directory("engines") / key))
+        return EngineChoice.model_validate_json(reading.content(cache.directory("engines") / key))
     return None
 
 
@@ -195,20 +195,22 @@ def _rivals(segment: SegmentRecord) -> list[str]:
     return [default, *(name for name in automatic if name != default)]
 
 
-def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> Choice:
+def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> EngineChoice:
     bundle = members[0]
     golden = bundle.goldens()
     contested = [segment for segment in bundle.segments if len(rivals[segment.name]) > 1]
-    trials = [one for segment in contested for one in _trials(bundle, segment, rivals[segment.name], golden)]
+    trials = [trial for segment in contested for trial in _trials(bundle, segment, rivals[segment.name], golden)]
     chosen = {segment: names[0] for segment, names in rivals.items()}
     for segment, default in [*chosen.items()]:
-        ran = {one.engine: one.seconds for one in trials if one.segment == segment and one.seconds is not None}
+        ran = {
+            trial.engine: trial.seconds for trial in trials if trial.segment == segment and trial.seconds is not None
+        }
         chosen[segment] = _best(ran, default)
     snr = end_to_end(members, chosen)
     if snr is not None and snr < MIN_SNR_DB:  # each near enough, not all together
         chosen = {segment: names[0] for segment, names in rivals.items()}
         snr = end_to_end(members, chosen)
-    return Choice(engines=chosen, snr_db=snr, trials=tuple(trials))
+    return EngineChoice(engines=chosen, snr_db=snr, trials=tuple(trials))
 
 
 def _best(seconds: Mapping[str, float], default: str) -> str:
@@ -221,13 +223,13 @@ def _best(seconds: Mapping[str, float], default: str) -> str:
     return best
 
 
-def _trials(bundle: Bundle, segment: SegmentRecord, names: list[str], golden: Mapping[str, Array]) -> list[Trial]:
+def _trials(bundle: Bundle, segment: SegmentRecord, names: list[str], golden: Mapping[str, Array]) -> list[EngineTrial]:
     """Engines in turns, as the speed of a machine drifts: the first turn warms up and is held against the golden."""
     given = {tensor: golden[tensor] for tensor in segment.inputs}
-    found = {name: Trial(segment=segment.name, engine=name, seconds=None) for name in names}
+    found = {name: EngineTrial(segment=segment.name, engine=name, seconds=None) for name in names}
     running: dict[str, engines.Engine] = {}
     for turn in range(1 + _RUNS):
-        for name in [name for name, one in found.items() if not one.failure]:
+        for name in [name for name, trial in found.items() if not trial.failure]:
             try:
                 if turn == 0:
                     running[name] = engines.loaded(name, bundle, segment, compute_units="ALL")

@@ -28,7 +28,7 @@ from .channels import Channels
 from .decoding import check_rate
 from .encoding import MP3_RATES, Encoding, StemWriter, finish
 from .named import named
-from .overlap_add import Geometry, Model, Pass, Stems
+from .overlap_add import Geometry, Model, SongPass, Stems
 from .selection import Engines
 from .workers import share
 
@@ -160,7 +160,7 @@ class Separator:
                 f"{self.bag.name} has no stem {options.two_stems!r}", fix=f"It has {', '.join(self.stems)}."
             )
         if options.shifts < 0:
-            raise UsageError("--shifts must be 0 or more", received=options.shifts)
+            raise UsageError("--shifts is negative", expected="0 or more", received=options.shifts)
         _check_filename(options.filename)
         _check_samplerate(options)
         self._geometries = [
@@ -319,7 +319,7 @@ class Separator:
                 mixed += shifted / np.float32(shifts) * np.asarray(weights, np.float32)[:, None, None]
             yield track_statistics.restored(mixed / totals)
 
-    def _passes(self, path: Path, window: Window, track_statistics: Statistics, progress: Progress) -> list[Pass]:
+    def _passes(self, path: Path, window: Window, track_statistics: Statistics, progress: Progress) -> list[SongPass]:
         """The passes over the track of the first member, of the second, and so on."""
         orchestrators = self._orchestrators
         shifts = random.Random(self.options.seed)
@@ -341,7 +341,7 @@ class Separator:
 
         advance(0.0)
         return [
-            Pass(
+            SongPass(
                 self._model(orchestrator),
                 window,
                 track_statistics,
@@ -474,17 +474,19 @@ def _check_filename(template: str) -> None:
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except ValueError as error:
-        raise UsageError("a filename template is well formed", received=f"{template!r}: {error}") from error
+        raise UsageError(f"the filename template {template!r} is malformed", received=error) from error
     if unknown := fields - _FIELDS:
         raise UsageError(
-            "a filename template uses {track}, {trackext}, {stem} and {ext}", received=", ".join(sorted(unknown))
+            f"the filename template {template!r} has unknown fields",
+            expected="{track}, {trackext}, {stem} and {ext}",
+            received=", ".join(sorted(unknown)),
         )
     if "stem" not in fields:
-        raise UsageError("a filename template tells the stems apart", received=repr(template), fix="Use {stem} in it.")
+        raise UsageError(f"the filename template {template!r} does not tell the stems apart", fix="Use {stem} in it.")
     try:
         example = template.format(**dict.fromkeys(_FIELDS, "name"))
     except (ValueError, LookupError) as error:
-        raise UsageError("a filename template holds text", received=f"{template!r}: {error}") from error
+        raise UsageError(f"the filename template {template!r} cannot be filled in", received=error) from error
     if reason := path_fault(example):
         raise UsageError(
             f"the filename template {template!r} makes no path below the output folder: {reason}",

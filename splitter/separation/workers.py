@@ -39,7 +39,7 @@ def share(jobs: int) -> int:
         UsageError: There is none for each.
     """
     if not 1 <= jobs <= cores():
-        raise UsageError("there is at least one job, and a core for each", received=f"{jobs} on {cores()} cores")
+        raise UsageError("--jobs is out of range", expected=f"between 1 and {cores()} (available cores)", received=jobs)
     return cores() // jobs
 
 
@@ -95,7 +95,7 @@ class Worker:
             return future.result()
         except BrokenProcessPool as error:
             self._end(executor)
-            raise WorkerError("a worker lives until its work is done", received="one that was killed") from error
+            raise WorkerError("a worker was killed before its work was done") from error
         except loky.process_executor.ShutdownExecutorError as error:
             self._end(executor)
             raise CancelledError from error

@@ -43,7 +43,7 @@ def test_rows_may_bring_the_sound(tmp_path, toy_path):
 
 
 def test_engines_are_chosen_by_measurement_as_everywhere(tmp_path, toy_path, monkeypatch):
-    chosen = selection.Choice(engines={"encoder": "torch", "decoder": "torch"}, snr_db=None, trials=())
+    chosen = selection.EngineChoice(engines={"encoder": "torch", "decoder": "torch"}, snr_db=None, trials=())
     asked = []
     monkeypatch.setattr(selection, "fastest", lambda members, requested, progress: asked.append(requested) or chosen)
     SeparateTracks(str(toy_path), str(tmp_path))

@@ -210,7 +210,7 @@ def measured(monkeypatch):
     def fastest(members, requested, progress):
         asked.append((dict(requested), torch.get_num_threads()))
         names = dict.fromkeys((segment.name for segment in members[0].segments), "torch")
-        return selection.Choice(engines=names | {"encoder": "mil"} | requested, snr_db=None, trials=())
+        return selection.EngineChoice(engines=names | {"encoder": "mil"} | requested, snr_db=None, trials=())
 
     monkeypatch.setattr(selection, "fastest", fastest)
     return asked
@@ -271,21 +271,21 @@ def test_a_name_is_a_bundle_in_the_cache(demo_bundle, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"overlap": 1.0}, "overlap is at least 0 and less than 1; got 1"),
+        ({"overlap": 1.0}, "the overlap is out of range: expected at least 0 and less than 1, found 1"),
         ({"overlap": -0.1}, "overlap"),
-        ({"segment": 1.6}, r"no longer than the bundle's 1\.5 s; got 1\.6 s"),
+        ({"segment": 1.6}, r"at most the bundle's 1\.5 s, found 1\.6 s"),
         ({"segment": 0.0}, "segment"),
-        ({"shifts": -1}, "--shifts must be 0 or more; got -1"),
+        ({"shifts": -1}, "--shifts is negative: expected 0 or more, found -1"),
         ({"two_stems": "piano"}, "drums, bass, other, vocals"),
-        ({"filename": "{track}.wav"}, "tells the stems apart"),
+        ({"filename": "{track}.wav"}, "does not tell the stems apart"),
         ({"filename": "{stem}/{title}"}, "title"),
-        ({"filename": "{stem"}, "well formed"),
-        ({"overlap": 0.99999999}, "at least one sample"),
-        ({"segment": math.nan}, "got nan s"),
-        ({"segment": math.inf}, "got inf s"),
-        ({"filename": "{stem:d}"}, "holds text"),
-        ({"filename": "{stem!z}"}, "holds text"),
-        ({"filename": "{stem:{x}}"}, "holds text"),
+        ({"filename": "{stem"}, "is malformed"),
+        ({"overlap": 0.99999999}, "would not move forward"),
+        ({"segment": math.nan}, "found nan s"),
+        ({"segment": math.inf}, "found inf s"),
+        ({"filename": "{stem:d}"}, "cannot be filled in"),
+        ({"filename": "{stem!z}"}, "cannot be filled in"),
+        ({"filename": "{stem:{x}}"}, "cannot be filled in"),
     ],
 )
 def test_options_that_cannot_be_obeyed_are_named(bag, options, message):

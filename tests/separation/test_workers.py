@@ -55,14 +55,14 @@ def test_errors_arrive_as_they_are(worker):
 
 def test_who_dies_is_replaced(worker):
     first = call(worker, os.getpid)
-    with pytest.raises(WorkerError, match="one that was killed"):
+    with pytest.raises(WorkerError, match="a worker was killed"):
         call(worker, die)
     assert call(worker, os.getpid) not in (first, os.getpid())
 
 
 def test_death_between_two_calls_is_noticed(worker):
     psutil.Process(call(worker, os.getpid)).kill()
-    with pytest.raises(WorkerError, match="one that was killed"):
+    with pytest.raises(WorkerError, match="a worker was killed"):
         call(worker, max, 3, 5)
     assert call(worker, max, 3, 5) == 5
 
