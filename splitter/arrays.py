@@ -93,16 +93,16 @@ def read(path: Path, *, expected: Mapping[str, Shape] | None = None, most: int |
             stored = _stored(path, stack)
             if expected is not None:
                 _check_names(path, stored, expected)
-            size = sum(one.size for one in stored.values())
+            size = sum(array.size for array in stored.values())
             limits.check(size, str(path))
             if most is not None:
                 limits.check(size, str(path), most=most)
-            for name, one in stored.items():
-                shape = one.shape()
+            for name, array in stored.items():
+                shape = array.shape()
                 if expected is not None and not _fits(shape, expected[name]):
                     wanted = tuple("any" if extent is None else extent for extent in expected[name])
                     raise UsageError(f"{name!r} in {path} has another shape", expected=wanted, received=shape)
-            return {name: one.values() for name, one in stored.items()}
+            return {name: array.values() for name, array in stored.items()}
     except ValidationError as error:
         raise UsageError(f"{path} is no index of raw arrays", received=str(error), fix=json.dumps(_EXAMPLE)) from error
     except SplitterError:
@@ -112,14 +112,14 @@ def read(path: Path, *, expected: Mapping[str, Shape] | None = None, most: int |
 
 
 def _check_names(path: Path, stored: Mapping[str, _Stored], expected: Mapping[str, Shape]) -> None:
-    for name, one in stored.items():
+    for name, array in stored.items():
         if name not in expected:
             raise UsageError(
                 f"{path} holds an array that is not expected", expected=", ".join(expected), received=repr(name[:80])
             )
         if None not in expected[name]:
             most = math.prod(extent or 0 for extent in expected[name]) * _WIDEST + _NPY_HEADER
-            limits.check(one.size, f"{name!r} in {path}", most=most)
+            limits.check(array.size, f"{name!r} in {path}", most=most)
 
 
 def _fits(shape: Shape, wanted: Shape) -> bool:
@@ -141,8 +141,8 @@ def _stored(path: Path, stack: ExitStack) -> dict[str, _Stored]:
     opened = stack.enter_context(safe_open(str(path), framework="numpy"))
     slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
     return {
-        name: _Stored(_size(one), partial(_shape, one), partial(opened.get_tensor, name))
-        for name, one in slices.items()
+        name: _Stored(_size(piece), partial(_shape, piece), partial(opened.get_tensor, name))
+        for name, piece in slices.items()
     }
 
 
@@ -194,14 +194,14 @@ def _zipped(archive: zipfile.ZipFile) -> dict[str, _Stored]:
     return stored
 
 
-def _shape(one: Any) -> tuple[int, ...]:
+def _shape(piece: Any) -> tuple[int, ...]:
     """Of a tensor in a safetensors file, whose library has held it against the file's length."""
-    return tuple(one.get_shape())
+    return tuple(piece.get_shape())
 
 
-def _size(one: Any) -> int:
-    bits = re.search(r"\d+", one.get_dtype())  # of BOOL there are 8
-    return -(-math.prod(one.get_shape()) * (int(bits[0]) if bits else 8) // 8)
+def _size(piece: Any) -> int:
+    bits = re.search(r"\d+", piece.get_dtype())  # of BOOL there are 8
+    return -(-math.prod(piece.get_shape()) * (int(bits[0]) if bits else 8) // 8)
 
 
 def _raw_arrays(path: Path) -> dict[str, _Stored]:
@@ -264,7 +264,7 @@ def write(path: Path, arrays: Mapping[str, object], about: Mapping[str, str] | N
     named: dict[str, Array] = {}
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray):
-            raise UsageError("outputs in a file are arrays", received=f"{name}: {type(value).__name__}")
+            raise UsageError(f"the output {name!r} is no array and cannot be written", received=type(value).__name__)
         named[name] = np.ascontiguousarray(value)
     with output.whole(path) as waiting:
         if path.suffix == ".npz":
@@ -278,4 +278,6 @@ def write(path: Path, arrays: Mapping[str, object], about: Mapping[str, str] | N
 
 def _check_suffix(path: Path) -> None:
     if path.suffix not in SUFFIXES:
-        raise UsageError(f"arrays come in {' or '.join(SUFFIXES)}", received=path.name)
+        raise UsageError(
+            f"{path.name} is no file of arrays by name", expected=f"a name that ends in {' or '.join(SUFFIXES)}"
+        )

@@ -120,13 +120,15 @@ def check(spec: TensorSpec, array: Array, *, at: str) -> None:
     """
     if array.shape != spec.shape:
         raise BoundaryError(
-            f"tensor {spec.name!r} {at} has shape {spec.shape}",
+            f"tensor {spec.name!r} {at} has another shape",
+            expected=spec.shape,
             received=array.shape,
             fix="The engine and the bundle come from different builds, or the input is not one segment long.",
         )
     if array.dtype != np.dtype(spec.dtype):
         raise BoundaryError(
-            f"tensor {spec.name!r} {at} has dtype {spec.dtype}",
+            f"tensor {spec.name!r} {at} has another dtype",
+            expected=spec.dtype,
             received=array.dtype,
             fix="Cast it before handing it over.",
         )
@@ -134,8 +136,8 @@ def check(spec: TensorSpec, array: Array, *, at: str) -> None:
         broken = np.flatnonzero(~np.isfinite(array))
         first = tuple(int(i) for i in np.unravel_index(broken[0], array.shape))
         raise BoundaryError(
-            f"tensor {spec.name!r} {at} is finite",
-            received=f"{broken.size} of {array.size} values not finite, the first at {first}",
+            f"tensor {spec.name!r} {at} is not finite",
+            received=f"NaN or infinity in {broken.size} of {array.size} values, the first at {first}",
             fix="Look for overflow in half precision, or for NaN in the input.",
         )
 

@@ -314,8 +314,9 @@ def _folded(parts: Partition, passed: Mapping[str, programs.Program]) -> Partiti
             fold = passed[segment.name].folds.get(spec.name)
             if _can(segment).passes and fold != folds.get(spec.name):
                 raise PassError(
-                    f"{spec.name!r} crosses the boundaries of all packages alike",
-                    received=f"{fold} at {segment.name!r}, {folds[spec.name]} at another",
+                    f"{spec.name!r} crosses the boundaries of packages in different folds",
+                    expected=folds[spec.name],
+                    received=f"{fold} at {segment.name!r}",
                     fix="Leave 'fold-long-axes' out of the plan, and report this.",
                 )
     specs = {spec.name: spec.with_fold(folds[spec.name]) if spec.name in folds else spec for spec in parts.tensors}
@@ -415,7 +416,9 @@ def _check_exact(golden: Mapping[str, Tensor], parts: Partition, inputs: Mapping
         if not torch.equal(reference, got[name]):
             difference = (reference - got[name]).abs().max().item()
             raise PartitionError(
-                f"the segments in order give {name!r} bit for bit", received=f"max |Δ| = {difference:g}"
+                f"the segments in order give another {name!r} than the whole graph",
+                expected="max |Δ| = 0",
+                received=f"max |Δ| = {difference:g}",
             )
 
 

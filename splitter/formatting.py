@@ -22,10 +22,10 @@ def operations(count: float) -> str:
 def _scaled(count: float, unit: str, larger: Sequence[str]) -> str:
     """A number in the largest unit of which there is at least one; each is a thousand of the one before."""
     shown = unit
-    for one in larger:
+    for larger_unit in larger:
         if count < 1000:
             break
-        count, shown = count / 1000, one
+        count, shown = count / 1000, larger_unit
     return f"{count:.0f} {shown}".rstrip() if shown == unit else f"{count:.1f} {shown}"
 
 

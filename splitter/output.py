@@ -34,12 +34,14 @@ def check(path: Path, *suffixes: str) -> None:
         UsageError: It ends in none of these, is no file, or none can be made there.
     """
     if not path.name:
-        raise UsageError(f"{path} must be a file", received="a directory", fix="Choose another name.")
+        raise UsageError(f"{path} is a directory", expected="a file", fix="Choose another name.")
     if suffixes and path.suffix not in suffixes:
-        raise UsageError(f"{path} must end in {' or '.join(suffixes)}", received=path.suffix or "no suffix")
+        raise UsageError(
+            f"{path} has the wrong suffix", expected=" or ".join(suffixes), received=path.suffix or "no suffix"
+        )
     try:  # permissions do not say all: a name may be too long, a file system read-only
         if path.exists() and not path.is_file():
-            raise UsageError(f"{path} must be a file", received="something else there", fix="Choose another name.")
+            raise UsageError(f"{path} exists and is no regular file", fix="Choose another name.")
         with staging(path.parent, _WRITING) as folder:
             (folder / path.name).touch()
     except OSError as error:
@@ -190,4 +192,4 @@ def _set_mode(path: Path | str, mode: int, folder: int | None = None) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{path} must be writable", received=error.strerror or str(error))
+    return UsageError(f"{path} cannot be written", received=error.strerror or str(error))

@@ -95,14 +95,14 @@ def _divided(
     units: list[_Unit] = []
     divided: dict[fx.Node, int] = {}
     for index, (stage, whole) in enumerate(zip(plan.stages, parts.segments, strict=True)):
-        own = [node for node in program.operators if placement.get(node) == index]
+        nodes = [node for node in program.operators if placement.get(node) == index]
         if stage.segments == 1:
-            divided |= dict.fromkeys(own, len(units))
+            divided |= dict.fromkeys(nodes, len(units))
             units.append(_Unit(stage.name, stage))
             continue
         division = divide(whole.program, stage.segments, balance=1 + plan.imbalance, cost=operations)
         of = {node: piece for piece, nodes in enumerate(division.pieces) for node in nodes}
-        for node, copy in zip(own, live(whole.program), strict=True):  # both in the order of the capture
+        for node, copy in zip(nodes, live(whole.program), strict=True):  # both in the order of the capture
             divided[node] = len(units) + of[copy]
         units += [_Unit(f"{stage.name}_{piece + 1}", stage) for piece in range(stage.segments)]
     return units, divided
@@ -131,8 +131,7 @@ def _place(program: Program, plan: Plan) -> dict[fx.Node, int]:
     for position, stage in enumerate(plan.stages):
         if stage.modules and position not in placed.values():
             raise PartitionError(
-                f"stage {stage.name!r} must hold some of the graph",
-                received=f"no node under its modules {', '.join(stage.modules)}",
+                f"stage {stage.name!r} is empty: the graph has no node under its modules {', '.join(stage.modules)}",
                 fix="Check the module paths in the plan.",
             )
     before_placed = _ancestors(program, placed)
@@ -196,9 +195,8 @@ def _check_forward(program: Program, placement: Mapping[fx.Node, int], plan: Pla
             if user in placement and placement[user] < stage:
                 here, there = plan.stages[stage].name, plan.stages[placement[user]].name
                 raise PartitionError(
-                    "data flows from earlier stages to later ones only",
-                    received=f"{node.name} ({node.meta['module'] or 'forward'}) in {here!r} "
-                    f"is read by {user.name} ({user.meta['module'] or 'forward'}) in {there!r}",
+                    f"{node.name} ({node.meta['module'] or 'forward'}) of stage {here!r} is read by "
+                    f"{user.name} ({user.meta['module'] or 'forward'}) of the earlier stage {there!r}",
                     fix="Move the modules of one of them to the other's stage.",
                 )
 
@@ -215,8 +213,8 @@ def _crossing(program: Program, placement: Mapping[fx.Node, int]) -> list[fx.Nod
         if node.op == "placeholder" or node in outputs or (stage is not None and _consumers(placement, node) - {stage}):
             if node.meta["type"] is None:
                 raise PartitionError(
-                    "what crosses a boundary is a single tensor",
-                    received=f"the tuple {node.name}",
+                    f"the tuple {node.name} crosses a boundary",
+                    expected="single tensors",
                     fix="Keep the operator and the accesses to its results in one stage.",
                 )
             crossing.append(node)
@@ -277,17 +275,16 @@ def _name(
                     named[node] = _Named(rule.name.format(index=counts[rule], feeds=feeds), rule.layout, rule.about)
                     counts[rule] += 1
                     break
-    taken = {one.name for one in named.values()}
+    taken = {tensor.name for tensor in named.values()}
     for node in crossing:
         if node not in named:
             name = _fallback_name(units[placement[node]].stage.name, node, taken)
             named[node] = _Named(name)
             taken.add(name)
-    duplicates = [name for name, count in Counter(one.name for one in named.values()).items() if count > 1]
+    duplicates = [name for name, count in Counter(tensor.name for tensor in named.values()).items() if count > 1]
     if duplicates:
         raise PartitionError(
-            "every boundary tensor has a name of its own",
-            received=f"{', '.join(duplicates)} for several tensors",
+            f"several boundary tensors have the name {', '.join(map(repr, duplicates))}",
             fix="Make the plan's tensor rules narrower, or number them with {index}.",
         )
     return named
@@ -342,15 +339,14 @@ def _segment(
     specs: Mapping[fx.Node, TensorSpec],
 ) -> Segment:
     name, stage = units[index]
-    own = [node for node in program.operators if placement.get(node) == index]
-    own_set = set(own)
-    read = {parent for node in own for parent in node.all_input_nodes}
-    inputs = [node for node in specs if node in read and node not in own_set]
+    nodes = [node for node in program.operators if placement.get(node) == index]
+    node_set = set(nodes)
+    read = {parent for node in nodes for parent in node.all_input_nodes}
+    inputs = [node for node in specs if node in read and node not in node_set]
     outputs = [node for node in specs if placement.get(node) == index]
-    if not own:
+    if not nodes:
         raise PartitionError(
-            f"stage {stage.name!r} must hold some of the graph",
-            received="no nodes at all",
+            f"stage {stage.name!r} is empty: it holds no node of the graph",
             fix="Leave the stage out of the plan.",
         )
     graph = fx.Graph()
@@ -358,8 +354,8 @@ def _segment(
     for node in inputs:
         mapping[node] = graph.placeholder(specs[node].name)
         mapping[node].meta = {"type": node.meta["type"], "module": ""}
-    constants = _constants(program, placement, own)
-    copy_nodes((node for node in program.graph.nodes if node in constants or node in own_set), graph, mapping)
+    constants = _constants(program, placement, nodes)
+    copy_nodes((node for node in program.graph.nodes if node in constants or node in node_set), graph, mapping)
     if stage.segments > 1:  # the planner may cut between a tensor and a view of it
         free_of_strides(graph)
     graph.output(tuple(mapping[node] for node in outputs))
@@ -374,10 +370,10 @@ def _segment(
     )
 
 
-def _constants(program: Program, placement: Mapping[fx.Node, int], own: list[fx.Node]) -> set[fx.Node]:
+def _constants(program: Program, placement: Mapping[fx.Node, int], nodes: list[fx.Node]) -> set[fx.Node]:
     """Weights, and operators that depend on no input, that these nodes need directly or through others."""
     found: set[fx.Node] = set()
-    frontier = list(own)
+    frontier = list(nodes)
     while frontier:
         for parent in frontier.pop().all_input_nodes:
             if parent not in found and parent not in placement and parent.op != "placeholder":

@@ -24,9 +24,12 @@ def test_fitting_array_passes():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.ones((3, 2), np.float32), r"'freq' leaving a has shape \(2, 3\); got \(3, 2\)"),
-        (np.ones((2, 3), np.float64), "dtype float32; got float64"),
-        (np.array([[1, 2, np.nan], [4, np.inf, 6]], np.float32), r"2 of 6 values not finite, the first at \(0, 2\)"),
+        (np.ones((3, 2), np.float32), r"'freq' leaving a has another shape: expected \(2, 3\), found \(3, 2\)"),
+        (np.ones((2, 3), np.float64), "another dtype: expected float32, found float64"),
+        (
+            np.array([[1, 2, np.nan], [4, np.inf, 6]], np.float32),
+            r"is not finite; got NaN or infinity in 2 of 6 values, the first at \(0, 2\)",
+        ),
     ],
 )
 def test_broken_contracts_are_named(array, message):

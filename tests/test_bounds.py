@@ -385,7 +385,7 @@ for name, content in {
     "a number of 5,000 digits": f'{{"samples": {DIGITS}}}',
     "a pipe": None,
 }.items():
-    variant(f"profile, {name}", "UsageError: .*must be a profile")(text(records.read, content))
+    variant(f"profile, {name}", "UsageError: .*is no profile")(text(records.read, content))
 
 
 # ------------------------------------------------------------------------------------------- tests

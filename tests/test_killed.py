@@ -50,7 +50,7 @@ class Fill:
             assert cache._is_whole(entry)
         choices = [*kept.glob("engines/*.json")]
         for choice in choices:
-            selection.Choice.model_validate_json(choice.read_bytes())
+            selection.EngineChoice.model_validate_json(choice.read_bytes())
         assert not done or len(choices) == 1
 
 
@@ -219,5 +219,5 @@ def test_two_at_once_are_both_right_or_one_is_told(verb, forced, given):
     assert len(told) == sum(code == TOLD for code in codes)
     if forced or verb in ("fill", "tune", "separate"):
         assert not told
-    assert all(re.search(r"was made by another process meanwhile|must not exist yet", message) for message in told)
+    assert all(re.search(r"was made by another process meanwhile|is a bundle already", message) for message in told)
     check_clean(verb, given.home)

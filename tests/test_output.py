@@ -28,16 +28,16 @@ def nowhere(tmp_path):
 
 @pytest.mark.parametrize("where", ["no folder", "below a file", "too long", "a folder"])
 def test_a_place_where_no_file_can_be_is_refused(nowhere, where):
-    with pytest.raises(UsageError, match=r"must be (writable; got [A-Z][a-z ]+$|a file)"):
+    with pytest.raises(UsageError, match=r"(cannot be written; got [A-Z][a-z ]+$|is no regular file)"):
         output.check(nowhere[where])
-    with pytest.raises(UsageError, match="must be writable"), output.whole(nowhere[where]) as waiting:
+    with pytest.raises(UsageError, match="cannot be written"), output.whole(nowhere[where]) as waiting:
         waiting.write_text("new")
 
 
 @pytest.mark.parametrize("where", ["no folder", "below a file", "too long"])
 @pytest.mark.parametrize("suffix", arrays.SUFFIXES)
 def test_arrays_are_refused_where_no_file_can_be(nowhere, where, suffix):
-    with pytest.raises(UsageError, match="must be writable"):
+    with pytest.raises(UsageError, match="cannot be written"):
         arrays.write(nowhere[where].with_suffix(suffix), {})
 
 
@@ -51,7 +51,7 @@ def test_a_check_leaves_things_as_they_were(tmp_path):
 
 @pytest.mark.parametrize("name", ["a", "a.svg.txt", ".svg"])
 def test_a_suffix_is_one_of_those_asked_for(tmp_path, name):
-    with pytest.raises(UsageError, match=r"must end in \.svg or \.png; got (no suffix|\.txt)"):
+    with pytest.raises(UsageError, match=r"has the wrong suffix: expected \.svg or \.png, found (no suffix|\.txt)"):
         output.check(tmp_path / name, ".svg", ".png")
 
 

@@ -95,20 +95,20 @@ def test_exact_stage_holds_its_module_and_nothing_else():
 def test_data_flowing_back_is_refused():
     stages = [stage.model_dump() for stage in HYBRID_PLAN.stages]
     stages[1]["modules"], stages[3]["modules"] = stages[3]["modules"], stages[1]["modules"]
-    with pytest.raises(PartitionError, match="earlier stages to later ones only"):
+    with pytest.raises(PartitionError, match="is read by .* of the earlier stage"):
         cut(Hybrid(), torch.randn(1, 2, 64), plans.changed(HYBRID_PLAN, stages=stages))
 
 
 def test_stage_without_nodes_is_refused():
     stages = [stage.model_dump() for stage in HYBRID_PLAN.stages]
     stages[2]["modules"] = ["crosstransformer"]
-    with pytest.raises(PartitionError, match="'transformer' must hold some of the graph"):
+    with pytest.raises(PartitionError, match="'transformer' is empty: the graph has no node under its modules"):
         cut(Hybrid(), torch.randn(1, 2, 64), plans.changed(HYBRID_PLAN, stages=stages))
 
 
 def test_two_tensors_of_one_name_are_refused():
     rules = [{"name": "same", "producer": "analysis"}]
-    with pytest.raises(PartitionError, match="same for several tensors"):
+    with pytest.raises(PartitionError, match="several boundary tensors have the name 'same'"):
         cut(Hybrid(), torch.randn(1, 2, 64), plans.changed(HYBRID_PLAN, tensors=rules))
 
 

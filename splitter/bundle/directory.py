@@ -117,13 +117,12 @@ class Bundle:
         return Weights(self.path / self.manifest.weights, self.files.read)
 
     def segment(self, name: str) -> SegmentRecord:
-        for one in self.segments:
-            if one.name == name:
-                return one
+        for segment in self.segments:
+            if segment.name == name:
+                return segment
         raise UsageError(
-            "a segment must be one of the bundle's",
-            received=name,
-            fix=f"It has {', '.join(one.name for one in self.segments)}.",
+            f"unknown segment {name!r}",
+            fix=f"It has {', '.join(segment.name for segment in self.segments)}.",
         )
 
     def program(self, path: str) -> Program:
@@ -189,8 +188,8 @@ class Bag:
         A file is read only if it has its hash in the manifest. So two bags of one fingerprint compute the same, or one
         of them is refused.
         """
-        said = [self.name, *(member.manifest.model_dump(mode="json") for member in self.members), self.weights]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        content = [self.name, *(member.manifest.model_dump(mode="json") for member in self.members), self.weights]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: path and manifest of each member."""
@@ -279,12 +278,11 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
     """
     if out.is_symlink() or (out.exists() and not _replaceable(out)):
         raise BundleError(
-            f"{out} must be free, or a bundle to replace",
-            received="something else there",
+            f"{out} exists and is no bundle",
             fix="Choose another directory; splitter replaces only what it has built.",
         )
     if out.exists() and not force and any(out.iterdir()):
-        raise BundleError(f"{out} must not exist yet", received="a bundle there", fix="Use --force to replace it.")
+        raise BundleError(f"{out} is a bundle already", fix="Use --force to replace it.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with output.staging(out.parent, "building") as folder:
@@ -294,9 +292,7 @@ def staged(out: Path, *, force: bool) -> Iterator[Path]:
             output.as_created(directory)
             _move(directory, out, force=force)
     except OSError as error:
-        raise BundleError(
-            f"{out} must be writable and have room", received=str(error), fix="Nothing was left behind."
-        ) from error
+        raise BundleError(f"{out} cannot be written", received=str(error), fix="Nothing was left behind.") from error
 
 
 def write_manifest(directory: Path, manifest: Manifest | BagManifest) -> None:
@@ -407,7 +403,7 @@ def _parsed_manifest(directory: Path) -> tuple[dict[str, object], bytes]:
         reading.check_depth(content)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(
-            f"{directory} must be a bundle", received=f"no {FILENAME} there", fix="Build one with `splitter build`."
+            f"{directory} is no bundle: it holds no {FILENAME}", fix="Build one with `splitter build`."
         ) from error
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
@@ -425,7 +421,7 @@ def _several(path: Path) -> BundleError:
 
 
 def _damaged(path: Path, what: str) -> BundleError:
-    return BundleError(f"{path} must be as it was built", received=what, fix=BUILD_AGAIN)
+    return BundleError(f"{path} is damaged", received=what, fix=BUILD_AGAIN)
 
 
 def _inside(directory: Path, name: str) -> bool:

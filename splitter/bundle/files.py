@@ -91,7 +91,7 @@ class Files:
             BundleError: A file is missing, of another size, or a link; a referenced file is not listed; or a
                 referenced directory holds a file that is not.
         """
-        directories = {str(one) for name in self.records for one in PurePosixPath(name).parents} - {"."}
+        directories = {str(parent) for name in self.records for parent in PurePosixPath(name).parents} - {"."}
         for name in sorted(directories | self.records.keys()):
             self._check_entry(name, is_file=name in self.records)
         if unlisted := sorted({name for name in referenced if name not in self.records and name not in directories}):

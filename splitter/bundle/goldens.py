@@ -56,14 +56,14 @@ def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping
         if not torch.equal(output, expected[spec.name]):
             difference = (output - expected[spec.name]).abs().max().item()
             raise CaptureError(
-                f"the capture gives the model's own {spec.name!r} bit for bit",
+                f"the capture gives another {spec.name!r} than the model",
+                expected="max |Δ| = 0",
                 received=f"max |Δ| = {difference:g}",
                 fix="The model's forward depends on something beside its input.",
             )
     if watcher.missing:
         raise CaptureError(
-            "every boundary tensor is one the untouched model computes",
-            received=f"never seen: {', '.join(sorted(watcher.missing))}",
+            f"the untouched model never computes the boundary tensors {', '.join(sorted(watcher.missing))}",
             fix="Cut where the model has the tensor, not inside what the capture made of it.",
         )
     return expected

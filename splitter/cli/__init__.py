@@ -45,7 +45,7 @@ def main() -> NoReturn:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _FULL:
             _drop_output()
-            _fail("OSError", f"standard output must be writable; got {error.strerror}", False, 1)
+            _fail("OSError", f"standard output cannot be written; got {error.strerror}", False, 1)
         if os.environ.get("SPLITTER_DEBUG"):
             raise
         message = f"internal error, please report it: {type(error).__name__}: {error} (SPLITTER_DEBUG=1 shows where)"

@@ -58,7 +58,7 @@ def capture(
         CaptureError: The model is in training mode, or `torch.export` refuses it.
     """
     if model.training:
-        raise CaptureError("a model is captured in eval mode", received="training mode", fix="Call model.eval() first.")
+        raise CaptureError("the model is in training mode", expected="eval mode", fix="Call model.eval() first.")
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # torch.export's own: tree specs, RNN weight lists
@@ -70,7 +70,7 @@ def capture(
             exported = exported.run_decompositions({})
         except Exception as error:
             raise CaptureError(
-                "torch.export must be able to capture the model",
+                "torch.export cannot capture the model",
                 received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
                 fix="A data-dependent branch or assertion needs a named patch in the model's family.",
             ) from error
@@ -104,14 +104,15 @@ def _unlift(exported: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[s
             returned = node.args[0]
             if len(returned) != len(outputs):
                 raise CaptureError(
-                    "the plan names every output of the model",
-                    received=f"{len(outputs)} names for {len(returned)} outputs",
+                    "the plan does not name every output of the model",
+                    expected=f"{len(returned)} names",
+                    received=len(outputs),
                     fix="Correct `outputs` in the plan.",
                 )
             graph.output(tuple(mapping[item] for item in returned))
             continue
         else:
-            raise CaptureError("a captured graph holds operators only", received=node.format_node())
+            raise CaptureError("the captured graph holds something other than an operator", received=node.format_node())
         mapping[node] = copy
     for node in reversed(list(graph.nodes)):
         if node.op in ("get_attr", "call_function") and not node.users:
@@ -123,7 +124,7 @@ def _unlift(exported: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[s
 def _weight(exported: ExportedProgram, key: str) -> Tensor:
     tensor = exported.state_dict[key] if key in exported.state_dict else exported.constants[key]
     if not isinstance(tensor, Tensor):
-        raise CaptureError("every weight of a graph is a tensor", received=f"{key}: {type(tensor).__name__}")
+        raise CaptureError(f"the weight {key!r} of the graph is no tensor", received=type(tensor).__name__)
     return tensor
 
 
@@ -132,7 +133,7 @@ def _type(node: fx.Node) -> TensorType | None:
     if not isinstance(value, Tensor):
         return None
     if any(not isinstance(extent, int) for extent in value.shape):
-        raise CaptureError("every shape in a graph is static", received=f"{tuple(value.shape)} at {node.name}")
+        raise CaptureError(f"the shape of {node.name} is not static", received=tuple(value.shape))
     return TensorType.of(value)
 
 

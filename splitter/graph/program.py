@@ -407,8 +407,9 @@ def _encode(value: Any, node: fx.Node) -> Any:
     if isinstance(value, torch.device):
         return {"device": "cpu"}
     raise CaptureError(
-        "every argument in a graph must be a tensor, number, string, dtype or list of these",
-        received=f"{type(value).__name__} in {node.format_node()}",
+        f"{node.format_node()} has an argument of a type that no program can hold",
+        expected="a tensor, number, string, dtype or list of these",
+        received=type(value).__name__,
         fix="Such a model cannot be saved as a program yet.",
     )
 

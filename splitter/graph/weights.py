@@ -56,7 +56,7 @@ class Weights:
                 self._kept |= _tensors(content, new)
             except (OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, RecursionError) as error:
                 raise BundleError(
-                    f"{self._path.name} must be a readable safetensors file",
+                    f"{self._path.name} cannot be read as a safetensors file",
                     received=repr(error),
                     fix="Build the bundle again.",
                 ) from error

@@ -164,19 +164,22 @@ def check(plan: Plan) -> None:
         "weights": {plan.weights.compress, *plan.weights.exceptions.values()},
     }
     for stage in plan.stages:
-        able = capabilities(stage.target)
-        if stage.segments > 1 and not able.divisible:
+        target_capabilities = capabilities(stage.target)
+        if stage.segments > 1 and not target_capabilities.divisible:
             raise PlanError(
                 f"stage {stage.name!r} cannot be cut: the target {stage.target!r} takes it whole",
                 received=f"{stage.segments} segments",
             )
         asked: list[tuple[str, frozenset[str], str]] = [
-            ("precision", able.precisions, plan.precision),
-            ("boundary_dtype", able.boundary_dtypes, plan.boundary_dtype),
-            ("deployment_target", able.deployment_targets, plan.deployment_target),
+            ("precision", target_capabilities.precisions, plan.precision),
+            ("boundary_dtype", target_capabilities.boundary_dtypes, plan.boundary_dtype),
+            ("deployment_target", target_capabilities.deployment_targets, plan.deployment_target),
         ]
-        if able.weights:
-            asked += [("compression", able.compressions, form) for form in sorted(forms[able.weights] - {"none"})]
+        if target_capabilities.weights:
+            asked += [
+                ("compression", target_capabilities.compressions, form)
+                for form in sorted(forms[target_capabilities.weights] - {"none"})
+            ]
         for setting, offered, value in asked:
             if value not in offered and (offered or setting == "compression"):
                 raise PlanError(

@@ -46,7 +46,8 @@ class HostTarget(Target):
             parity = compare(example[name], result)
             if not parity.reaches(plan.tolerances.host_snr_db, plan.tolerances.negligible_max_abs):
                 raise LoweringError(
-                    f"the host specification of {segment.name!r} gives {name!r} at {plan.tolerances.host_snr_db:g} dB",
+                    f"the host specification of {segment.name!r} gives another {name!r} than the graph",
+                    expected=f"at least {plan.tolerances.host_snr_db:g} dB",
                     received=parity,
                     fix="An operation in splitter/runtime/host.py does not mean what the graph's does.",
                 )
@@ -108,7 +109,7 @@ def _lower(node: fx.Node, segment: str) -> _Lowered:
         if lowered is not None:
             return lowered
     raise LoweringError(
-        f"every operation of the host stage {segment!r} is one a host specification can say",
+        f"the host stage {segment!r} has an operation that no host specification can say",
         received=node.format_node(),
         fix='Give the stage the target "graph" in the plan, or add the operation to splitter/runtime/host.py.',
     )

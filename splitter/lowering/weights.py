@@ -126,7 +126,7 @@ def check_names(programs: Iterable[Program], asked: Compression) -> None:
     known = {path for program in programs for name in compressible(program, asked).values() for path in paths(name)}
     if unknown := sorted(asked.exceptions.keys() - known):
         raise PlanError(
-            "an exception of the packages' compression names a weight of two axes or more, or a module with some",
+            "an exception of the packages' compression names no weight of two axes or more, nor a module with some",
             received=", ".join(unknown),
             fix=f"Names are those of the model; weights of fewer than {asked.min_elements} elements are left alone.",
         )

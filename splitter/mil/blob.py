@@ -58,7 +58,7 @@ class BlobFile:
         if len(self._content) < 8:
             raise self._unreadable(f"{len(self._content)} bytes")
         if struct.unpack_from("<II", self._content)[1] != _VERSION:
-            raise PackageError(f"{path.name} must be a weight file of version {_VERSION}", received="another header")
+            raise PackageError(f"{path.name} has another header than a weight file of version {_VERSION}")
 
     def read(self, offset: int, dtype: DType, shape: tuple[int, ...], where: str) -> Tensor:
         """Read one tensor, in the type that holds it.
@@ -100,7 +100,7 @@ class BlobFile:
         return decoded(bytearray(self._content[start : start + size]), dtype, (count,))
 
     def _unreadable(self, what: str) -> PackageError:
-        return PackageError(f"{self._path.name} must be a readable weight file", received=what, fix=_FIX)
+        return PackageError(f"{self._path.name} cannot be read as a weight file", received=what, fix=_FIX)
 
     def _broken(self, where: str, what: str) -> PackageError:
         return PackageError(

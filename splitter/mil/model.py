@@ -50,12 +50,14 @@ class State(dict[str, Array]):
         """
         held = self[self._known(name)]
         if np.shape(value) != held.shape:
-            raise UsageError(f"state {name!r} has shape {held.shape}", received=np.shape(value))
+            raise UsageError(
+                f"the value for state {name!r} has another shape", expected=held.shape, received=np.shape(value)
+            )
         self[name] = np.array(value, held.dtype)
 
     def _known(self, name: str) -> str:
         if name not in self:
-            raise UsageError(f"the states are {', '.join(self) or 'none'}", received=name)
+            raise UsageError(f"unknown state {name!r}", expected=", ".join(self) or "none")
         return name
 
 
@@ -112,8 +114,7 @@ class Model:
         self.function_name = function_name or _default_function(self._proto, functions)
         if self.function_name not in functions:
             raise UsageError(
-                f"a function of {path.name} is named",
-                received=self.function_name,
+                f"{path.name} has no function {self.function_name!r}",
                 fix=f"It has {', '.join(functions)}.",
             )
         self.function: Function = functions[self.function_name]
@@ -150,7 +151,7 @@ class Model:
     @property
     def input_shapes(self) -> dict[str, Shape]:
         """Shape of each input but states by name; None where an extent is left open."""
-        return {one.name: one.type.shape for one in self.function.inputs if isinstance(one.type, TensorType)}
+        return {value.name: value.type.shape for value in self.function.inputs if isinstance(value.type, TensorType)}
 
     @property
     def operations(self) -> tuple[Operation, ...]:
@@ -218,11 +219,13 @@ class Model:
     def _taken_states(self, state: dict[str, Array] | None) -> dict[str, Tensor]:
         if self.spec.states and state is None:
             raise UsageError(
-                f"{self.path.name} has states", received="no state", fix="Pass state=model.make_state() and keep it."
+                f"{self.path.name} has states and was given none", fix="Pass state=model.make_state() and keep it."
             )
         if state is not None and state.keys() != self.spec.states.keys():
             raise UsageError(
-                f"states of {self.path.name} are {', '.join(self.spec.states) or 'none'}", received=list(state)
+                f"{self.path.name} was given other states than it has",
+                expected=", ".join(self.spec.states) or "none",
+                received=", ".join(state) or "none",
             )
         return {
             name: self.numerics.value(features.as_tensor(state[name], kind, name))  # type: ignore[index]
@@ -280,7 +283,7 @@ def load(
     """
     directory = Path(path)
     if not directory.is_dir():
-        raise PackageError(f"{directory} must be a Core ML package", received="no directory there")
+        raise PackageError(f"{directory} is no Core ML package: there is no directory of this name")
     return Model(
         directory,
         function_name=function_name,

@@ -398,6 +398,6 @@ def load_spec(path: Path, read: Read = Path.read_bytes) -> Any:
         raise
     except Exception as error:  # protobuf raises whatever it raises
         raise PackageError(
-            f"{path.name} must be a readable Core ML package", received=str(error) or repr(error), fix=_FIX
+            f"{path.name} cannot be read as a Core ML package", received=str(error) or repr(error), fix=_FIX
         ) from error
     return spec

@@ -93,7 +93,7 @@ def divide(program: Program, pieces: int, *, balance: float = 1.2, cost: Cost = 
         UsageError: No division is within the balance; the message says which balance can be had.
     """
     if pieces < 1:
-        raise UsageError("a stage has at least one piece", received=pieces)
+        raise UsageError("too few pieces for a stage", expected="1 or more", received=pieces)
     blocks = _blocks(program, cost)
     total = sum(block.cost for block in blocks)
     cuts = _cuts(blocks)
@@ -104,8 +104,7 @@ def divide(program: Program, pieces: int, *, balance: float = 1.2, cost: Cost = 
     if chosen is None:
         best = _best_balance(blocks, cuts, costs, pieces)
         raise UsageError(
-            f"{program.name!r} divides into {pieces} pieces within a balance of {balance:g}",
-            received="no such division",
+            f"{program.name!r} has no division into {pieces} pieces within a balance of {balance:g}",
             fix=f"The best balance is {best:.3g}." if best else f"It has {len(blocks)} blocks; ask for fewer pieces.",
         )
     members = [
@@ -126,10 +125,14 @@ def division(program: Program, pieces: Iterable[Iterable[fx.Node]], *, cost: Cos
     of = {node: index for index, piece in enumerate(sets) for node in piece}
     alive = live(program)
     if len(of) != sum(map(len, sets)) or of.keys() != set(alive):
-        raise UsageError("every operator lies in one piece", received=f"{len(of)} of {len(alive)} in {len(sets)}")
+        raise UsageError(
+            "the pieces do not hold every operator once",
+            expected=f"{len(alive)} operators",
+            received=f"{len(of)} different of {sum(map(len, sets))}",
+        )
     for node in alive:
         if back := [user for user in node.users if user in of and of[user] < of[node]]:
-            raise UsageError("data flows from earlier pieces to later ones", received=f"{node.name} → {back[0].name}")
+            raise UsageError(f"{back[0].name} lies in an earlier piece than {node.name}, which it reads")
     crossing = tuple(node for node in alive if any(of.get(user, of[node]) != of[node] for user in node.users))
     return Division(
         pieces=tuple(sets),
@@ -251,16 +254,16 @@ def _merged(blocks: Sequence[_Block], most: int) -> list[_Block]:
 
 
 def _joined(blocks: Sequence[_Block], first: int, second: int) -> list[_Block]:
-    one, other = blocks[first], blocks[second]
+    earlier, later = blocks[first], blocks[second]
     both = {first, second}
-    values = tuple((size, who - both) for size, who in (*one.values, *other.values) if who - both)
-    block = _Block(one.nodes + other.nodes, one.cost + other.cost, (one.reads | other.reads) - both, values)
+    values = tuple((size, who - both) for size, who in (*earlier.values, *later.values) if who - both)
+    block = _Block(earlier.nodes + later.nodes, earlier.cost + later.cost, (earlier.reads | later.reads) - both, values)
     return [block if index == first else known for index, known in enumerate(blocks) if index != second]
 
 
 def _renamed(block: _Block, rename: Sequence[int]) -> _Block:
-    values = tuple((size, frozenset(rename[one] for one in who)) for size, who in block.values)
-    return _Block(block.nodes, block.cost, frozenset(rename[one] for one in block.reads), values)
+    values = tuple((size, frozenset(rename[index] for index in who)) for size, who in block.values)
+    return _Block(block.nodes, block.cost, frozenset(rename[index] for index in block.reads), values)
 
 
 def _descendants(blocks: Sequence[_Block]) -> list[int]:
@@ -275,12 +278,12 @@ def _descendants(blocks: Sequence[_Block]) -> list[int]:
         waiting = [start]
         while waiting:
             index = waiting[-1]
-            if unknown := [one for one in readers[index] if found[one] < 0]:
+            if unknown := [reader for reader in readers[index] if found[reader] < 0]:
                 waiting.extend(unknown)
                 continue
             bits = 0
-            for one in readers[index]:
-                bits |= found[one] | 1 << one
+            for reader in readers[index]:
+                bits |= found[reader] | 1 << reader
             found[index] = bits
             waiting.pop()
 
@@ -295,7 +298,7 @@ def _descendants(blocks: Sequence[_Block]) -> list[int]:
 
 def _cuts(blocks: Sequence[_Block]) -> _Cuts | None:
     """Every closed set of blocks, the empty and the full one among them; None if there are too many."""
-    needs = [sum(1 << one for one in block.reads) for block in blocks]
+    needs = [sum(1 << parent for parent in block.reads) for block in blocks]
     readers: list[list[int]] = [[] for _ in blocks]
     for index, block in enumerate(blocks):
         for parent in block.reads:
@@ -311,7 +314,9 @@ def _cuts(blocks: Sequence[_Block]) -> _Cuts | None:
             if len(seen) == _MAX_CUTS:
                 return None
             seen.add(larger)
-            waiting.append((larger, ready - {index} | {one for one in readers[index] if not needs[one] & ~larger}))
+            waiting.append(
+                (larger, ready - {index} | {reader for reader in readers[index] if not needs[reader] & ~larger})
+            )
     ordered = sorted(seen, key=lambda cut: (cut.bit_count(), cut))
     return np.array([[bool(cut >> index & 1) for index in range(len(blocks))] for cut in ordered])
 

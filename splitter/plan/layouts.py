@@ -145,8 +145,8 @@ def _fewest(segment: Segment, plan: Plan, max_operations: int | None, max_weight
         best = min(best, largest)
     budgets = {"operations": max_operations, "bytes of weights": max_weight_bytes}
     raise PlanError(
-        f"every segment of {segment.name!r} must keep its budget of "
-        + " and ".join(f"{limit:,} {name}" for name, limit in budgets.items() if limit is not None),
+        f"no division of {segment.name!r} keeps the budget of a segment",
+        expected=" and ".join(f"{limit:,} {name}" for name, limit in budgets.items() if limit is not None),
         received=f"at best {best[0]:,} operations and {best[1]:,} bytes of weights, in up to {_MOST_SEGMENTS} segments",
         fix="Raise the budget.",
     )
@@ -155,9 +155,13 @@ def _fewest(segment: Segment, plan: Plan, max_operations: int | None, max_weight
 def _layout(name: str, parts: Partition, plan: Plan) -> Layout:
     stage_of = {segment.name: segment.stage.name for segment in parts.segments}
     between = [
-        spec for spec in parts.tensors if spec.producer != INPUT and any(one != OUTPUT for one in spec.consumers)
+        spec
+        for spec in parts.tensors
+        if spec.producer != INPUT and any(consumer != OUTPUT for consumer in spec.consumers)
     ]
-    internal = [spec for spec in between if {stage_of.get(one) for one in spec.consumers} == {stage_of[spec.producer]}]
+    internal = [
+        spec for spec in between if {stage_of.get(consumer) for consumer in spec.consumers} == {stage_of[spec.producer]}
+    ]
     return Layout(
         name=name,
         packages=tuple(_package(segment, plan) for segment in parts.segments if _is_package(segment)),

@@ -341,7 +341,7 @@ def changed(plan: Plan, **settings: object) -> Plan:
     try:
         return Plan.model_validate({**current, **given, **parts})
     except ValidationError as error:
-        raise PlanError("the settings must agree with each other", received=readable(error)) from error
+        raise PlanError("the settings do not agree with each other", received=readable(error)) from error
 
 
 def compressed(plan: Plan, form: WeightForm) -> Plan:
@@ -361,8 +361,7 @@ def with_segments(plan: Plan, counts: Mapping[str, int]) -> Plan:
     """The plan with some stages cut into so many segments. Raises `PlanError` for a name that is no stage's."""
     if unknown := sorted(counts.keys() - {stage.name for stage in plan.stages}):
         raise PlanError(
-            "segments are asked for by stage",
-            received=", ".join(unknown),
+            f"unknown stage {', '.join(map(repr, unknown))}",
             fix=f"The plan's stages are {', '.join(stage.name for stage in plan.stages)}.",
         )
     stages = [stage.model_dump() | {"segments": counts.get(stage.name, stage.segments)} for stage in plan.stages]

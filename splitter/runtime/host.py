@@ -69,13 +69,15 @@ def run(spec: HostSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
             than there may be, or gives another shape or dtype than it says.
     """
     if unknown := set(spec.outputs.values()) - {*inputs, *(step.result for step in spec.steps)}:
-        raise LoweringError("a host specification gives what no step computes", received=", ".join(sorted(unknown)))
+        raise LoweringError("the host specification gives what no step computes", received=", ".join(sorted(unknown)))
     values: dict[str, Array] = dict(inputs)
     last_use = {argument: index for index, step in enumerate(spec.steps) for argument in step.arguments}
     kept = set(spec.outputs.values())
     for index, step in enumerate(spec.steps):
         if step.op not in _OPERATIONS or any(isinstance(a, str) and a not in values for a in step.arguments):
-            raise LoweringError("a host specification uses known operations on earlier results", received=step)
+            raise LoweringError(
+                f"step {step.result!r} of the host specification has an unknown operation or argument", received=step
+            )
         arguments = [values[a] if isinstance(a, str) else a for a in step.arguments]
         held = sum(value.nbytes for value in values.values())
         try:
@@ -89,7 +91,9 @@ def run(spec: HostSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
             raise LoweringError(problem, received=f"{step.op}: {error}") from error
         if result.shape != step.shape or str(result.dtype) != step.dtype:
             raise LoweringError(
-                f"step {step.result!r} gives {step.shape} {step.dtype}", received=f"{result.shape} {result.dtype}"
+                f"step {step.result!r} of the host specification gives another shape or dtype than it says",
+                expected=f"{step.shape} {step.dtype}",
+                received=f"{result.shape} {result.dtype}",
             )
         values[step.result] = result
         for argument in step.arguments:

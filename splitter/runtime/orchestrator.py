@@ -116,7 +116,7 @@ class Orchestrator:
             hook.before_check(spec)
         if spec.name not in arrays:
             raise BoundaryError(
-                f"tensor {spec.name!r} {at} is present", received=f"only {', '.join(arrays) or 'nothing'}"
+                f"tensor {spec.name!r} {at} is missing", received=f"only {', '.join(arrays) or 'nothing'}"
             )
         array = arrays[spec.name]
         boundary.check(spec, array, at=at)
@@ -126,7 +126,9 @@ class Orchestrator:
                 self._golden_snr_db, self.bundle.manifest.plan.tolerances.negligible_max_abs
             ):
                 raise BoundaryError(
-                    f"tensor {spec.name!r} {at} reaches {self._golden_snr_db:g} dB of its golden", received=parity
+                    f"tensor {spec.name!r} {at} is too far from its golden",
+                    expected=f"at least {self._golden_snr_db:g} dB",
+                    received=parity,
                 )
         for hook in self.hooks:
             hook.after_check(spec)

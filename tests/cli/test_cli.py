@@ -126,7 +126,7 @@ FAILURES = {
     "golden audio that is missing": (["build", "demo", "-o", "OUT", "--golden-audio", "none.wav"], "none.wav"),
     "random weights for no configuration": (
         ["build", "demo", "-o", "OUT", "--random-init", "1"],
-        "named configuration",
+        "no configuration 'demo' for random weights",
     ),
     "no bundle": (["verify", "nowhere"], "splitter build"),
     "no bundle to run": (["separate", "SONG"], "-b DIR"),
@@ -134,7 +134,7 @@ FAILURES = {
     "unknown name": (["separate", "SONG", "-n", "htdemuxx"], "Names are demo"),
     "unknown stem": (["separate", "SONG", "-b", "BUNDLE", "--two-stems", "piano"], "drums, bass, other, vocals"),
     "overlap of one": (["separate", "SONG", "-b", "BUNDLE", "--overlap", "1"], "less than 1"),
-    "more jobs than cores": (["separate", "SONG", "-b", "BUNDLE", "-j", "4096"], "a core for each; got 4096"),
+    "more jobs than cores": (["separate", "SONG", "-b", "BUNDLE", "-j", "4096"], "(available cores), found 4096"),
     "no job": (["separate", "SONG", "-b", "BUNDLE", "-j", "0"], "jobs"),
     "two formats": (["separate", "SONG", "-b", "BUNDLE", "--mp3", "--flac"], "one format"),
     "two depths": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--int24"], "one format"),
@@ -152,7 +152,7 @@ FAILURES = {
     ),
     "profile of an unknown segment": (["profile", "BUNDLE", "--engine", "enkoder=mil"], "enkoder"),
     "profile of no runs": (["profile", "BUNDLE", "--runs", "0"], "--runs"),
-    "profile beside nothing": (["profile", "BUNDLE", "--merge", "none.json"], "none.json must be a profile"),
+    "profile beside nothing": (["profile", "BUNDLE", "--merge", "none.json"], "none.json is no profile"),
     "unknown option": (["verify", "BUNDLE", "--fast"], "--fast"),
 }
 
@@ -309,11 +309,11 @@ def test_predict_runs_a_package(splitter, tmp_path, demo_bundle, suffix):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"package": "nothing.mlpackage"}, "must be a Core ML package"),
+        ({"package": "nothing.mlpackage"}, "is no Core ML package"),
         ({"inputs": "nothing.npz"}, "cannot be read as arrays by name"),
         ({"inputs": "other.npz"}, "'spectrogram' of encoder.mlpackage is given"),
         ({"out": "out.txt"}, r"\.npz or \.safetensors"),
-        ({"out": "no/such/folder.npz"}, "must be writable"),
+        ({"out": "no/such/folder.npz"}, "cannot be written"),
         ({"function": "second"}, "second.*It has main"),
     ],
 )
@@ -479,7 +479,7 @@ def test_a_full_disk_behind_standard_output_is_one_message(demo_path, arguments)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([SPLITTER, *command], stdout=full, stderr=subprocess.PIPE, text=True)  # noqa: PLW1510
     assert done.returncode == 1
-    expected = "must be a bundle" if "none" in arguments else "standard output must be writable; got No space left"
+    expected = "is no bundle" if "none" in arguments else "standard output cannot be written; got No space left"
     assert re.fullmatch(rf"splitter: error: .*{expected}.*\n", done.stderr)
 
 
@@ -508,7 +508,7 @@ def test_brackets_in_names_are_names(splitter, demo_path, tmp_path):
         (["plan", "demo", "--max-weight-mb", "nan"], "nan is not a finite number"),
         (["report", "DEMO", "--start", "inf"], "inf is not a finite number"),
         (["report", "DEMO", "--seconds", "nan"], "nan is not a finite number"),
-        (["report", "DEMO", "-o", "."], "must be a file"),
+        (["report", "DEMO", "-o", "."], "is a directory"),
         (["separate", "x.wav", "-b", "DEMO", "--mp3", "--mp3-bitrate", "100"], "MP3 has the bit rate; got 100"),
         (["separate", "x.wav", "-b", "DEMO", "--samplerate", "44.1k"], "'44.1k' is not keep, model, or a number of Hz"),
         (["separate", "x.wav", "-b", "DEMO", "--samplerate", "12"], "impossible sample rate"),

@@ -109,7 +109,7 @@ def test_missing_weight_is_refused(hybrid, tmp_path):
 
 def test_truncated_weights_are_refused(tmp_path):
     (tmp_path / "w.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    with pytest.raises(BundleError, match=r"w\.safetensors must be a readable safetensors file"):
+    with pytest.raises(BundleError, match=r"w\.safetensors cannot be read as a safetensors file"):
         Weights(tmp_path / "w.safetensors").of(["down.weight"])
 
 

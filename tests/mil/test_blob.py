@@ -121,7 +121,7 @@ def test_a_file_that_changes_after_it_was_opened_changes_nothing(written):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(PackageError, match=r"none.bin must be a readable weight file"):
+    with pytest.raises(PackageError, match=r"none.bin cannot be read as a weight file"):
         BlobFile(tmp_path / "none.bin")
 
 

@@ -176,7 +176,7 @@ def test_truncated_model(path, cut):
 )
 def test_no_protobuf(path, raw):
     (path / MODEL).write_bytes(raw)
-    refused(path, "op.mlpackage must be a readable Core ML package")
+    refused(path, "op.mlpackage cannot be read as a Core ML package")
 
 
 def test_protobuf_nested_deeper_than_it_may_be(path):

@@ -259,7 +259,7 @@ def test_functions_are_chosen_by_name(tmp_path):
     default = load(tmp_path / "both.mlpackage")
     assert default.spec.function_name == "other"
     assert_agree(default.predict(inputs), computed(models["other"], inputs))
-    with pytest.raises(UsageError, match="a function of both.mlpackage is named"):
+    with pytest.raises(UsageError, match="both.mlpackage has no function"):
         load(tmp_path / "both.mlpackage", function_name="main")
 
 

@@ -83,7 +83,8 @@ def test_as_few_segments_as_the_budget_allows():
 
 def test_budgets_that_nothing_keeps_say_what_the_best_has():
     with pytest.raises(
-        PlanError, match=r"'encoder' must keep its budget of 5 operations; got at best [\d,]+ operations and"
+        PlanError,
+        match=r"'encoder' keeps the budget of a segment: expected 5 operations, found at best [\d,]+ operations and",
     ):
         compare("demo", max_operations=5)
 
@@ -92,14 +93,14 @@ def test_a_plan_file_says_what_the_plan_did(tmp_path, demo):
     plan = plans.with_segments(demo[1], {"encoder": 2})
     plans.save(plan, tmp_path / "plan.toml")
     assert plans.load(tmp_path / "plan.toml") == plan
-    with pytest.raises(UsageError, match="must be writable"):
+    with pytest.raises(UsageError, match="cannot be written"):
         plans.save(plan, tmp_path / "no" / "plan.toml")
 
 
 def test_only_packages_are_cut(demo):
     with pytest.raises(PlanError, match="'transformer' cannot be cut"):
         compare("demo", segments={"transformer": 2})
-    with pytest.raises(PlanError, match="by stage; got middle"):
+    with pytest.raises(PlanError, match="unknown stage 'middle'"):
         plans.with_segments(demo[1], {"middle": 2})
 
 

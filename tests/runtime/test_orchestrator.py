@@ -115,13 +115,19 @@ class Broken(Engine):
 SPOILS = {
     "missing": (
         lambda r: {k: v for k, v in r.items() if k != "skip_freq_1"},
-        "'skip_freq_1' leaving encoder .* is present",
+        "'skip_freq_1' leaving encoder .* is missing",
     ),
-    "misshapen": (lambda r: {**r, "skip_freq_1": r["skip_freq_1"][0]}, "'skip_freq_1' leaving encoder .* has shape"),
-    "wide": (lambda r: {**r, "skip_freq_1": r["skip_freq_1"].astype("f8")}, "dtype float32; got float64"),
+    "misshapen": (
+        lambda r: {**r, "skip_freq_1": r["skip_freq_1"][0]},
+        "'skip_freq_1' leaving encoder .* has another shape",
+    ),
+    "wide": (
+        lambda r: {**r, "skip_freq_1": r["skip_freq_1"].astype("f8")},
+        "another dtype: expected float32, found float64",
+    ),
     "not finite": (
         lambda r: {**r, "skip_freq_1": r["skip_freq_1"] * np.float32(np.nan)},
-        "'skip_freq_1' leaving encoder .* is finite",
+        "'skip_freq_1' leaving encoder .* is not finite",
     ),
 }
 
@@ -149,7 +155,8 @@ def test_parity_with_goldens_can_be_demanded(demo_bundle, golden):
     broken.spoil = lambda results: {**results, "skip_time_2": results["skip_time_2"] * np.float32(1 + 1e-5)}
     checked.engines["encoder"] = broken
     with pytest.raises(
-        BoundaryError, match=r"'skip_time_2' leaving encoder \(broken\) reaches 120 dB of its golden; got 100"
+        BoundaryError,
+        match=r"'skip_time_2' leaving encoder \(broken\) is too far from its golden: expected at least 120 dB, found 100",
     ):
         checked.run({"mix": golden["mix"]})
 
@@ -238,7 +245,7 @@ def test_coreml_that_refuses_a_package_is_named(demo_bundle, monkeypatch):
         raise RuntimeError("Error compiling model")
 
     monkeypatch.setattr(ct.models, "MLModel", refuse)
-    with pytest.raises(EngineError, match=r"Core ML must load encoder\.mlpackage; got Error compiling model"):
+    with pytest.raises(EngineError, match=r"Core ML cannot load encoder\.mlpackage; got Error compiling model"):
         CoreMLEngine(demo_bundle, demo_bundle.segment("encoder"), compute_units="ALL")
 
 

@@ -59,8 +59,8 @@ def compressed(
         name = next((constant for constant in (node, node + _HALF) if constant in names), None)
         if name is None:
             raise LoweringError(
-                f"every weight of segment {segment!r} that is to be compressed is a constant of its package",
-                received=f"no {node!r} for {source!r}",
+                f"a weight of segment {segment!r} cannot be compressed: its package has no constant of it",
+                expected=f"{node!r} for {source!r}",
                 fix='Give it the form "none" in the plan, and report this.',
             )
         if form == "int8":

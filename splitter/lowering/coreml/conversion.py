@@ -51,7 +51,7 @@ def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
     findings = _differences(saved, segment.name, segment.inputs, segment.outputs, plan, stored)
     findings += compression.differences(stored, wanted, plan.compression)
     if findings:
-        raise LoweringError(f"{path.name} must be what the plan asks for", received="; ".join(findings))
+        raise LoweringError(f"{path.name} is not what the plan asks for", received="; ".join(findings))
     details = {"compressed": compression.to_details(wanted)} if wanted else {}
     return Artifact(target=segment.stage.target, path=path.name, details=details)
 
@@ -109,7 +109,7 @@ def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
 
 def _refused(what: str, segment: Segment, error: Exception) -> LoweringError:
     return LoweringError(
-        f"Core ML Tools must be able to {what} segment {segment.name!r}",
+        f"Core ML Tools cannot {what} segment {segment.name!r}",
         received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
         fix='Give the stage the target "graph" in the plan, or report the operator.',
     )
@@ -128,7 +128,7 @@ def _names(operation: Any) -> set[str]:
     A plan names operations of the fp32 package, where nothing is cast.
     """
     result = operation.outputs[0]
-    return {result.name} | {one.outputs[0].name for one in result.child_ops if one.op_type == "cast"}
+    return {result.name} | {user.outputs[0].name for user in result.child_ops if user.op_type == "cast"}
 
 
 def _element(spec: TensorSpec) -> type[np.generic]:
@@ -187,7 +187,7 @@ def _differences(
             continue
         for spec in specs:
             feature = got[spec.name]
-            asked = next(one for one in Precision if one.dtype == spec.dtype)
+            asked = next(precision for precision in Precision if precision.dtype == spec.dtype)
             if (feature.shape, feature.dtype) != (spec.packaged_shape, asked):
                 findings.append(
                     f"{kind} {spec.name} is {feature.shape} {feature.dtype}, asked {spec.packaged_shape} {asked}"
@@ -195,8 +195,16 @@ def _differences(
             if not feature.description:
                 findings.append(f"{kind} {spec.name} has no description")
     kept = set(plan.fp32_operations.get(segment, ())) if plan.requested_precision(segment) == "mixed" else set()
-    casts = (one for one in saved.operations if one.type == "cast" and isinstance(one.inputs["x"][0], Ref))
-    outputs_of = {one.inputs["x"][0].name: one.name for one in casts if one.name in saved.function.block.outputs}
+    casts = (
+        operation
+        for operation in saved.operations
+        if operation.type == "cast" and isinstance(operation.inputs["x"][0], Ref)
+    )
+    outputs_of = {
+        operation.inputs["x"][0].name: operation.name
+        for operation in casts
+        if operation.name in saved.function.block.outputs
+    }
     for (operation, dtype), results in sorted(facts.float_values.items()):
         names = [outputs_of.get(name, name) for name in results]
         if dtype != plan.precision and (others := [name for name in names if name not in kept]):

@@ -53,7 +53,7 @@ class KernelsTarget(Target):
             record = weights.export(config, tensors, sources, path, form=plan.weights, inputs=inputs, outputs=outputs)
         except SpecError as error:
             raise LoweringError(
-                f"segment {segment.name!r} must be a cross-domain transformer that the kernels implement",
+                f"segment {segment.name!r} is no cross-domain transformer that the kernels implement",
                 received=str(error),
                 fix='Give the stage the target "graph" or "coreml" in the plan.',
             ) from error
@@ -127,7 +127,7 @@ def check_matrices(matrices: Iterable[str], asked: WeightsForm) -> None:
     """
     if unknown := sorted(asked.exceptions.keys() - {path for name in matrices for path in paths(name)}):
         raise PlanError(
-            "an exception of the transformer's compression names a matrix of it, or what several are below",
+            "an exception of the transformer's compression names no matrix of it, nor a module with some",
             received=", ".join(unknown),
             fix="Names are those of kernels.spec.parameters, e.g. layers.0.linear1.weight.",
         )
@@ -143,7 +143,8 @@ def _prove(
         parity = compare(golden, result)
         if not parity.reaches(plan.tolerances.kernels_snr_db):
             raise LoweringError(
-                f"the NumPy kernels give {name!r} at {plan.tolerances.kernels_snr_db:g} dB of the graph",
+                f"the NumPy kernels give another {name!r} than the graph",
+                expected=f"at least {plan.tolerances.kernels_snr_db:g} dB",
                 received=parity,
                 fix="This transformer differs from the kernels' in a way that the shapes of its graph do not show.",
             )
@@ -154,7 +155,8 @@ def _branches(specs: tuple[TensorSpec, ...], segment: str) -> tuple[str, str]:
     by_rank = {rank(spec.layout): spec.name for spec in specs if spec.layout}
     if len(specs) != 2 or set(by_rank) != {4, 3}:
         raise LoweringError(
-            f"segment {segment!r} takes and gives one tensor 'b c f t' and one 'b c t'",
+            f"segment {segment!r} takes or gives other tensors than a cross-domain transformer",
+            expected="one 'b c f t' and one 'b c t'",
             received=", ".join(f"{spec.name} {spec.layout!r}" for spec in specs),
             fix="Cut exactly at the cross-transformer module, and give the tensors a layout in the plan.",
         )
@@ -178,7 +180,7 @@ def _config(program: Program, tensors: Mapping[str, Array]) -> Config:
     heads = _single(program, _aten.scaled_dot_product_attention.default, lambda n: n.args[0].meta["type"].shape[1])
     for gelu in (node for node in program.operators if node.target is _aten.gelu.default):
         if gelu.kwargs.get("approximate", "none") != "none":
-            raise SpecError("the feed-forward's GELU must be the exact one; the graph approximates it")
+            raise SpecError("the graph approximates the feed-forward's GELU; the kernels compute the exact one")
     try:
         return Config(
             width=tensors["norm_in.weight"].shape[0],
@@ -198,7 +200,7 @@ def _single(program: Program, op: object, read: Any) -> Any:
     """What all nodes of one operator agree on."""
     found = {read(node) for node in program.operators if node.target is op}
     if len(found) != 1:
-        raise SpecError(f"all {op} must agree; the graph has {sorted(found)}")
+        raise SpecError(f"the {op} of the graph differ: {sorted(found)}")
     return found.pop()
 
 
@@ -213,4 +215,4 @@ def _position_table(program: Program, norm: str) -> Array:
             if isinstance(first, fx.Node) and isinstance(second, fx.Node) and first.meta["module"] == norm:
                 table = program.constant(second).numpy()
                 return np.ascontiguousarray(table.reshape(table.shape[-2:]))
-    raise SpecError(f"a position table must be added after {norm}; the graph adds none")
+    raise SpecError(f"the graph adds no position table after {norm}")

@@ -25,7 +25,7 @@ from .. import capabilities
 
 
 def kernel_checks(
-    bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array], own: Mapping[str, Array]
+    bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array], captured: Mapping[str, Array]
 ) -> list[Check]:
     """Both links, in decibels against the plan's limits.
 
@@ -36,21 +36,21 @@ def kernel_checks(
         bundle: With the graph's own precision at its boundaries.
         segment: The transformer.
         golden: The recorded run.
-        own: What the captured segment gives, from its golden input.
+        captured: What the captured segment gives, from its golden input.
     """
     try:
         form = weights.record_of(segment.artifact.details).form
         if form.is_lossless:
             why = "the weights are stored without loss"
             checks = [Check("compression", segment.name, Status.NOT_APPLICABLE, "torch", "local", note=why)]
-            expected = {name: own[name] for name in segment.outputs}
+            expected = {name: captured[name] for name in segment.outputs}
         else:
             decoded = with_stored_weights(bundle, segment)
             expected = _run(decoded, segment, "torch", golden)
             limits = _limits(bundle, segment)
             checks = [*_weight_checks(bundle, decoded, segment, limits)]
             limit = min(limits.values())
-            checks += _compared(bundle, segment, "compression", "torch", limit, own, expected)
+            checks += _compared(bundle, segment, "compression", "torch", limit, captured, expected)
     except SplitterError as error:
         return [Check(segment.artifact.target, segment.name, Status.FAIL, "torch", "local", note=str(error))]
     limit = bundle.manifest.plan.tolerances.kernels_snr_db
@@ -98,8 +98,8 @@ def with_stored_weights(bundle: Bundle, segment: SegmentRecord) -> Bundle:
             continue
         if source not in replaced or tuple(replaced[source].shape) != stored[name].shape:
             raise CheckpointError(
-                f"{name!r} must come from a weight of the captured segment",
-                received=f"{source!r}, which is none of its shape",
+                f"{name!r} comes from no weight of the captured segment",
+                expected=f"{source!r} with the shape {stored[name].shape}",
                 fix="Build the bundle again.",
             )
         replaced[source] = torch.nn.Parameter(torch.from_numpy(stored[name]), replaced[source].requires_grad)

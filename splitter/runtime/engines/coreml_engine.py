@@ -38,7 +38,7 @@ class CoreMLEngine(Engine):
         try:
             self._model = ct.models.MLModel(str(self._path), compute_units=ct.ComputeUnit[compute_units])
         except Exception as error:  # Core ML raises every kind
-            raise EngineError(f"Core ML must load {self._path.name}", received=str(error)) from error
+            raise EngineError(f"Core ML cannot load {self._path.name}", received=str(error)) from error
         self._specs = bundle.tensors
         self._outputs = segment.outputs
 

@@ -45,7 +45,7 @@ class _HostStage:
         try:
             self._spec = HostSpec.model_validate_json(content)
         except ValidationError as error:
-            raise BundleError(f"{path.name} must be a host specification", received=str(error)) from error
+            raise BundleError(f"{path.name} is no host specification", received=str(error)) from error
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return host.run(self._spec, inputs)

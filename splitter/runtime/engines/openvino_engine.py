@@ -59,7 +59,7 @@ class OpenVINOEngine(Engine):
             raise
         except Exception as error:  # OpenVINO raises every kind
             raise EngineError(
-                f"OpenVINO must convert and compile segment {segment.name!r}", received=str(error).strip()
+                f"OpenVINO cannot convert or compile segment {segment.name!r}", received=str(error).strip()
             ) from error
         self._request = self._model.create_infer_request()
         self._inputs, self._outputs = segment.inputs, segment.outputs  # in the order of the model's

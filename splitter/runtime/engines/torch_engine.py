@@ -12,7 +12,7 @@ from ... import passes
 from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
-from ...graph import categories as families
+from ...graph import categories
 from ...lowering import capabilities
 from . import Engine
 
@@ -33,7 +33,7 @@ class TorchEngine(Engine):
         return {name: result.to(getattr(torch, self._dtypes[name])).numpy() for name, result in results.items()}
 
     def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
-        self._program.run(self._taken(inputs), observe=lambda node, value: done(families.of_node(node)))
+        self._program.run(self._taken(inputs), observe=lambda node, value: done(categories.of_node(node)))
         return True
 
     def run_with_taps(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:

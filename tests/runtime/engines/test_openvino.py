@@ -76,7 +76,7 @@ def test_what_cannot_be_converted_is_one_error(demo_bundle, home, monkeypatch):
         raise RuntimeError("no rule for aten.stft")
 
     monkeypatch.setattr(openvino_engine, "converted", refuse)
-    with pytest.raises(EngineError, match=r"must convert and compile segment 'encoder'; got no rule for aten\.stft"):
+    with pytest.raises(EngineError, match=r"cannot convert or compile segment 'encoder'; got no rule for aten\.stft"):
         OpenVINOEngine(demo_bundle, demo_bundle.segment("encoder"), compute_units="ALL")
     assert not list(home.iterdir())
 
