@@ -74,9 +74,12 @@ def run(spec: HostSpec, inputs: Mapping[str, Array]) -> dict[str, Array]:
     last_use = {argument: index for index, step in enumerate(spec.steps) for argument in step.arguments}
     kept = set(spec.outputs.values())
     for index, step in enumerate(spec.steps):
-        if step.op not in _OPERATIONS or any(isinstance(a, str) and a not in values for a in step.arguments):
+        if step.op not in _OPERATIONS:
+            raise LoweringError(f"step {step.result!r} of the host specification is unknown: {step.op!r}")
+        if missing := [a for a in step.arguments if isinstance(a, str) and a not in values]:
             raise LoweringError(
-                f"step {step.result!r} of the host specification has an unknown operation or argument", received=step
+                f"step {step.result!r} of the host specification reads what no earlier step computes",
+                received=", ".join(missing),
             )
         arguments = [values[a] if isinstance(a, str) else a for a in step.arguments]
         held = sum(value.nbytes for value in values.values())

@@ -262,10 +262,10 @@ def test_force_replaces_a_bundle_and_nothing_else(copy, tmp_path, exchange, monk
     with pytest.raises(BundleError, match="replaces only what it has built"), staged(copy, force=True):
         pytest.fail("entered")
     (tmp_path / "link").symlink_to(copy)
-    with pytest.raises(BundleError, match="something else"), staged(tmp_path / "link", force=True):
+    with pytest.raises(BundleError, match="exists and is no bundle"), staged(tmp_path / "link", force=True):
         pytest.fail("entered")
     (tmp_path / "plain").write_text("mine")
-    with pytest.raises(BundleError, match="something else"), staged(tmp_path / "plain", force=True):
+    with pytest.raises(BundleError, match="exists and is no bundle"), staged(tmp_path / "plain", force=True):
         pytest.fail("entered")
     assert (tmp_path / "plain").read_text() == "mine"
 

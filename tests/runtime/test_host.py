@@ -100,11 +100,17 @@ def spec(*steps, outputs):
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (Step(result="y", op="system", arguments=("x",), shape=(1,), dtype="float32"), "known operations"),
-        (Step(result="y", op="add", arguments=("z", 1.0), shape=(1,), dtype="float32"), "earlier results"),
+        (
+            Step(result="y", op="system", arguments=("x",), shape=(1,), dtype="float32"),
+            "step 'y' of the host specification is unknown: 'system'",
+        ),
+        (
+            Step(result="y", op="add", arguments=("z", 1.0), shape=(1,), dtype="float32"),
+            "reads what no earlier step computes; got z",
+        ),
         (
             Step(result="y", op="add", arguments=("x", 1.0), shape=(2,), dtype="float32"),
-            r"gives \(2,\) float32; got \(1,\)",
+            r"than it says: expected \(2,\) float32, found \(1,\)",
         ),
     ],
 )
