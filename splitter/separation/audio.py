@@ -107,7 +107,11 @@ class Decoding:
         if source.channels <= 2 or source.channels == track.channels or track.layout == "first2":
             return None
         if track.channels > 2:
-            raise AudioError(f"{track.path} is mono or has {track.channels} channels", received=source.channels)
+            raise AudioError(
+                f"{track.path} has the wrong number of channels",
+                expected=f"1 or {track.channels}",
+                received=source.channels,
+            )
         if source.positions is None:
             raise AudioError(
                 f"{track.path} has {source.channels} channels and does not say where they stand",
@@ -128,7 +132,11 @@ class Decoding:
         if wanted == 1:
             return frames.mean(axis=1, keepdims=True, dtype=np.float32)
         if frames.shape[1] < wanted:
-            raise AudioError(f"{self._track.path} is mono or has {wanted} channels", received=frames.shape[1])
+            raise AudioError(
+                f"{self._track.path} has the wrong number of channels",
+                expected=f"1 or {wanted}",
+                received=frames.shape[1],
+            )
         return np.ascontiguousarray(frames[:, :wanted])
 
 
@@ -270,7 +278,7 @@ def _statistics(blocks: Iterator[Block], path: Path) -> Statistics:
         total += float(mono.sum())
         squares += float(np.dot(mono, mono))
     if shift is None:
-        raise AudioError(f"{path} must hold sound", received="no samples at all")
+        raise AudioError(f"{path} is empty", expected="at least 1 sample")
     variance = (squares - total * total / count) / (count - 1) if count > 1 else math.nan
     return Statistics(count, shift + total / count, math.sqrt(max(variance, 0.0)) if count > 1 else 0.0)
 

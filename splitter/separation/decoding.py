@@ -64,12 +64,17 @@ class Source:
             decoded += len(frames)
             yield frames
         if missing := _missing_frames(self._file, decoded):
-            raise AudioError(f"{self._path} is complete", received=f"{missing} samples fewer than it says")
+            raise AudioError(
+                f"{self._path} is truncated",
+                expected=f"{decoded + missing:,} samples",
+                received=f"{decoded:,}",
+                fix="Export it again.",
+            )
 
 
 def _check_finite(frames: Frames, path: Path) -> None:
     if not np.isfinite(frames).all():
-        raise AudioError(f"{path} holds finite samples", received="NaN or infinity")
+        raise AudioError(f"{path} holds NaN or infinity", expected="finite samples")
 
 
 def check_rate(samplerate: int, whose: str) -> None:
@@ -101,7 +106,11 @@ def _missing_frames(file: soundfile.SoundFile, decoded: int) -> int:
         # placeholders of writers that could not seek back.
         noted = re.search(r"^(?:data| SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
         if noted and int(noted[1]) < 0x7FFF_0000:
-            return max(0, int(noted[1]) - int(noted[2])) * file.frames // max(1, int(noted[2]))
+            promised, held = int(noted[1]), int(noted[2])
+            frame_bytes = held // max(1, file.frames)  # 0 where samples are compressed: then by the ratio
+            if frame_bytes and file.frames:
+                return max(0, -(-(promised - held) // frame_bytes))
+            return max(0, promised - held) * file.frames // max(1, held)
         return 0
     return max(0, file.frames - decoded) if file.seekable() else 0
 
@@ -118,7 +127,7 @@ def opened(path: Path) -> Iterator[Source]:
             yield Source(path, file)
     except (soundfile.LibsndfileError, OSError) as error:
         reason = "no such file" if not path.exists() else str(getattr(error, "error_string", error))
-        raise AudioError(f"{path} must be a readable audio file", received=reason.rstrip(".")) from error
+        raise AudioError(f"{path} cannot be read as audio", received=reason.rstrip(".")) from error
 
 
 @contextmanager

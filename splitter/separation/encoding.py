@@ -52,7 +52,7 @@ class Encoding:
         """Raises `UsageError` for a bit rate that MP3 does not have."""
         if self.mp3_bitrate not in MP3_BITRATES:
             rates = ", ".join(map(str, MP3_BITRATES))
-            raise UsageError("MP3 has the bit rate", received=self.mp3_bitrate, fix=f"It has {rates}.")
+            raise UsageError(f"MP3 has no bit rate of {self.mp3_bitrate} kbit/s", fix=f"It has {rates}.")
 
     @property
     def has_gain(self) -> bool:

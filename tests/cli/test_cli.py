@@ -509,7 +509,7 @@ def test_brackets_in_names_are_names(splitter, demo_path, tmp_path):
         (["report", "DEMO", "--start", "inf"], "inf is not a finite number"),
         (["report", "DEMO", "--seconds", "nan"], "nan is not a finite number"),
         (["report", "DEMO", "-o", "."], "is a directory"),
-        (["separate", "x.wav", "-b", "DEMO", "--mp3", "--mp3-bitrate", "100"], "MP3 has the bit rate; got 100"),
+        (["separate", "x.wav", "-b", "DEMO", "--mp3", "--mp3-bitrate", "100"], "MP3 has no bit rate of 100 kbit/s"),
         (["separate", "x.wav", "-b", "DEMO", "--samplerate", "44.1k"], "'44.1k' is not keep, model, or a number of Hz"),
         (["separate", "x.wav", "-b", "DEMO", "--samplerate", "12"], "impossible sample rate"),
         (["separate", "x.wav", "-b", "DEMO", "--samplerate", "96000", "--mp3"], "MP3 has no sample rate of 96,000 Hz"),

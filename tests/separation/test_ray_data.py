@@ -26,7 +26,7 @@ def test_rows_say_what_became_of_them(tmp_path, toy_path):
     assert stage({"path": str(track)}) == row | {"attempts": 0}
     row = stage({"path": str(broken)})
     assert row["stems"] == {"kept": None, "rest": None}
-    assert "b.wav must be a readable audio file" in row["error"]
+    assert "b.wav cannot be read as audio" in row["error"]
 
 
 def test_rows_may_bring_the_sound(tmp_path, toy_path):
@@ -70,6 +70,6 @@ def test_a_local_cluster_separates_a_library(tmp_path, toy_path):
     rows = {row["path"]: row for row in map(json.loads, result.stdout.splitlines())}
     done, failed, before = (rows.pop(str(song)) for song in songs)
     assert not rows
-    assert "1.wav must be a readable audio file" in failed["error"]
+    assert "1.wav cannot be read as audio" in failed["error"]
     assert (done["error"], done["attempts"], before["error"], before["attempts"]) == (None, 1, None, 0)
     assert len(content(tmp_path / "out")) == 4

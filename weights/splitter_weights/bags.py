@@ -17,7 +17,7 @@ _MOST_CHARACTERS = 100  # of one value
 _Weight = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 
 
-class Bag(BaseModel):
+class BagListing(BaseModel):
     """Members by signature, the weight of each per stem, and the longest segment."""
 
     model_config = ConfigDict(extra="forbid")
@@ -27,7 +27,7 @@ class Bag(BaseModel):
     segment: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] | None = None
 
 
-def parsed(data: bytes, name: str) -> Bag:
+def parsed(data: bytes, name: str) -> BagListing:
     """The bag that a file describes.
 
     Raises:
@@ -37,7 +37,7 @@ def parsed(data: bytes, name: str) -> Bag:
         text = data.decode()
         _check_bounds(text, name)
         # The base loader makes text of every value, so that no number or date is computed before its schema is asked.
-        return Bag.model_validate(yaml.load(text, Loader=yaml.BaseLoader))  # noqa: S506 (makes nothing but text)
+        return BagListing.model_validate(yaml.load(text, Loader=yaml.BaseLoader))  # noqa: S506 (makes nothing but text)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{name} is no YAML", received=str(error).replace("\n", " ")[:300]) from error
     except ValidationError as error:

@@ -49,10 +49,10 @@ def verify_port(dumps: Sequence[Mapping[str, Array] | Path], bundle: Source) -> 
         BundleError: The bundle has no transformer that the kernels implement.
         UsageError: No name in the dump is a tap's, or a file cannot be read.
     """
-    return _Verification(dumps, single(bundle)).report()
+    return _PortVerification(dumps, single(bundle)).report()
 
 
-class _Verification:
+class _PortVerification:
     def __init__(self, dumps: Sequence[Mapping[str, Array] | Path], bundle: Bundle) -> None:
         self.model = TappedTransformer(bundle)
         self.tolerances = bundle.manifest.plan.tolerances

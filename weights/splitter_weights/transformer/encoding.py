@@ -13,12 +13,12 @@ from splitter.errors import LoweringError
 from splitter.plan.schema import WeightsForm
 
 from ..quantisation import integers, nearest, palette
-from .form import Parameter, Role
+from .form import Role, StoredParameter
 
 Array: TypeAlias = NDArray[Any]
 
 
-def encode(name: str, parameter: Parameter, values: Array, form: WeightsForm) -> dict[Role, Array]:
+def encode(name: str, parameter: StoredParameter, values: Array, form: WeightsForm) -> dict[Role, Array]:
     """The tensors that stand for a parameter, by role; `decode` undoes it.
 
     Raises:
@@ -36,7 +36,7 @@ def encode(name: str, parameter: Parameter, values: Array, form: WeightsForm) ->
     return dict(zip(("indices", "table"), _palette(values, kind), strict=True))
 
 
-def decode(parameter: Parameter, tensors: dict[Role, Array], form: WeightsForm) -> Array:
+def decode(parameter: StoredParameter, tensors: dict[Role, Array], form: WeightsForm) -> Array:
     """A parameter in float32, as the kernels take it."""
     if "values" in tensors:
         return tensors["values"].astype(np.float32)

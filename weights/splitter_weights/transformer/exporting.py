@@ -16,7 +16,7 @@ from splitter.errors import LoweringError
 from splitter.plan.schema import WeightsForm
 
 from .encoding import decode, encode
-from .form import Parameter, Role, parameters_of, tensor_name, transform
+from .form import Role, StoredParameter, parameters_of, tensor_name, transform
 from .importing import DTYPES, load
 from .record import ALIGNMENT, FORMAT, TensorRecord, TransformerRecord
 
@@ -49,7 +49,7 @@ def export(
         LoweringError: They cannot be stored in this form, or the saved file does not hold them.
     """
     check_parameters(config, {name: array.shape for name, array in tensors.items()})
-    stored: dict[str, tuple[Array, str, Parameter, Role]] = {}
+    stored: dict[str, tuple[Array, str, StoredParameter, Role]] = {}
     expected = {name: np.empty(array.shape, np.float32) for name, array in tensors.items()}
     for name, parameter in parameters_of(config, form).items():
         rows = parameter.slice

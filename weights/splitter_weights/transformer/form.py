@@ -24,7 +24,7 @@ _HALF = "float16"
 
 
 @dataclass(frozen=True)
-class Parameter:
+class StoredParameter:
     """One parameter as a port names it.
 
     Attributes:
@@ -48,27 +48,27 @@ class Parameter:
         return len(self.shape) == 2 and self.kernel not in POSITIONS.values()
 
 
-def parameters_of(config: Config, form: WeightsForm) -> dict[str, Parameter]:
+def parameters_of(config: Config, form: WeightsForm) -> dict[str, StoredParameter]:
     """Every parameter of a form by its name there, in the order of the tree.
 
     Split, ``in_proj_weight`` and ``in_proj_bias`` become ``weight`` and ``bias`` of three projections: rows
     ``0…C`` are the query's, ``C…2C`` the key's, ``2C…3C`` the value's.
     """
-    named: dict[str, Parameter] = {}
+    named: dict[str, StoredParameter] = {}
     for kernel, shape in parameters(config).items():
         stacked = _STACKED.search(kernel)
         if stacked is None or not form.is_split:
-            named[kernel] = Parameter(kernel, None, shape)
+            named[kernel] = StoredParameter(kernel, None, shape)
             continue
         width = shape[0] // 3
         for index, projection in enumerate(_PROJECTIONS[form.layout]):
             rows = (index * width, (index + 1) * width)
             name = kernel[: stacked.start()] + f"{projection}.{stacked[1]}"
-            named[name] = Parameter(kernel, rows, (width, *shape[1:]))
+            named[name] = StoredParameter(kernel, rows, (width, *shape[1:]))
     return named
 
 
-def stored(parameter: Parameter, form: WeightsForm) -> dict[Role, tuple[tuple[int, ...], str]]:
+def stored(parameter: StoredParameter, form: WeightsForm) -> dict[Role, tuple[tuple[int, ...], str]]:
     """Shape and dtype of the tensors that hold a parameter, by role."""
     if not parameter.is_matrix:
         return {"values": (parameter.shape, "float32")}

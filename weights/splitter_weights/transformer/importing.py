@@ -18,7 +18,7 @@ from splitter.errors import CheckpointError
 from splitter.reading import Read
 
 from .encoding import decode
-from .form import Parameter, Role, parameters_of, stored, tensor_name
+from .form import Role, StoredParameter, parameters_of, stored, tensor_name
 from .record import ALIGNMENT, FORMAT, TensorRecord, TransformerRecord
 
 Array: TypeAlias = NDArray[Any]
@@ -60,7 +60,7 @@ def load(path: Path, record: TransformerRecord, read: Read = Path.read_bytes) ->
     return record.config, tree
 
 
-def _wanted(path: Path, record: TransformerRecord) -> dict[str, Parameter]:
+def _wanted(path: Path, record: TransformerRecord) -> dict[str, StoredParameter]:
     """The parameters of the record's configuration and form; the record must describe these and nothing else."""
     wanted = parameters_of(record.config, record.form)
     expected: dict[str, tuple[object, ...]] = {}
