@@ -190,7 +190,7 @@ def test_a_single_channel_is_one_in_each_stem(toy_path):
         (np.zeros(3000, np.float32), 8000, r"of shape \(3000,\)"),
         (np.zeros((2, 30), np.int16), 8000, "found int16 of shape"),
         (np.full((2, 30), np.nan, np.float32), 8000, "holds NaN or infinity"),
-        (np.zeros((2, 0), np.float32), 8000, "no samples at all"),
+        (np.zeros((2, 0), np.float32), 8000, "is empty: expected at least 1 sample"),
         (np.zeros((2, 30), np.float32), 10, "impossible sample rate"),
     ],
 )
