@@ -137,7 +137,10 @@ FAILURES = {
     "more jobs than cores": (["separate", "SONG", "-b", "BUNDLE", "-j", "4096"], "(available cores), found 4096"),
     "no job": (["separate", "SONG", "-b", "BUNDLE", "-j", "0"], "jobs"),
     "two formats": (["separate", "SONG", "-b", "BUNDLE", "--mp3", "--flac"], "--mp3 and --flac exclude each other"),
-    "two depths": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--int24"], "--float32 and --int24 exclude each other"),
+    "two depths": (
+        ["separate", "SONG", "-b", "BUNDLE", "--float32", "--int24"],
+        "--float32 and --int24 exclude each other",
+    ),
     "float FLAC": (["separate", "SONG", "-b", "BUNDLE", "--float32", "--flac"], "integers"),
     "missing file": (["separate", "none.wav", "-b", "BUNDLE"], "no such file"),
     "engine without a segment": (["separate", "SONG", "-b", "BUNDLE", "--engine", "jax"], "SEGMENT=ENGINE"),
