@@ -15,9 +15,9 @@ from splitter.mil import load, ops, tiling
 from splitter.mil.graph import Node, graph_of
 from splitter.mil.ops.traits import Engine, Fp32Rule, Rows, Traits
 from splitter.mil.program import load_spec, model_file
-from splitter.tuning.precision import Search
+from splitter.tuning.precision import PrecisionSearch
 from splitter.tuning.sensitivity import measure
-from splitter.tuning.trial import Excerpt, Trial
+from splitter.tuning.trial import Trial, TrialExcerpt
 
 from .harness import f16, mb, package
 
@@ -167,7 +167,7 @@ def test_the_doctor_reads_its_limits(register, tmp_path):
 def trial(packages_bundle):
     """Of a toy whose transformer's activation is the made-up operation."""
     mixture = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
-    trial = Trial(packages_bundle, [Excerpt("noise", Path(), 0, mixture)])
+    trial = Trial(packages_bundle, [TrialExcerpt("noise", Path(), 0, mixture)])
     package = trial.packages["transformer"]
     block = package.function.block
     operations = (replace(one, type="made_up") if one.type == "relu" else one for one in block.operations)
@@ -188,7 +188,7 @@ def test_what_it_moves_is_rounded_in_one_group(moves, register, request):
 def test_tuning_of_precision_considers_it(register, request):
     register()
     trial = request.getfixturevalue("trial")
-    *_, divisions, rest = Search(trial).rules()
+    *_, divisions, rest = PrecisionSearch(trial).rules()
     assert divisions.fp32_operations == 1
     nodes = [node for package in trial.packages.values() for node in graph_of(package.function).nodes]
     assert rest.operations - rest.fp32_operations == sum(node.flops > 0 for node in nodes)
