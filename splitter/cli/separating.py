@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from .shell import (
     trusted_key_option,
 )
 
+_STDOUT = Path("-")
+
 
 def _rate_option(context: click.Context, parameter: click.Parameter, value: str) -> str | int:
     if value not in ("keep", "model") and not value.isdecimal():
@@ -33,13 +36,25 @@ def _rate_option(context: click.Context, parameter: click.Parameter, value: str)
     return value if value in ("keep", "model") else int(value)
 
 
-@command.command()
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+class _Separate(click.Command):
+    """A command that tells a file whose name begins with a dash from an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        before = args[: args.index("--")] if "--" in args else args
+        for argument in before:
+            if argument.startswith("-") and argument != "-" and Path(argument).suffix and Path(argument).is_file():
+                raise click.UsageError(f"{argument} looks like an option. For a file of this name: -- {argument}", ctx)
+        return super().parse_args(ctx, args)
+
+
+@command.command(cls=_Separate)
+@click.argument("files", nargs=-1, required=True)
 @click.option("-b", "--bundle", type=click.Path(path_type=Path), help="Bundle to run; overrides -n.")
 @trusted_key_option
 @click.option("-n", "--name", help="Model to run; its bundle is built once in the user's cache.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("separated"), show_default=True,
-              help="Directory for the stems.")  # fmt: skip
+              help="Directory for the stems; -: the one stem to standard output.")  # fmt: skip
+@click.option("-r", "--recursive", is_flag=True, help="Take the sound files of the folders in a folder, too.")
 @click.option("--two-stems", metavar="STEM", help="Only this stem and the rest.")
 @click.option("--other-method", type=click.Choice(["add", "minus", "none"]), default="add", show_default=True,
               help="The rest: add: all other stems; minus: the mixture minus the stem; none: left out.")  # fmt: skip
@@ -67,15 +82,16 @@ def _rate_option(context: click.Context, parameter: click.Parameter, value: str)
 @click.option("--fast", is_flag=True, help="Compute in bfloat16, where the processor does; the loss is measured.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Files at a time, each in a process with its share of the cores.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Make stems again that are there already.")
+@click.option("--force", is_flag=True, help="Make stems again that are there already, of this song or another.")
 @memory_option
 @json_option
 def separate(
-    files: tuple[Path, ...],
+    files: tuple[str, ...],
     bundle: Path | None,
     trusted_key: Path | None,
     name: str | None,
     out: Path,
+    recursive: bool,
     two_stems: str | None,
     other_method: Any,
     shifts: int,
@@ -97,7 +113,7 @@ def separate(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Separate FILES into OUT/<model>/<track>/<stem>.wav.
+    """Separate FILES, or the sound files of folders, into OUT/<model>/<track>/<stem>.wav; - reads standard input.
 
     Files whose stems are there already, made of the same sound with the same bundle and options, are left alone.
     """
@@ -106,7 +122,7 @@ def separate(
         overlap=overlap,
         segment=segment,
         two_stems=two_stems,
-        other_method=other_method,
+        other_method="none" if out == _STDOUT else other_method,
         encoding=_encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode),
         filename=filename,
         seed=seed,
@@ -123,13 +139,29 @@ def separate(
             if not as_json:
                 print_lines(*outcome.stems.values())
 
-        outcomes = separator.separate(files, out, jobs=jobs, force=force, done=report)
+        if out == _STDOUT:
+            _say(_stream(separator, files, as_json=as_json), options)
+            return
+        outcomes = separator.separate(files, out, jobs=jobs, force=force, recursive=recursive, done=report)
     if as_json:
         print_json({"files": [outcome.to_dict() for outcome in outcomes]})
     if len(outcomes) > 1:
         _sum_up(outcomes)
     if any(outcome.error for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+def _stream(separator: splitter.Separator, files: Sequence[str], *, as_json: bool) -> splitter.Outcome:
+    """The one stem of the one file, on standard output."""
+    if len(files) != 1 or as_json:
+        received = "--json" if as_json else f"{len(files)} files"
+        raise errors.UsageError("standard output holds one stem of one file", received=received)
+    if sys.stdout.isatty():
+        raise errors.UsageError("a stem is not for a terminal", fix="Redirect standard output, or choose another -o.")
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "wb") as sink:  # past the stream of text, which has no bytes
+        written = separator.separate_into(files[0], sink)
+    return splitter.Outcome(Path(files[0]), {}, written=written)
 
 
 def _say(outcome: splitter.Outcome, options: splitter.Options) -> None:

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import stat
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from .. import output
 from ..bundle.directory import Bag, Bundle, file_record
 from ..bundle.manifest import FileRecord
 from ..errors import AudioError, BundleError, InternalError, SplitterError, UsageError, WorkerError
-from . import receipts
+from . import collisions, inputs, receipts
 from .selection import Engines
 from .separator import Advance, Options, Progress, Separator, Written, silent
 from .workers import Worker, share
@@ -73,6 +74,7 @@ def separate(
     *,
     jobs: int = 1,
     force: bool = False,
+    recursive: bool = False,
     progress: Progress = silent,
     done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> list[Outcome]:
@@ -84,10 +86,11 @@ def separate(
 
     Args:
         separator: How.
-        files: Audio files in any format soundfile reads.
+        files: Audio files in any format soundfile reads; folders of them; ``-`` for standard input.
         out: Stems go to ``out/<model>/<track>/<stem>.wav``, or as ``options.filename`` says.
         jobs: Files at a time. One is separated in this process; more in worker processes that share out the cores.
-        force: Make the stems again that are there already.
+        force: Make the stems again that are there already, and replace those of another song of the same name.
+        recursive: Take the sound files of the folders in a folder as well.
         progress: Told how far each file has come; with several jobs by a thread for each.
         done: Called with each file's outcome, as they come.
 
@@ -95,30 +98,75 @@ def separate(
         The outcomes in the order of ``files``, each file once.
 
     Raises:
-        UsageError: There are more jobs than cores, or two files would write the same stems.
+        UsageError: There are more jobs than cores, two files would write the same stems, or a path is a URL or a
+            folder without sound files.
         EngineError: An engine cannot run its segment here.
     """
-    paths, out = list(dict.fromkeys(Path(file) for file in files)), Path(out)
+    given, out = inputs.tracks(files, Path(out), recursive=recursive), Path(out)
     share(jobs)
-    _check_outputs(separator, paths, out)
-    engines = separator.engines(jobs)
-    if force:
-        _forget(separator, paths, out)
-    outcomes: dict[Path, Outcome] = {}
-    coming = (
-        _in_workers(separator, engines, paths, out, jobs, progress)
-        if jobs > 1
-        else _in_turn(separator, paths, out, progress)
-    )
-    with closing(coming):
-        for outcome in coming:
-            outcomes[outcome.path] = outcome
-            done(outcome)
+    with inputs.files(given) as shown:
+        paths = [*shown]
+        collisions.check(separator, paths, out)
+        engines = separator.engines(jobs)
+        if force:
+            _forget(separator, paths, out)
+        outcomes: dict[Path, Outcome] = {}
+        task = partial(separate_file, separator, out=out, progress=progress, force=force)
+        in_turn = (task(path) for path in paths)
+        with closing(_in_workers(separator, engines, paths, task, jobs) if jobs > 1 else in_turn) as coming:
+            for outcome in coming:
+                outcomes[outcome.path] = _shown(outcome, shown[outcome.path])
+                done(outcomes[outcome.path])
     return [outcomes[path] for path in paths]
 
 
+def separate_into(separator: Separator, file: str | Path, sink: BinaryIO, progress: Progress = silent) -> Written:
+    """Separate one file, of which the options ask for a single stem, and write that stem's file to a stream.
+
+    Raises:
+        UsageError: The options ask for several stems.
+        AudioError: The file cannot be read.
+        OSError: The stream cannot be written.
+    """
+    if len(separator.written) != 1:
+        raise UsageError(
+            "a stream holds one stem",
+            received=", ".join(separator.written),
+            fix="Choose one by --two-stems STEM --other-method none.",
+        )
+    found = inputs.tracks([file], Path(os.devnull))
+    if len(found) != 1:
+        raise UsageError("a stream holds a stem of one file", received=f"{len(found)} in {file}")
+    with inputs.files(found) as shown, output.scratch("stream") as folder:
+        (path,) = shown
+        stem = folder / f"stem.{separator.options.encoding.container}"
+        try:
+            written = separator.write(separator.track(path), {separator.written[0]: stem}, progress)
+        except (OSError, RuntimeError) as error:
+            raise _unwritten(path, folder, error) from error
+        with stem.open("rb") as content:
+            shutil.copyfileobj(content, sink)
+    return written
+
+
+def _shown(outcome: Outcome, path: Path) -> Outcome:
+    """An outcome by the path that was asked for, where another file was read in its place."""
+    if outcome.path == path:
+        return outcome
+    error = outcome.error
+    if error is not None:
+        error = type(error)(str(error).replace(str(outcome.path), "standard input"))
+    return replace(outcome, path=path, error=error)
+
+
 def separate_file(
-    separator: Separator, path: Path, out: Path, progress: Progress = silent, work: Work | None = None
+    separator: Separator,
+    path: Path,
+    out: Path,
+    progress: Progress = silent,
+    work: Work | None = None,
+    *,
+    force: bool = False,
 ) -> Outcome:
     """Separate one file, unless that has been done.
 
@@ -129,19 +177,20 @@ def separate_file(
         progress: Shown its advance.
         work: What makes the stems in a staging directory and moves them, `deliver` where None; called again when it
             raises `WorkerError`.
+        force: Replace stems that were made of another song.
 
     Raises:
         UsageError, EngineError: The bundle cannot be loaded as asked.
     """
     try:
-        return _separated(separator, path, out, progress, work or partial(deliver, separator))
+        return _separated(separator, path, out, progress, work or partial(deliver, separator), force=force)
     except SplitterError:
         raise
     except Exception as error:  # of what lies around it: its name, its receipt
         return Outcome(path, {}, _unforeseen(path, error))
 
 
-def _separated(separator: Separator, path: Path, out: Path, progress: Progress, work: Work) -> Outcome:
+def _separated(separator: Separator, path: Path, out: Path, progress: Progress, work: Work, *, force: bool) -> Outcome:
     try:
         outputs, home = separator.outputs(path, out), separator.home(out)
     except UsageError as nameless:
@@ -151,6 +200,12 @@ def _separated(separator: Separator, path: Path, out: Path, progress: Progress, 
         return Outcome(path, {}, refused)
     if receipts.complete(separator, path, home, outputs):
         return _done(path, home, outputs, 0)
+    if not force and (stem := receipts.of_another_song(path, home, outputs)) is not None:
+        refused = UsageError(
+            f"{stem} was made of another song than {path}",
+            fix="--force replaces it; another -o or --filename keeps both.",
+        )
+        return Outcome(path, {}, refused)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with _staging(out, home) as staging:
@@ -188,7 +243,8 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
     outputs, home = separator.outputs(path, out), separator.home(out)
     try:
         source = _hashed(path)
-        waiting = {name: staging / f"{index}{target.suffix}" for index, (name, target) in enumerate(outputs.items())}
+        container = separator.options.encoding.container
+        waiting = {name: staging / f"{index}.{container}" for index, name in enumerate(outputs)}
         try:
             _check_places(outputs.values(), home)
             written = separator.write(separator.track(path), waiting, progress)
@@ -198,17 +254,19 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
                 receipts.place(receipt, staging, home)
                 _move(stems, staging, home)
         except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-            reason = getattr(error, "strerror", None) or str(error)
-            raise AudioError(
-                f"the stems of {path} cannot be written to {home}",
-                received=reason.rstrip("."),
-                fix="None was left behind.",
-            ) from error
+            raise _unwritten(path, home, error) from error
     except SplitterError as error:
         return error
     except Exception as error:  # of any library below: the other files go on
         return _unforeseen(path, error)
     return None
+
+
+def _unwritten(path: Path, home: Path, error: Exception) -> AudioError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return AudioError(
+        f"the stems of {path} cannot be written to {home}", received=reason.rstrip("."), fix="None was left behind."
+    )
 
 
 def _unforeseen(path: Path, error: Exception) -> InternalError:
@@ -277,28 +335,6 @@ def _remove(name: str, folder: int) -> None:
         os.unlink(name, dir_fd=folder)
 
 
-def _check_outputs(separator: Separator, paths: Sequence[Path], out: Path) -> None:
-    tracks = {os.path.realpath(path): path for path in paths}
-    written: dict[str, Path] = {}
-    for path in paths:
-        try:
-            outputs = separator.outputs(path, out)
-        except UsageError:  # its name: it fails when its turn comes, and the others do not
-            continue
-        for target in outputs.values():
-            real = os.path.realpath(target)
-            if tracks.get(real, path) != path:
-                raise UsageError(
-                    f"the stem {target} of {path} would overwrite a track",
-                    fix="Choose another -o or --filename.",
-                )
-            if written.setdefault(real, path) != path:
-                raise UsageError(
-                    f"two stems would be one file: {target} for both {written[real]} and {path}",
-                    fix="Rename one, or separate them into different directories.",
-                )
-
-
 def _forget(separator: Separator, paths: Sequence[Path], out: Path) -> None:
     """All at once, so that a batch that is interrupted here is resumed without force."""
     home = separator.home(out)
@@ -314,8 +350,9 @@ def _hashed(path: Path) -> FileRecord:
     try:
         return file_record(path)
     except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise AudioError(f"{path} cannot be read as audio", received=reason) from error
+        reason = "no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
+        fix = f"- reads standard input: splitter separate - < {path}" if path.is_fifo() else ""
+        raise AudioError(f"{path} cannot be read as audio", received=reason, fix=fix) from error
 
 
 @contextmanager
@@ -342,18 +379,11 @@ def _unwritable(home: Path, error: OSError) -> AudioError:
     return AudioError(f"{home} cannot be written to", received=error.strerror)
 
 
-# ----------------------------------------------------------------------------- one after another, or in workers
-
-
-def _in_turn(
-    separator: Separator, paths: Sequence[Path], out: Path, progress: Progress
-) -> Generator[Outcome, None, None]:
-    for path in paths:
-        yield separate_file(separator, path, out, progress)
+# ----------------------------------------------------------------------------- in workers
 
 
 def _in_workers(
-    separator: Separator, engines: Engines, paths: Sequence[Path], out: Path, jobs: int, progress: Progress
+    separator: Separator, engines: Engines, paths: Sequence[Path], task: Callable[..., Outcome], jobs: int
 ) -> Generator[Outcome, None, None]:
     """One thread for each worker; it waits for the worker, and hashes what is there already."""
     model = _Model.of(separator, engines)
@@ -365,14 +395,14 @@ def _in_workers(
     def separated(path: Path) -> Outcome:
         worker = idle.get()
         try:
-            return separate_file(separator, path, out, progress, partial(_by_worker, worker, model))
+            return task(path, work=partial(_by_worker, worker, model))
         finally:
             idle.put(worker)
 
     with ThreadPoolExecutor(jobs, initializer=_leave_interrupts) as threads:
         try:
-            for task in as_completed([threads.submit(separated, path) for path in paths]):
-                yield task.result()
+            for future in as_completed([threads.submit(separated, path) for path in paths]):
+                yield future.result()
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
             for worker in workers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -101,6 +101,38 @@ def complete(separator: Separator, path: Path, home: Path, outputs: Mapping[str,
             and all(_is(names[name], record) for name, record in receipt.stems.items())
         )
     except OSError:  # no track, or not all of the stems
+        return False
+
+
+def of_another_song(path: Path, home: Path, outputs: Mapping[str, Path]) -> Path | None:
+    """A file in the place of one of these stems that was made of another sound, by its receipt; None if none was.
+
+    Stems share places with those of other options (``vocals`` with and without ``--two-stems``), so every receipt
+    counts where these very stems have none.
+    """
+    there = {name: target for name, target in _names(home, outputs).items() if os.path.lexists(target)}
+    if not there:
+        return None
+    nearest = at(home, outputs)
+    receipts = iter([nearest]) if nearest is not None else _all(home)
+    with suppress(OSError):  # no track: that is said when its turn comes
+        for receipt in receipts:
+            for name in receipt.stems.keys() & there.keys():
+                if not _is(path, receipt.source) and _still(there[name], receipt.stems[name]):
+                    return there[name]
+    return None
+
+
+def _all(home: Path) -> Iterator[Receipt]:
+    for path in sorted((home / DIRECTORY).glob("*.json")):
+        with suppress(OSError, ValidationError):
+            yield Receipt.model_validate_json(reading.content(path))
+
+
+def _still(path: Path, record: FileRecord) -> bool:
+    try:
+        return _is(path, record)
+    except OSError:
         return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import string
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 OtherMethod: TypeAlias = Literal["add", "minus", "none"]
 DEFAULT_FILENAME = "{track}/{stem}.{ext}"
-_FIELDS = frozenset({"track", "trackext", "stem", "ext"})
+_FIELDS = frozenset({"folder", "track", "trackext", "stem", "ext"})
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Options:
         two_stems: Only this stem and the rest.
         other_method: What "the rest" is: the sum of the other stems, the mixture minus the stem, or nothing.
         encoding: File format and clip handling.
-        filename: Below ``OUT/<model>/`` in any case; may hold ``{track}``, ``{trackext}``, ``{stem}`` and ``{ext}``.
+        filename: Below ``OUT/<model>/`` in any case; may hold ``{track}``, ``{trackext}``, ``{stem}`` and ``{ext}``,
+            and ``{folder}``, the name of the folder that the track is in.
         seed: Of the random shifts, the same for every file.
         samplerate: Of the stems: ``keep`` for the file's, and its very length; ``model`` for the model's; or in Hz.
         channels: What becomes of three and more channels: ``downmix`` by ITU-R BS.775, or the ``first2`` (as demucs
@@ -215,13 +217,21 @@ class Separator:
         *,
         jobs: int = 1,
         force: bool = False,
+        recursive: bool = False,
         progress: Progress | None = None,
         done: Callable[[Outcome], None] = lambda outcome: None,
     ) -> list[Outcome]:
         """Separate files; one that fails does not stop the others. See `batch.separate`."""
         from .batch import separate
 
-        return separate(self, files, out, jobs=jobs, force=force, progress=progress or self._progress, done=done)
+        told = progress or self._progress
+        return separate(self, files, out, jobs=jobs, force=force, recursive=recursive, progress=told, done=done)
+
+    def separate_into(self, file: str | Path, sink: BinaryIO, *, progress: Progress | None = None) -> Written:
+        """Write the one stem that is asked for of a file to a stream. See `batch.separate_into`."""
+        from .batch import separate_into
+
+        return separate_into(self, file, sink, progress or self._progress)
 
     def engines(self, jobs: int = 1) -> Engines:
         """What runs what, measured if it must be.
@@ -384,17 +394,24 @@ class Separator:
         rest = {"add": [f"no_{two}"], "minus": [f"minus_{two}"], "none": []}[self.options.other_method]
         return (two, *rest)
 
-    def outputs(self, path: Path, out: Path) -> dict[str, Path]:
+    def outputs(self, path: Path, out: Path, template: str | None = None) -> dict[str, Path]:
         """Where each stem of a file will be written.
+
+        Args:
+            path: The file.
+            out: The output folder.
+            template: In place of ``options.filename``.
 
         Raises:
             UsageError: The template and the track's name make no path below the directory of the model.
         """
-        return {name: self.home(out) / self._place(path, name) for name in self.written}
+        template = template or self.options.filename
+        return {name: self.home(out) / self._place(path, name, template) for name in self.written}
 
-    def _place(self, path: Path, stem: str) -> str:
+    def _place(self, path: Path, stem: str, template: str) -> str:
         """Where a stem goes below the directory of the model."""
-        place = self.options.filename.format(
+        place = template.format(
+            folder=readable(Path(os.path.abspath(path)).parent.name),  # noqa: PTH100 - resolve() follows links
             track=readable(path.stem),
             trackext=readable(suffix) if (suffix := path.suffix.removeprefix(".")) else "",
             stem=stem,
@@ -478,7 +495,7 @@ def _check_filename(template: str) -> None:
     if unknown := fields - _FIELDS:
         raise UsageError(
             f"the filename template {template!r} has unknown fields",
-            expected="{track}, {trackext}, {stem} and {ext}",
+            expected="{folder}, {track}, {trackext}, {stem} and {ext}",
             received=", ".join(sorted(unknown)),
         )
     if "stem" not in fields:

@@ -274,6 +274,50 @@ def test_what_becomes_of_channels_and_balance_is_said(splitter, toy_path, tmp_pa
     assert soundfile.info(out.splitlines()[0]).samplerate == 48_000
 
 
+def test_a_name_that_looks_like_an_option_is_explained(splitter, toy_path, song_path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("-x.wav", "-b.wav", "--json.wav"):
+        shutil.copy(song_path, name)
+        code, _, err = splitter("separate", name, "-b", toy_path)
+        assert code == 2
+        assert f"{name} looks like an option. For a file of this name: -- {name}" in err
+    code, out, _ = splitter("separate", "-b", toy_path, "--shifts", "0", "--", "-x.wav")
+    assert code == 0
+    assert Path(out.splitlines()[0]) == Path("separated/duo/-x/kept.wav")
+
+
+def test_a_stem_goes_through_a_pipe(toy_path, song_path, tmp_path):
+    """In and out: as `cat song | splitter separate - -o - --two-stems vocals | player`."""
+    command = [SPLITTER, "separate", "-", "-b", toy_path, "-o", "-", "--two-stems", "kept", "--shifts", "0"]
+    with song_path.open("rb") as song:
+        done = subprocess.run(command, stdin=song, capture_output=True, check=True, cwd=tmp_path)
+    (tmp_path / "stem.wav").write_bytes(done.stdout)
+    assert soundfile.info(tmp_path / "stem.wav").frames == soundfile.info(song_path).frames
+    assert [*tmp_path.iterdir()] == [tmp_path / "stem.wav"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)  # noqa: PLW1510
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["https://host/a.mp3"], "https://host/a.mp3 is a URL"),
+        (["."], "is a folder without sound files"),
+        (["x.wav", "y.wav", "-o", "-"], "standard output holds one stem of one file; got 2 files"),
+        (["x.wav", "-o", "-", "--json"], "standard output holds one stem of one file; got --json"),
+        (["x.wav", "-o", "-"], "a stream holds one stem"),
+        (["x.wav", "--filename", "/{stem}.wav"], "makes no path below the output folder"),
+        (["x.wav", "--filename", "../{stem}.wav"], "makes no path below the output folder"),
+    ],
+)
+def test_what_cannot_be_separated_is_said(splitter, toy_path, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = splitter("separate", *arguments, "-b", toy_path)
+    assert code == 1
+    assert message in err
+    assert not [*tmp_path.iterdir()]
+
+
 def test_unexpected_error_is_one_line_and_a_way_to_see_more(splitter, demo_path, monkeypatch):
     monkeypatch.setattr("splitter.bundle.directory.load", lambda path: 1 / 0)
     code, _, err = splitter("inspect", demo_path)

@@ -212,7 +212,7 @@ def test_output_that_cannot_be_a_directory_is_named(tmp_path, bag, song_path):
 def test_files_that_would_write_the_same_stems_are_refused(tmp_path, bag, song_path):
     twin = tmp_path / song_path.name
     twin.write_bytes(song_path.read_bytes())
-    with pytest.raises(UsageError, match="two stems would be one file"):
+    with pytest.raises(UsageError, match="stems of several tracks would be the same files"):
         separate([song_path, twin], bag, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -318,6 +318,42 @@ def test_force_makes_it_again(tmp_path, toy):
     (outcome,) = separate([track], toy, tmp_path / "out", force=True)
     assert outcome.attempts == 1
     assert all(before[name][0] != inode for name, (inode, _) in content(tmp_path / "out").items())
+
+
+@pytest.mark.parametrize("first", [{}, {"two_stems": "kept"}, {"channels": "first2"}])
+def test_stems_of_another_song_of_the_same_name_are_replaced_by_force_alone(tmp_path, toy, first):
+    """Whatever options they were made with."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one, two = noise(tmp_path / "one" / "a.wav", 1), noise(tmp_path / "two" / "a.wav", 2)
+    separate([one], toy, tmp_path / "out", options=Options(**first))
+    before = content(tmp_path / "out")
+    (outcome,) = separate([two], toy, tmp_path / "out")
+    assert isinstance(outcome.error, UsageError)
+    assert f"kept.wav was made of another song than {two}. --force replaces it" in str(outcome.error)
+    assert content(tmp_path / "out") == before
+    (outcome,) = separate([two], toy, tmp_path / "out", options=Options(filename="{folder}-{track}-{stem}.{ext}"))
+    assert outcome.error is None
+    assert before.items() <= content(tmp_path / "out").items()
+    (outcome,) = separate([two], toy, tmp_path / "out", force=True)
+    assert (outcome.error, outcome.attempts) == (None, 1)
+    assert before["duo/a/kept.wav"] != content(tmp_path / "out")["duo/a/kept.wav"]
+
+
+@pytest.mark.parametrize("change", ["other options", "stem cut short", "copied song"])
+def test_stems_of_the_same_song_are_made_again_without_force(tmp_path, toy, change):
+    track, options = noise(tmp_path / "a.wav"), Options()
+    stems = separate([track], toy, tmp_path / "out")[0].stems
+    if change == "other options":
+        options = Options(overlap=0.5)
+    elif change == "stem cut short":
+        stems["rest"].write_bytes(b"")
+    else:
+        (tmp_path / "copy").mkdir()
+        track = track.rename(tmp_path / "copy" / "a.wav")
+        options = Options(two_stems="kept")
+    (outcome,) = separate([track], toy, tmp_path / "out", options=options)
+    assert (outcome.error, outcome.attempts) == (None, 1)
 
 
 def test_a_forced_batch_that_was_interrupted_resumes_without_force(tmp_path, toy):
@@ -617,6 +653,16 @@ def test_a_track_of_any_name_stays_below_the_output_folder(tmp_path, toy, name):
         assert {stem.parent for stem in outcome.stems.values()} == {tmp_path / "out" / "duo" / TRACKS[name]}
         assert all(stem.is_file() for stem in outcome.stems.values())
     assert elsewhere(tmp_path) == before
+
+
+@pytest.mark.parametrize("length", [238, 251])
+@pytest.mark.parametrize("template", ["{track}/{stem}.{ext}", "{stem}/{track}.{ext}", "{stem}.{track}"])
+def test_a_track_of_a_long_name_has_its_stems(tmp_path, toy, length, template):
+    length = min(length, 250) if template == "{stem}.{track}" else length
+    track = noise(tmp_path / ("x" * length + ".wav"))
+    (outcome,) = separate([track], toy, tmp_path / "out", options=Options(filename=template))
+    assert outcome.error is None
+    assert all(stem.is_file() for stem in outcome.stems.values())
 
 
 def test_a_track_whose_name_is_too_long_for_its_stems_fails_alone_and_at_once(tmp_path, toy, monkeypatch):
