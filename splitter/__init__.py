@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .mil.prediction import predict
     from .plan.layouts import Layouts
     from .plan.layouts import compare as layouts
+    from .plan.outline import NewPlan, new_plan
     from .plan.schema import COMPRESSIONS, DeploymentTarget, Plan, Precision
     from .profiling.measurement import profile
     from .profiling.records import Profile
@@ -54,6 +55,7 @@ _HOMES = {
     "DoctorReport": "diagnosis.examination",
     "Encoding": "separation.encoding",
     "Layouts": "plan.layouts",
+    "NewPlan": "plan.outline",
     "Options": "separation.separator",
     "Orchestrator": "runtime.orchestrator",
     "Outcome": "separation.batch",
@@ -72,6 +74,7 @@ _HOMES = {
     "layouts": "plan.layouts:compare",
     "load": "bundle.directory",
     "named": "separation.named",
+    "new_plan": "plan.outline",
     "predict": "mil.prediction",
     "profile": "profiling.measurement",
     "record_taps": "verification.taps:record",
@@ -92,6 +95,7 @@ __all__ = [
     "DoctorReport",
     "Encoding",
     "Layouts",
+    "NewPlan",
     "Options",
     "Orchestrator",
     "Outcome",
@@ -113,6 +117,7 @@ __all__ = [
     "limits",
     "load",
     "named",
+    "new_plan",
     "predict",
     "profile",
     "record_taps",

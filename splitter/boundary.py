@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,23 @@ class Fold(BaseModel):
 _NUMBERS = r"^(bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128))$"  # types that NumPy and torch both have
 
 
+class Return(BaseModel):
+    """What a model's forward returns at one place of the structure that it returns.
+
+    Attributes:
+        path: Where, e.g. ``"hidden.0"``; empty where forward returns a single value.
+        tensor: The boundary tensor that lies there; the same one may lie at several places, and be one of the inputs.
+            Empty for a constant.
+        constant: What lies there where it is no tensor.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    tensor: Name | Literal[""] = ""
+    constant: bool | int | float | str | None = None
+
+
 class TensorSpec(BaseModel):
     """One tensor handed from a segment to later ones.
 
@@ -64,6 +81,8 @@ class TensorSpec(BaseModel):
         about: One phrase for people, from the plan.
         fold: How packages take and give it where its last axis is long; None where they do as it is. Between
             segments, and in goldens, it has its `shape` in any case: whoever runs a package folds and unfolds.
+        packaged_dtype: Element type in which packages take and give it, where that is not `dtype`: arrays of Core ML
+            hold neither int64 nor truths, and packages have int32 for both. Whoever runs a package converts.
         bytes: Size, from shape and dtype.
     """
 
@@ -77,6 +96,7 @@ class TensorSpec(BaseModel):
     consumers: tuple[Name, ...]
     about: str = ""
     fold: Fold | None = None
+    packaged_dtype: Annotated[str, Field(pattern=_NUMBERS)] | None = None
     bytes: int = -1
 
     @model_validator(mode="after")
@@ -91,19 +111,48 @@ class TensorSpec(BaseModel):
 
     @property
     def packaged_shape(self) -> tuple[int, ...]:
-        """Extents inside a package."""
+        """Extents inside a package, where every tensor has an axis."""
+        if not self.shape:
+            return (1,)
         return self.shape if self.fold is None else (*self.shape[:-1], self.fold.rows, self.fold.columns)
 
     def packaged(self, array: Array) -> Array:
-        """The tensor as packages take and give it."""
+        """The tensor as packages take and give it.
+
+        Raises:
+            BoundaryError: An integer is beyond the packages' type.
+        """
+        if self.packaged_dtype is not None and array.dtype != np.dtype(self.packaged_dtype):
+            bounds = np.iinfo(self.packaged_dtype)
+            if array.dtype.kind in "iu" and array.size and not bounds.min <= array.min() <= array.max() <= bounds.max:
+                raise BoundaryError(
+                    f"tensor {self.name!r} holds integers that packages cannot take",
+                    expected=f"{bounds.min} to {bounds.max} ({self.packaged_dtype})",
+                    received=f"{array.min()} to {array.max()}",
+                )
+            array = array.astype(self.packaged_dtype)
+        if not self.shape:
+            return array.reshape(self.packaged_shape)
         return array if self.fold is None else self.fold.fold(array)
 
     def unpackaged(self, array: Array) -> Array:
         """The inverse."""
+        if self.packaged_dtype is not None:
+            array = array.astype(self.dtype)
+        if not self.shape:
+            return array.reshape(())
         return array if self.fold is None else self.fold.unfold(array)
+
+    @property
+    def element(self) -> str:
+        """NumPy's name of the element type inside a package."""
+        return self.packaged_dtype or self.dtype
 
     def with_dtype(self, dtype: str) -> TensorSpec:
         return TensorSpec(**{**self.model_dump(exclude={"bytes"}), "dtype": dtype})
+
+    def with_packaged_dtype(self, dtype: str) -> TensorSpec:
+        return TensorSpec(**{**self.model_dump(), "packaged_dtype": dtype})
 
     def with_fold(self, fold: Fold) -> TensorSpec:
         return TensorSpec(**{**self.model_dump(), "fold": fold})

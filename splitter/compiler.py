@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,18 +16,22 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import lowering, models, names
+from . import arrays, lowering, models, names
 from . import passes as graph_passes
-from .boundary import Array, TensorSpec
+from .boundary import INPUT, Array, TensorSpec
 from .bundle import goldens
 from .bundle.directory import Bag, Bundle, file_records, load, staged, write_manifest
 from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
-from .errors import CheckpointError, PartitionError, PassError, PlanError
+from .errors import CheckpointError, PartitionError, PassError, PlanError, UsageError
+from .graph import diagnosis
 from .graph import program as programs
 from .graph.capture import capture
+from .graph.signature import bind
 from .lowering.weights import check_names, compressed_forms
-from .models import Family, Model
+from .models import Ensemble, Example, Family, Model
+from .models.module import from_factory, is_reference
 from .partition import Partition, Segment, partition, run
+from .plan import proposal
 from .plan import schema as plans
 from .plan.schema import Plan, WeightForm
 
@@ -64,6 +68,7 @@ def build(
     model: str | Path | nn.Module,
     out: str | Path,
     *,
+    inputs: Mapping[str, Any] | Path | str | None = None,
     plan: Plan | Path | str | None = None,
     deployment_target: str | None = None,
     precision: str | None = None,
@@ -84,9 +89,16 @@ def build(
     """Build the bundle of a model, or a bag of bundles for a model that is a bag.
 
     Args:
-        model: A name or a checkpoint file that a model family knows, see `splitter.models`; or a module of one.
+        model: A name or a checkpoint file that a model family knows, see `splitter.models`; any `nn.Module`; or
+            ``PACKAGE.MODULE:FACTORY``, a function or class of your own code that is imported and called without
+            arguments, and returns one.
         out: Directory to create.
-        plan: The plan to obey, or a file of it; the preset for the model's class by default.
+        inputs: Example inputs, which a module of no family needs: arrays, tensors or constants of any number, dtype and
+            rank by the name of the forward's argument (``"features.0"`` within a list, ``"state.h"`` within a
+            dictionary), or a ``.npz`` or ``.safetensors`` file of them. Their shapes become the bundle's; they are its
+            golden input.
+        plan: The plan to obey, or a file of it. By default the preset for the model's class, or else a proposed one,
+            see `splitter.plan.proposal`.
         deployment_target: ``iOS15`` to ``iOS18``; overrides the plan, as the next four do.
         precision: Arithmetic inside the packages, ``fp32`` or ``fp16``.
         boundary_dtype: Element type of the packages' inputs and outputs, ``fp32`` or ``fp16``.
@@ -114,6 +126,9 @@ def build(
         SplitterError: Of the kind that names what went wrong. Nothing is left behind.
     """
     out = Path(out)
+    given = None if inputs is None else _given(inputs)
+    if given is not None and golden_audio is not None:
+        raise UsageError("the golden input is either given as inputs or made from audio, not both")
     plan = plans.load(Path(plan)) if isinstance(plan, Path | str) else plan
     if optimise_for is not None:
         passes = graph_passes.preset(optimise_for) if passes is None else passes
@@ -134,23 +149,19 @@ def build(
     else:  # what contradicts itself under every preset should not wait for the download of a model
         _check_settings(settings, single_package, compress)
     with staged(out, force=force) as directory:
-        if isinstance(model, nn.Module):
-            family, ensemble = models.of_module(model)
-        else:
-            progress(f"loading {model}")
-            family, ensemble = models.load(model, random_init=random_init)
+        family, ensemble = _opened(model, random_init, progress)
         for member in ensemble.members:
             _check_name(member)
             single = len(ensemble.members) == 1
             target = directory if single else directory / member.name
             target.mkdir(exist_ok=True)
             label = "" if single else f"{member.name}: "
-            obeyed = plan or plans.changed(models.preset_for(member), **settings)
-            obeyed = family.prepared(member.module, _arranged(obeyed, single_package, compress), segment)
-            _check_stems(family, member, obeyed)
-            recording = None if golden_audio is None else Path(golden_audio)
             told = partial(_labelled, progress, label)
-            _build_one(family, member, target, obeyed, recording, reference, skipped, told)
+            asked = _Asked(plan, settings, given, segment, None if golden_audio is None else Path(golden_audio))
+            obeyed = _planned(family, member, asked, lambda found: _arranged(found, single_package, compress), told)
+            _check_stems(family, member, obeyed)
+            example = asked.example(family, member.module, obeyed)
+            _build_one(family, member, target, obeyed, example, reference, skipped, told)
         if len(ensemble.members) > 1:
             members = tuple(member.name for member in ensemble.members)
             digests = tuple(Bundle.load(directory / name).manifest.digest for name in members)
@@ -198,21 +209,117 @@ def _check_settings(settings: Mapping[str, object], single_package: bool, compre
     raise refusals[0]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a build was asked for, as far as it decides the plan and the golden input.
+
+    Attributes:
+        plan: To obey, settings included; None for a preset or a proposal.
+        settings: What overrides those.
+        inputs: Example inputs and what they are; None for the family's own.
+        seconds: Length of one run of a separator.
+        recording: What the family's example is made from.
+    """
+
+    plan: Plan | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    inputs: Example | None = None
+    seconds: float | None = None
+    recording: Path | None = None
+
+    def example(self, family: Family, module: nn.Module, plan: Plan) -> Example:
+        if self.inputs is None:
+            return family.example(module, plan, self.recording)
+        # What a user gives may not fit, and a trace may not notice: it computes nothing.
+        diagnosis.check(module, bind(module, self.inputs.inputs))
+        return self.inputs
+
+
+def _given(inputs: Mapping[str, Any] | Path | str) -> Example:
+    if isinstance(inputs, Mapping):
+        return Example(inputs, "example inputs, as they were given")
+    return Example(arrays.read(Path(inputs)), Path(inputs).name)
+
+
+def _opened(model: str | Path | nn.Module, random_init: int | None, progress: Progress) -> tuple[Family, Ensemble]:
+    if isinstance(model, nn.Module):
+        return models.of_module(model)
+    progress(f"loading {model}")
+    if not is_reference(model):
+        return models.load(model, random_init=random_init)
+    if random_init is not None:
+        raise UsageError("the weights of a model of your own are those that your code gives it", received="a seed")
+    return models.of_model(from_factory(str(model)))
+
+
+def _planned(
+    family: Family, member: Model, asked: _Asked, arranged: Callable[[Plan], Plan], progress: Progress
+) -> Plan:
+    """The plan to obey, prepared with the module: the one asked for, the preset of its class, or a proposed one."""
+    start = asked.plan
+    if start is None and (preset := models.preset_for(member)) is not None:
+        start = plans.changed(preset, **asked.settings)
+    if start is not None:
+        return family.prepared(member.module, arranged(start), asked.seconds)
+    draft = plans.changed(proposal.blank(type(member.module).__name__, member.class_path), **asked.settings)
+    draft = family.prepared(member.module, draft, asked.seconds)
+    progress("capturing the graph")
+    return arranged(_proposed(family, member, asked, draft, progress)[1].plan)
+
+
+def _proposed(
+    family: Family, member: Model, asked: _Asked, draft: Plan, progress: Progress
+) -> tuple[programs.Program, proposal.Proposal]:
+    example = asked.example(family, member.module, draft)
+    whole = capture(member.module, example.inputs, (), family.patches())
+    progress("proposing stages, and trying to lower them")
+    return whole, proposal.propose(whole, draft, bind(member.module, example.inputs).tensors)
+
+
 def captured(
-    model: str | Path, *, plan: Plan | None = None, random_init: int | None = None
+    model: str | Path | nn.Module,
+    *,
+    inputs: Mapping[str, Any] | Path | str | None = None,
+    plan: Plan | None = None,
+    random_init: int | None = None,
+    progress: Progress = lambda step: None,
 ) -> tuple[programs.Program, Plan]:
     """The graph that a build would cut, and the plan it would obey; of a bag its first member.
 
     Args:
-        model: A name or a checkpoint file, as for `build`.
-        plan: The preset for the model's class by default.
+        model: As for `build`.
+        inputs: As for `build`.
+        plan: The preset for the model's class, or a proposed one, by default.
         random_init: Seed of random weights for a named configuration.
+        progress: Called with a phrase as each step begins.
     """
-    family, ensemble = models.load(model, random_init=random_init)
+    family, ensemble = _opened(model, random_init, progress)
     member = ensemble.members[0]
-    obeyed = family.prepared(member.module, plan or models.preset_for(member), None)
-    example = family.example(member.module, obeyed, None)
+    asked = _Asked(plan=plan, inputs=None if inputs is None else _given(inputs))
+    obeyed = _planned(family, member, asked, lambda found: found, progress)
+    example = asked.example(family, member.module, obeyed)
     return capture(member.module, example.inputs, obeyed.outputs, family.patches()), obeyed
+
+
+def propose(
+    model: str | Path | nn.Module,
+    *,
+    inputs: Mapping[str, Any] | Path | str | None = None,
+    random_init: int | None = None,
+    progress: Progress = lambda step: None,
+) -> tuple[programs.Program, proposal.Proposal]:
+    """The graph of a model, and a new plan for it, whether or not there is a preset; of a bag its first member.
+
+    Args:
+        model: As for `build`, as the others.
+    """
+    family, ensemble = _opened(model, random_init, progress)
+    member = ensemble.members[0]
+    asked = _Asked(inputs=None if inputs is None else _given(inputs))
+    draft = proposal.blank(type(member.module).__name__, member.class_path)
+    draft = family.prepared(member.module, draft, None)
+    progress("capturing the graph")
+    return _proposed(family, member, asked, draft, progress)
 
 
 def _labelled(progress: Progress, label: str, step: str) -> None:
@@ -224,21 +331,19 @@ def _build_one(
     model: Model,
     directory: Path,
     plan: Plan,
-    recording: Path | None,
+    example: Example,
     reference: bool,
     skipped: Callable[[SkippedPlace], None],
     progress: Progress,
 ) -> None:
     """Build the bundle of one model, which the family has prepared with the plan."""
     progress("capturing the graph")
-    example = family.example(model.module, plan, recording)
-    inputs = example.inputs
-    whole = capture(model.module, inputs, plan.outputs, family.patches())
+    whole = capture(model.module, example.inputs, plan.outputs, family.patches())
     progress("cutting it into segments")
     parts = partition(whole, plan)
     progress("recording goldens of the untouched model")
-    golden = goldens.record(model.module, whole, parts, inputs)
-    _check_exact(golden, parts, inputs)
+    golden = goldens.record(model.module, whole, parts, example.inputs)
+    _check_exact(golden, parts)
 
     (directory / "graph").mkdir()
     _save_tensors(whole.weights, directory / _WEIGHTS)
@@ -268,6 +373,7 @@ def _build_one(
                 arguments=dict(model.arguments),
                 checkpoint_sha256=model.sha256,
                 random_init=model.random_init,
+                returns=whole.returns,
                 audio=family.audio(model.module, plan),
             ),
             plan=plan,
@@ -399,26 +505,23 @@ def _losslessly(plan: Plan) -> Plan:
 
 
 def _at_boundary_dtype(parts: Partition, plan: Plan) -> tuple[TensorSpec, ...]:
-    """Specs with the plan's element type for what a segment takes or gives whose target offers that."""
-    packages = {segment.name for segment in parts.segments if _can(segment).boundary_dtypes}
+    """Specs with the element types in which the segments' targets take and give tensors."""
+    targets = {segment.name: segment.stage.target for segment in parts.segments}
     return tuple(
-        spec.with_dtype(plan.boundary_dtype.dtype)
-        if spec.dtype == "float32" and packages & {spec.producer, *spec.consumers}
-        else spec
+        lowering.at_boundary(spec, [targets[one] for one in (spec.producer, *spec.consumers) if one in targets], plan)
         for spec in parts.tensors
     )
 
 
-def _check_exact(golden: Mapping[str, Tensor], parts: Partition, inputs: Mapping[str, Tensor]) -> None:
+def _check_exact(golden: Mapping[str, Tensor], parts: Partition) -> None:
     """Invariant: cutting changes nothing, not one bit."""
-    got = run(parts, inputs)
+    got = run(parts, {spec.name: golden[spec.name] for spec in parts.tensors if spec.producer == INPUT})
     for name, reference in golden.items():
         if not torch.equal(reference, got[name]):
-            difference = (reference - got[name]).abs().max().item()
             raise PartitionError(
                 f"the segments in order give another {name!r} than the whole graph",
                 expected="max |Δ| = 0",
-                received=f"max |Δ| = {difference:g}",
+                received=f"max |Δ| = {programs.largest_difference(reference, got[name]):g}",
             )
 
 

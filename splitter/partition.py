@@ -6,19 +6,25 @@ in order gives what the graph gives, bit for bit.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import accumulate
 from typing import NamedTuple
 
 from torch import Tensor, fx
 
 from .boundary import INPUT, OUTPUT, TensorSpec
 from .errors import PartitionError
-from .graph.program import Program, copy_nodes, free_of_strides
+from .graph.program import Program, copy_nodes, free_of_strides, needs_strides
 from .graph.shapes import TensorType
+from .graph.signature import identifier, nearest
 from .plan.cuts import divide, live, operations
 from .plan.schema import Plan, Stage, TensorRule, rank
+
+_PATTERN = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,10 @@ def _divided(
     divided: dict[fx.Node, int] = {}
     for index, (stage, whole) in enumerate(zip(plan.stages, parts.segments, strict=True)):
         nodes = [node for node in program.operators if placement.get(node) == index]
+        if stage.segments > 1:  # constants that forward returns belong to the last piece
+            computed = set(live(program))
+            divided |= {node: len(units) + stage.segments - 1 for node in nodes if node not in computed}
+            nodes = [node for node in nodes if node in computed]
         if stage.segments == 1:
             divided |= dict.fromkeys(nodes, len(units))
             units.append(_Unit(stage.name, stage))
@@ -128,10 +138,11 @@ def _place(program: Program, plan: Plan) -> dict[fx.Node, int]:
         for node in program.operators
         if node in live and (index := _stage_of_module(plan, node.meta["module"])) is not None
     }
+    _check_paths(program, plan)
     for position, stage in enumerate(plan.stages):
         if stage.modules and position not in placed.values():
             raise PartitionError(
-                f"stage {stage.name!r} is empty: the graph has no node under its modules {', '.join(stage.modules)}",
+                f"stage {stage.name!r} is empty: its modules {', '.join(stage.modules)} lie in other stages",
                 fix="Check the module paths in the plan.",
             )
     before_placed = _ancestors(program, placed)
@@ -153,22 +164,45 @@ def _place(program: Program, plan: Plan) -> dict[fx.Node, int]:
             placement[node] = between if node in before_placed else last
         else:
             placement[node] = first if node in before_placed else nearest
+    # What forward returns without computing it from an input.
+    placement |= {node: last for node in program.output_nodes if node not in placement and node.op == "call_function"}
     return placement
 
 
-def _stage_of_module(plan: Plan, module: str) -> int | None:
-    """Index of the stage whose longest module path holds a module; None if no stage's does."""
-    best: tuple[int, int] | None = None
-    for index, stage in enumerate(plan.stages):
+def _check_paths(program: Program, plan: Plan) -> None:
+    """Every path of a plan stands for something in the graph."""
+    computing = {node.meta["module"] for node in program.operators} - {""}
+    for stage in plan.stages:
         for path in stage.modules:
-            if within(module, path) and (best is None or len(path) > best[0]):
-                best = (len(path), index)
-    return best[1] if best else None
+            if not any(within(module, path) for module in computing):
+                known = sorted(
+                    {above for module in computing for above in accumulate(module.split("."), "{}.{}".format)}
+                )
+                tops = [name for name in known if "." not in name]
+                raise PartitionError(
+                    f"stage {stage.name!r} names the module {path!r}, and no node of the graph lies under it",
+                    fix=nearest(path, known) or f"There are {', '.join(tops) or 'no modules with operators'}.",
+                )
+
+
+def _stage_of_module(plan: Plan, module: str) -> int | None:
+    """Index of the stage whose deepest module path holds a module; None if no stage's does.
+
+    Of paths equally deep a name counts before a pattern.
+    """
+    held = [
+        (path.count("."), not _PATTERN.search(path), -index)
+        for index, stage in enumerate(plan.stages)
+        for path in stage.modules
+        if within(module, path)
+    ]
+    return -max(held)[2] if held else None
 
 
 def within(module: str, path: str) -> bool:
-    """True if a module path is another one or lies below it."""
-    return module == path or module.startswith(path + ".")
+    """True if a module path is another one or lies below it; parts of that one may be patterns: ``blocks.*.attn``."""
+    names, patterns = module.split("."), path.split(".")
+    return len(names) >= len(patterns) and all(map(fnmatchcase, names, patterns))
 
 
 def _descendants(program: Program, roots: object) -> set[fx.Node]:
@@ -231,6 +265,7 @@ def _spec(
     kind: TensorType = node.meta["type"]
     unit = placement.get(node)
     consumers = tuple(units[index].name for index in sorted(_consumers(placement, node) - {unit}))
+    is_returned = node in program.output_nodes or any(one.tensor == name.name for one in program.returns)
     return TensorSpec(
         name=name.name,
         shape=kind.shape,
@@ -238,7 +273,7 @@ def _spec(
         layout=name.layout,
         about=name.about,
         producer=INPUT if unit is None else units[unit].name,
-        consumers=consumers + ((OUTPUT,) if node in program.output_nodes else ()),
+        consumers=consumers + ((OUTPUT,) if is_returned else ()),
     )
 
 
@@ -323,7 +358,7 @@ def _fits(
 
 def _fallback_name(stage: str, node: fx.Node, taken: set[str]) -> str:
     """A name from the module that computed the tensor, for plans without a rule for it."""
-    stem = node.meta["module"].replace(".", "_") or stage
+    stem = identifier(node.meta["module"] or stage, (), stage)
     candidates = (stem if k == 0 else f"{stem}_{k}" for k in range(len(taken) + 1))
     return next(name for name in candidates if name not in taken)
 
@@ -356,11 +391,12 @@ def _segment(
         mapping[node].meta = {"type": node.meta["type"], "module": ""}
     constants = _constants(program, placement, nodes)
     copy_nodes((node for node in program.graph.nodes if node in constants or node in node_set), graph, mapping)
-    if stage.segments > 1:  # the planner may cut between a tensor and a view of it
-        free_of_strides(graph)
     graph.output(tuple(mapping[node] for node in outputs))
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     weights = {key: tensor for key, tensor in program.weights.items() if key in used}
+    # Where a cut lies between a tensor and a view of it, the tensor arrives with its elements in a row.
+    if stage.segments > 1 or needs_strides(graph, weights):
+        free_of_strides(graph)
     return Segment(
         name=name,
         stage=stage,

@@ -53,14 +53,12 @@ def test_bag_becomes_one_bundle_a_member(tmp_path, song_path):
 def test_module_of_the_users_own(tmp_path):
     """Any module with demucs's four attributes, and a plan for it."""
     model = separating()
-    with pytest.raises(PlanError, match="toys.Hybrid"):
-        splitter.build(model, tmp_path / "b")
     (bundle,) = splitter.build(model, tmp_path / "b", plan=HYBRID_PLAN).members
     assert bundle.manifest.model.name == "hybrid"
     mix = torch.randn(1, 2, 64)
     restored = splitter.Orchestrator(bundle).run({"mix": mix.numpy()})["restored"]
     assert np.array_equal(restored, model(mix).detach().numpy())
-    with pytest.raises(CheckpointError, match="of no installed model family.*needs the attributes sources"):
+    with pytest.raises(CheckpointError, match="of no installed model family.*inputs.*needs the attributes sources"):
         splitter.build(Hybrid(), tmp_path / "c", plan=HYBRID_PLAN)
 
 

@@ -12,7 +12,9 @@ from splitter.graph.capture import capture
 from splitter.graph.patches import without_fused_attention
 from splitter.models.demucs import DemucsFamily
 from splitter.partition import partition, run
+from splitter.partition import within as partition_within
 from splitter.plan import schema as plans
+from splitter.plan.schema import Plan
 
 from .toys import HYBRID_PLAN, Hybrid
 
@@ -102,7 +104,10 @@ def test_data_flowing_back_is_refused():
 def test_stage_without_nodes_is_refused():
     stages = [stage.model_dump() for stage in HYBRID_PLAN.stages]
     stages[2]["modules"] = ["crosstransformer"]
-    with pytest.raises(PartitionError, match="'transformer' is empty: the graph has no node under its modules"):
+    with pytest.raises(
+        PartitionError,
+        match=r"'transformer' names the module 'crosstransformer', and no node .* There are down, mix, up\.",
+    ):
         cut(Hybrid(), torch.randn(1, 2, 64), plans.changed(HYBRID_PLAN, stages=stages))
 
 
@@ -137,7 +142,7 @@ def test_htdemucs_6s_has_the_published_boundaries():
     model = checkpoints.load("htdemucs_6s", random_init=0).members[0].model
     assert model.segment == Fraction(39, 5)
     mix = torch.randn(1, 2, 343_980, generator=torch.Generator().manual_seed(0))
-    _, parts = cut(model, mix, models.presets()["htdemucs"])
+    _, parts = cut(model, mix, DemucsFamily().prepared(model, models.presets()["htdemucs"], None))
     assert specs(parts) == {
         "mix": ((1, 2, 343_980), "input", ("analysis",)),
         "spectrogram": ((1, 4, 2048, 336), "analysis", ("encoder",)),
@@ -166,3 +171,53 @@ def test_htdemucs_6s_has_the_published_boundaries():
     with torch.no_grad(), without_fused_attention():
         expected = model(mix)
     assert torch.equal(run(parts, {"mix": mix})["stems"], expected)
+
+
+def test_patterns_name_modules_part_by_part():
+    assert partition_within("blocks.0.attn.query", "blocks.*.attn")
+    assert partition_within("blocks.0.attn", "blocks.[0-3].at*")
+    assert not partition_within("blocks.0", "blocks.*.attn")
+    assert not partition_within("blocks.0.mlp.attn", "blocks.*.attn")
+    assert not partition_within("up", "u")
+
+
+def test_a_pattern_places_nodes_and_a_name_beside_it_counts_more():
+    model, x = nn.Sequential(*(nn.Linear(4, 4) for _ in range(4))), torch.randn(1, 4)
+    stages = [
+        {"name": "one", "target": "graph", "modules": ["[0-3]"]},
+        {"name": "two", "target": "graph", "modules": ["3"]},
+    ]
+    plan = Plan.model_validate({"family": "toy", "outputs": ["y"], "stages": stages})
+    whole = capture(model.eval(), {"input": x}, plan.outputs)
+    parts = partition(whole, plan)
+    assert [len(segment.program.operators) for segment in parts.segments] == [3, 1]
+    with pytest.raises(PartitionError, match=r"names the module '4', and no node .* There are 0, 1, 2, 3\."):
+        partition(whole, plans.changed(plan, stages=[stages[0], stages[1] | {"modules": ["4"]}]))
+
+
+def test_a_misspelt_module_brings_the_nearest_names():
+    stages = [stage.model_dump() for stage in HYBRID_PLAN.stages]
+    stages[2]["modules"] = ["mix.norm3"]
+    with pytest.raises(PartitionError, match=r"no node of the graph lies under it\. The nearest: mix\.norm[12]"):
+        cut(Hybrid(), torch.randn(1, 2, 64), plans.changed(HYBRID_PLAN, stages=stages))
+
+
+def test_a_cut_before_a_view_takes_tensors_as_anybody_hands_them_over():
+    """In the whole graph the permuted tensor is viewed in place; cut before, it arrives with its elements in a row."""
+
+    class Moved(nn.Module):
+        def forward(self, x):
+            return x.transpose(1, 2)
+
+    class Joined(nn.Module):
+        def forward(self, x):
+            return x.transpose(1, 2).view(1, -1) * 2
+
+    stages = [{"name": f"s{n}", "target": "graph", "modules": [str(n)]} for n in range(2)]
+    two = Plan.model_validate({"family": "toy", "outputs": ["y"], "stages": stages})
+    model, x = nn.Sequential(Moved(), Joined()), torch.randn(1, 3, 4)
+    parts = partition(capture(model.eval(), {"input": x}, two.outputs), two)
+    handed = parts.segments[0].program.run({"input": x})
+    rows = {name: value.contiguous() for name, value in handed.items()}
+    assert torch.equal(parts.segments[1].program.run(rows)["y"], model(x))
+    assert list(handed) == ["s0_0"], "a module called 0 gives no name by itself"

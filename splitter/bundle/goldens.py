@@ -17,23 +17,24 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..boundary import INPUT, OUTPUT
+from ..boundary import INPUT
 from ..errors import CaptureError
 from ..graph.patches import without_fused_attention
-from ..graph.program import Program
+from ..graph.program import Program, largest_difference
+from ..graph.signature import bind
 from ..partition import Partition
 from .manifest import Machine
 
 
 @torch.no_grad()
-def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Run the untouched model and keep the tensors at its boundaries.
 
     Args:
         model: The module that was captured, in eval mode.
         program: Its capture, which says what to look for.
         parts: Where it is cut.
-        inputs: By name; neither silent nor longer than one run.
+        inputs: As the capture took them.
 
     Returns:
         Every tensor of ``parts.tensors`` by name.
@@ -43,22 +44,24 @@ def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping
             never computes.
     """
     names = {node: name for name, node in parts.nodes.items()}
-    expected: dict[str, Tensor] = dict(inputs)
+    call = bind(model, inputs)
+    expected: dict[str, Tensor] = dict(call.tensors)
     program.run(
-        inputs, observe=lambda node, value: expected.update({names[node.name]: value}) if node.name in names else None
+        call.tensors,
+        observe=lambda node, value: expected.update({names[node.name]: value}) if node.name in names else None,
     )
-    wanted = {spec.name: expected[spec.name] for spec in parts.tensors if spec.producer != INPUT}
+    # What forward returns is held against the returned itself: it may be a table that is never computed.
+    wanted = {s.name: expected[s.name] for s in parts.tensors if s.producer != INPUT and s.name not in program.outputs}
     with without_fused_attention():
         with _Watcher(wanted) as watcher:
-            model(*inputs.values())
-        returned = tree_leaves(model(*inputs.values()))
-    for spec, output in zip((s for s in parts.tensors if OUTPUT in s.consumers), returned, strict=True):
-        if not torch.equal(output, expected[spec.name]):
-            difference = (output - expected[spec.name]).abs().max().item()
+            call.run(model)
+        returned = tree_leaves(call.run(model))
+    for place, output in zip(program.returns, returned, strict=True):
+        if place.tensor and not torch.equal(output, expected[place.tensor]):
             raise CaptureError(
-                f"the capture gives another {spec.name!r} than the model",
+                f"the capture gives another {place.tensor!r} than the model",
                 expected="max |Δ| = 0",
-                received=f"max |Δ| = {difference:g}",
+                received=f"max |Δ| = {largest_difference(output, expected[place.tensor]):g}",
                 fix="The model's forward depends on something beside its input.",
             )
     if watcher.missing:

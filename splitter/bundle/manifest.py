@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .. import names
-from ..boundary import TensorSpec
+from ..boundary import Return, TensorSpec
 from ..names import Name, RelativePath
 from ..plan.schema import Plan
 
@@ -65,6 +65,7 @@ class ModelRecord(Record):
         arguments: The constructor's keyword arguments, fractions as ``"39/5"``.
         checkpoint_sha256: Of the checkpoint file; None without one.
         random_init: Seed of random weights; what such a bundle computes means nothing.
+        returns: What its forward returns, place by place.
         audio: Of a separator; None for other models.
     """
 
@@ -74,6 +75,7 @@ class ModelRecord(Record):
     arguments: dict[str, Any]
     checkpoint_sha256: str | None
     random_init: int | None
+    returns: tuple[Return, ...] = ()
     audio: AudioRecord | None = None
 
     @property

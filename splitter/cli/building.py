@@ -23,10 +23,18 @@ def _names_option(context: click.Context, parameter: click.Parameter, value: str
     return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
 
 
+_inputs_option = click.option(
+    "--inputs", type=click.Path(path_type=Path), metavar="FILE.npz",
+    help="Example inputs of a module of your own, by argument; also .safetensors.",
+)  # fmt: skip
+
+
 @command.command()
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory to create.")
-@click.option("--plan", type=click.Path(path_type=Path), help="Plan file.  [default: the model's preset]")
+@_inputs_option
+@click.option("--plan", type=click.Path(path_type=Path),
+              help="Plan file.  [default: the model's preset, or a proposed plan]")  # fmt: skip
 @click.option("--target", type=_TARGETS, help="Oldest system the packages must run on.  [default: iOS17]")
 @click.option("--precision", type=_PRECISIONS, help="Arithmetic inside the packages.  [default: fp32]")
 @click.option("--boundary-dtype", type=_PRECISIONS, help="Element type of package inputs and outputs.  [default: fp32]")
@@ -62,7 +70,10 @@ def build(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Build the bundle of MODEL, the name of a model or a checkpoint file."""
+    """Build the bundle of MODEL: the name of a model, a checkpoint file, or PACKAGE.MODULE:FACTORY.
+
+    A factory is a function or class of your own that returns a module. Its code is imported and run.
+    """
     from rich.console import Group
 
     from . import tables
@@ -106,12 +117,15 @@ def _counts_option(context: click.Context, parameter: click.Parameter, values: t
 @command.command(name="plan")
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Plan file to write, for build --plan.")
-@click.option("--plan", type=click.Path(path_type=Path), help="Plan file to start from.  [default: the model's preset]")
+@_inputs_option
+@click.option("--plan", type=click.Path(path_type=Path),
+              help="Plan file to start from.  [default: the model's preset, or a proposed plan]")  # fmt: skip
 @click.option(
     "--segments", multiple=True, metavar="STAGE=N", callback=_counts_option, help="Cut a stage into N packages; repeat."
 )
 @click.option("--max-ops", type=click.IntRange(min=1), help="Most operations a package may have, estimated.")
 @click.option("--max-weight-mb", type=FiniteRange(min=0, min_open=True), help="Most weights a package may have, in MB.")
+@click.option("--new", is_flag=True, help="Propose a plan from the model's modules; each stage is lowered on trial.")
 @click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
 @json_option
 def plan_(
@@ -119,12 +133,32 @@ def plan_(
     out: Path | None,
     max_ops: int | None,
     max_weight_mb: float | None,
+    new: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare ways to cut MODEL into packages, with least traffic between them; write the plan of the last."""
+    """Compare ways to cut MODEL into packages, with least traffic between them; write the plan of the last.
+
+    MODEL is as for build: code of your own, PACKAGE.MODULE:FACTORY, is imported and run.
+    """
     from . import tables
 
+    if new:
+        if options["plan"] or options["segments"] or max_ops or max_weight_mb:
+            raise click.UsageError(
+                "--new proposes a plan, the options --plan, --segments, --max-ops and --max-weight-mb change one. "
+                "Write it with -o first, then use --plan."
+            )
+        with steps() as progress:
+            proposed = splitter.new_plan(
+                model, inputs=options["inputs"], random_init=options["random_init"], out=out, progress=progress
+            )
+        print_result(
+            as_json,
+            lambda: {"plan": str(out) if out else None, **proposed.to_dict()},
+            lambda: tables.new_plan_tables(proposed),
+        )
+        return
     with steps() as progress:
         compared = splitter.layouts(
             model,

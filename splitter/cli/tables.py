@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # each table takes the imports of its own verb alone
     from ..compiler import SkippedPlace
     from ..diagnosis import Diagnosis, DoctorReport, Finding
     from ..plan.layouts import Layout
+    from ..plan.outline import NewPlan
     from ..profiling import Profile
     from ..tuning import compression, precision
     from ..verification.checks import Report, Verification
@@ -46,7 +47,8 @@ def bundle_tables(bundle: Bundle) -> RenderableType:
     """Segments and boundary tensors of a bundle."""
     manifest = bundle.manifest
     model, plan = manifest.model, manifest.plan
-    weights = f"random weights, seed {model.random_init}" if model.random_init is not None else "trained weights"
+    own = "trained weights" if model.checkpoint_sha256 else "weights as the module had them"
+    weights = f"random weights, seed {model.random_init}" if model.random_init is not None else own
     head = Text(
         f"{model.name}: {model.model_class}, {weights}\n"
         f"{_audio(model.audio)}"
@@ -74,7 +76,13 @@ def bundle_tables(bundle: Bundle) -> RenderableType:
     for spec in manifest.tensors:
         shape = "×".join(map(str, spec.shape))
         tensors.add_row(
-            spec.name, spec.producer, ", ".join(spec.consumers), shape, spec.layout, spec.dtype, size(spec.bytes)
+            spec.name,
+            spec.producer,
+            ", ".join(spec.consumers),
+            shape,
+            spec.layout,
+            spec.dtype + (f" ({spec.packaged_dtype} in packages)" if spec.packaged_dtype else ""),
+            size(spec.bytes),
         )
     return Group(head, segments, tensors)
 
@@ -156,10 +164,10 @@ def layout_tables(layouts: Sequence[Layout]) -> RenderableType:
         weights = [package.weight_bytes for package in layout.packages]
         seconds = [package.compile_seconds for package in layout.packages]
         table.add_row(
-            layout.name, f"{len(layout.packages)}", f"{sum(operations)}", f"{max(operations)}", size(sum(weights)),
-            size(max(weights)), size(layout.boundary_bytes), size(layout.internal_bytes),
-            size(max(package.working_set for package in layout.packages)),
-            f"{sum(seconds):.0f} s", f"{max(seconds):.0f} s",
+            layout.name, f"{len(layout.packages)}", f"{sum(operations)}", f"{max(operations, default=0)}",
+            size(sum(weights)), size(max(weights, default=0)), size(layout.boundary_bytes), size(layout.internal_bytes),
+            size(max((package.working_set for package in layout.packages), default=0)),
+            f"{sum(seconds):.0f} s", f"{max(seconds, default=0):.0f} s",
         )  # fmt: skip
     packages = Table(title=f"packages, {layouts[-1].name}", title_justify="left")
     packages.add_column("package")
@@ -171,6 +179,30 @@ def layout_tables(layouts: Sequence[Layout]) -> RenderableType:
             f"{package.compile_seconds:.0f} s",
         )  # fmt: skip
     return Group(table, packages)
+
+
+def new_plan_tables(new: NewPlan) -> RenderableType:
+    """A row per module, and below it a row per stage and target that was tried."""
+    modules = Table(title="modules", title_justify="left")
+    for column in ("module", "stage", "operators"):
+        modules.add_column(column, overflow="fold")
+    for column in ("FLOPs", "parameters"):
+        modules.add_column(column, justify="right")
+    for one in new.modules:
+        most = [f"{name} {count}" for name, count in [*one.operators.items()][:_PLACES]]
+        more = ["…"] if len(one.operators) > _PLACES else []
+        modules.add_row(
+            one.path or "(forward)", one.stage or "several", ", ".join(most + more),
+            operations(one.flops), f"{one.parameters:,}",
+        )  # fmt: skip
+    stages = Table(title="stages", title_justify="left")
+    for column in ("stage", "modules", "target", ""):
+        stages.add_column(column, overflow="fold")
+    for stage in new.plan.stages:
+        for trial in (one for one in new.trials if one.stage == stage.name):
+            verdict = f"no: {trial.refusal}" if trial.refusal else "lowers it"
+            stages.add_row(stage.name, ", ".join(stage.modules) or "(what no other stage has)", trial.target, verdict)
+    return Group(modules, stages)
 
 
 def port_table(report: PortReport) -> RenderableType:

@@ -6,8 +6,9 @@ duration of the capture, see `patches` and each model family.
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any, TypeAlias
 
@@ -27,67 +28,104 @@ from torch.export.graph_signature import (
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils._pytree import tree_structure
 
+from ..boundary import Return
 from ..errors import CaptureError
+from . import diagnosis
+from .operators import ALLOWED
 from .patches import without_fused_attention, without_unfold_backward_decomposition
 from .program import Program
 from .shapes import TensorType
+from .signature import Call, bind, identifier, paths
 
 Patch: TypeAlias = Callable[[], AbstractContextManager[None]]
 _ASSERTIONS = frozenset({torch.ops.aten._assert_tensor_metadata.default})
-# What autograd needs to tell apart is one operator here.
-_CHECKED: dict[Any, Any] = {torch.ops.aten._unsafe_view.default: torch.ops.aten.view.default}
+# Without in-place writes another name for a value is nothing; converters lack `alias`.
+_SAME_VALUE = frozenset({torch.ops.aten.alias.default, torch.ops.aten.detach.default})
+# What autograd or Python's syntax tells apart is one operator here.
+_CHECKED: dict[Any, Any] = {
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.view.default,
+    torch.ops.aten._adaptive_avg_pool2d.default: torch.ops.aten.adaptive_avg_pool2d.default,
+    torch.ops.aten._adaptive_avg_pool3d.default: torch.ops.aten.adaptive_avg_pool3d.default,
+    torch.ops.aten.__and__.Tensor: torch.ops.aten.bitwise_and.Tensor,
+    torch.ops.aten.__or__.Tensor: torch.ops.aten.bitwise_or.Tensor,
+    torch.ops.aten.__xor__.Tensor: torch.ops.aten.bitwise_xor.Tensor,
+}
+# In inference it is `batch_norm`, which checks its parameters and gives one result.
+_BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
+_SINGLE = frozenset({torch.ops.aten.batch_norm.default})
 
 
 @torch.no_grad()
 def capture(
-    model: nn.Module, inputs: Mapping[str, Tensor], outputs: tuple[str, ...], patches: Sequence[Patch] = ()
+    model: nn.Module, inputs: Mapping[str, Any], outputs: tuple[str, ...] = (), patches: Sequence[Patch] = ()
 ) -> Program:
     """Capture the whole model as one program.
 
     Args:
         model: The unmodified module, in eval mode.
-        inputs: Example inputs by the name of the forward's argument; their shapes become the graph's.
-        outputs: Names for what the forward returns.
+        inputs: Example inputs by the name of the forward's argument, see `splitter.graph.signature`; their shapes
+            become the graph's.
+        outputs: Names for the tensors that forward computes and returns, each once; names from the structure that it
+            returns where there are none.
         patches: Context managers of the model's family, which hold while it is captured.
 
     Returns:
-        A program whose run equals ``model(*inputs)`` bit for bit on the same machine; under
-        ``torch.no_grad()``, inside `without_fused_attention`.
+        A program whose run equals the model bit for bit on the same machine; under ``torch.no_grad()``, inside
+        `without_fused_attention`. What forward writes into buffers and into its inputs is no output.
 
     Raises:
-        CaptureError: The model is in training mode, or `torch.export` refuses it.
+        UsageError: The inputs do not fit the forward's arguments.
+        CaptureError: The model is in training mode, its forward fails, or `torch.export` refuses it.
     """
     if model.training:
         raise CaptureError("the model is in training mode", expected="eval mode", fix="Call model.eval() first.")
+    call = bind(model, inputs)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # torch.export's own: tree specs, RNN weight lists
         for patch in (without_unfold_backward_decomposition, without_fused_attention, *patches):
             stack.enter_context(patch())
         try:
-            exported = torch.export.export(model, tuple(inputs.values()), strict=False)
+            exported = torch.export.export(model, call.args, call.kwargs, strict=False)
             # Functional: in-place writes become values, so that data flow alone orders the nodes.
-            exported = exported.run_decompositions({})
+            exported = _reviewed(exported.run_decompositions({}))
         except Exception as error:
-            raise CaptureError(
-                "torch.export cannot capture the model",
-                received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                fix="A data-dependent branch or assertion needs a named patch in the model's family.",
-            ) from error
-    return _unlift(exported, tuple(inputs), outputs)
+            raise diagnosis.of(error, model, call) from error
+    return _unlift(exported, call, outputs)
 
 
-def _unlift(exported: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Program:
+def _draws(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers; those that a program may use are told not to, see `admission`."""
+    return str(node.target) not in ALLOWED and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _reviewed(exported: ExportedProgram) -> ExportedProgram:
+    """With operators that a saved program may not use as those that PyTorch defines them by, where it does."""
+    for _ in range(3):  # a definition may use another such operator
+        called = {node.target for node in exported.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+        foreign = {target for target in called if str(target) not in ALLOWED} - _CHECKED.keys() - {_BATCH_NORM}
+        definitions = torch.export.default_decompositions() if foreign else {}
+        known = {target: definitions[target] for target in foreign if target in definitions}
+        if not known:
+            break
+        exported = exported.run_decompositions(known)
+    return exported
+
+
+def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> Program:
     """Turn the export's lifted weights back into named attributes of one plain graph."""
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
     weights: dict[str, Tensor] = {}
-    kinds = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
-    names = iter(inputs)
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    names = iter(call.tensors)
+    returns: tuple[Return, ...] = ()
     for node in exported.graph.nodes:
         if node.op == "placeholder":
-            spec = kinds[node.name]
+            spec = specs[node.name]
             if spec.kind is InputKind.USER_INPUT:
+                if not isinstance(spec.arg, TensorArgument):  # a constant, which the graph holds already
+                    continue
                 copy = graph.placeholder(next(names))
             else:
                 key = str(spec.target)
@@ -97,19 +135,35 @@ def _unlift(exported: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[s
         elif node.op == "call_function":
             if node.target in _ASSERTIONS:
                 continue
+            if node.target in _SAME_VALUE:
+                mapping[node] = mapping[node.all_input_nodes[0]]
+                continue
+            if node.target is operator.getitem and mapping[node.args[0]].target in _SINGLE:
+                mapping[node] = mapping[node.args[0]]  # the other results are of training
+                continue
+            if str(node.target) not in ALLOWED and torch.Tag.nondeterministic_seeded in getattr(
+                node.target, "tags", ()
+            ):
+                raise CaptureError(
+                    f"forward draws random numbers{_at(node)}",
+                    received=node.target,
+                    fix="Give the noise as an input, or take the part of the model that draws none.",
+                )
             copy = graph.node_copy(node, mapping.__getitem__)
             copy.target = _CHECKED.get(copy.target, copy.target)
             copy.meta = {"type": _type(node), "module": _module_path(node)}
+            if copy.target is _BATCH_NORM:
+                *tensors, momentum, eps = copy.args
+                copy.target, copy.args = torch.ops.aten.batch_norm.default, (*tensors, False, momentum, eps, False)
+                copy.meta["type"] = TensorType.of(node.meta["val"][0])
         elif node.op == "output":
-            returned = node.args[0]
-            if len(returned) != len(outputs):
-                raise CaptureError(
-                    "the plan does not name every output of the model",
-                    expected=f"{len(returned)} names",
-                    received=len(outputs),
-                    fix="Correct `outputs` in the plan.",
-                )
-            graph.output(tuple(mapping[item] for item in returned))
+            signature = exported.graph_signature.output_specs
+            returned = [
+                (mapping[item], None) if isinstance(item, fx.Node) else (None, item)
+                for item, spec in zip(node.args[0], signature, strict=True)
+                if spec.kind is OutputKind.USER_OUTPUT
+            ]
+            outputs, returns = _returned(graph, returned, paths(exported.call_spec.out_spec), call, outputs)
             continue
         else:
             raise CaptureError("the captured graph holds something other than an operator", received=node.format_node())
@@ -118,7 +172,66 @@ def _unlift(exported: ExportedProgram, inputs: tuple[str, ...], outputs: tuple[s
         if node.op in ("get_attr", "call_function") and not node.users:
             graph.erase_node(node)
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    return Program("model", graph, {key: value for key, value in weights.items() if key in used}, outputs)
+    kept = {key: value for key, value in weights.items() if key in used}
+    return Program("model", graph, kept, outputs, returns=returns)
+
+
+def _returned(
+    graph: fx.Graph,
+    returned: Sequence[tuple[fx.Node | None, Any]],
+    places: Sequence[str],
+    call: Call,
+    outputs: tuple[str, ...],
+) -> tuple[tuple[str, ...], tuple[Return, ...]]:
+    """End the graph with every tensor that it computes and returns, once; their names, and what lies where."""
+    nodes: dict[fx.Node, str] = {}  # by the place that each lies at first
+    for place, (node, constant) in zip(places, returned, strict=True):
+        if node is not None and node.op != "placeholder":
+            nodes.setdefault(node, place)
+        elif node is None and not (constant is None or isinstance(constant, bool | int | float | str)):
+            raise CaptureError(
+                "forward returns something that no graph gives",
+                expected="tensors, None, numbers and texts",
+                received=f"{type(constant).__name__} at {place or 'the top'}",
+            )
+    if not nodes:
+        raise CaptureError("forward returns no tensor that it computes", fix="There is nothing to build of it.")
+    if outputs and len(outputs) != len(nodes):
+        at = ", ".join(f"{place or 'the result'} {node.meta['type']}" for node, place in nodes.items())
+        raise CaptureError(
+            "the plan does not name every tensor that forward computes and returns, each once",
+            expected=f"{len(nodes)} names (for {at})",
+            received=f"{len(outputs)}: {', '.join(outputs)}",
+            fix="Correct `outputs` in the plan.",
+        )
+    names = dict(zip(nodes, outputs or _output_names(nodes.values(), call), strict=True))
+    results = tuple(_computed(graph, node) for node in nodes)
+    graph.output(results)
+    names |= {node: str(node.target) for node, _ in returned if node is not None and node.op == "placeholder"}
+    returns = tuple(
+        Return(path=place, constant=constant) if node is None else Return(path=place, tensor=names[node])
+        for place, (node, constant) in zip(places, returned, strict=True)
+    )
+    return tuple(names[node] for node in nodes), returns
+
+
+def _output_names(places: Iterable[str], call: Call) -> tuple[str, ...]:
+    names: list[str] = []
+    for place in places:
+        name = identifier(place.lower(), (), "output") if place else "output"
+        if name in call.tensors:
+            name = f"{name}_output"
+        names.append(identifier(name, {*names, *call.tensors}, "output"))
+    return tuple(names)
+
+
+def _computed(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """A tensor that depends on no input as a value of its own, which no other operator reads."""
+    if node.op != "get_attr":
+        return node
+    copy = graph.call_function(torch.ops.aten.clone.default, (node,))
+    copy.meta = dict(node.meta)
+    return copy
 
 
 def _weight(exported: ExportedProgram, key: str) -> Tensor:
@@ -133,8 +246,17 @@ def _type(node: fx.Node) -> TensorType | None:
     if not isinstance(value, Tensor):
         return None
     if any(not isinstance(extent, int) for extent in value.shape):
-        raise CaptureError(f"the shape of {node.name} is not static", received=tuple(value.shape))
+        raise CaptureError(
+            f"the extents of a tensor depend on the values of another one{_at(node)}; shapes in a graph are static",
+            received=f"{node.target} gives {tuple(value.shape)}",
+            fix="Return what it is computed from, and do the rest after the model.",
+        )
     return TensorType.of(value)
+
+
+def _at(node: fx.Node) -> str:
+    module = _module_path(node)
+    return f", in the module {module}" if module else ""
 
 
 def _module_path(node: fx.Node) -> str:

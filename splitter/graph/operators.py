@@ -99,6 +99,7 @@ _CATEGORIES: dict[str, str] = {
     "pooling and resampling": """
         avg_pool1d.default avg_pool2d.default avg_pool3d.default max_pool1d.default max_pool2d.default
         max_pool3d.default max_pool2d_with_indices.default adaptive_avg_pool1d.default adaptive_avg_pool2d.default
+        adaptive_avg_pool3d.default
         upsample_nearest1d.vec upsample_nearest2d.vec upsample_linear1d.vec upsample_bilinear2d.vec
         upsample_bicubic2d.vec
     """,

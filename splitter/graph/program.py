@@ -19,13 +19,15 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..boundary import Fold
+from ..boundary import Fold, Return
 from ..errors import BundleError, CaptureError
 from ..reading import MAX_DOCUMENT_BYTES, Read
 from . import admission, operators
 from .admission import RefusedError
 from .shapes import DTYPES, TensorType
+from .signature import TAKEN
 from .weights import Weights
 
 FORMAT = "splitter.program/1"
@@ -50,6 +52,7 @@ class Program:
             that require a gradient in the model do so here: PyTorch's choice of kernel depends on it.
         outputs: Names of the outputs, in the order of the graph's output.
         folds: Inputs and outputs that a pass has folded; captured programs, and so all on disk, have none.
+        returns: What a whole model's forward returns, place by place; empty for other programs, and for all on disk.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Program:
     weights: dict[str, Tensor]
     outputs: tuple[str, ...]
     folds: dict[str, Fold] = field(default_factory=dict)
+    returns: tuple[Return, ...] = ()
     _module: fx.GraphModule | None = field(default=None, repr=False)
 
     @property
@@ -86,7 +90,7 @@ class Program:
         mapping: dict[fx.Node, fx.Node] = {}
         copy_nodes((node for node in self.graph.nodes if node.op != "output"), graph, mapping)
         graph.output(tuple(mapping[node] for node in self.output_nodes))
-        return Program(self.name, graph, self.weights, self.outputs, self.folds)
+        return Program(self.name, graph, self.weights, self.outputs, self.folds, self.returns)
 
     def constant(self, node: fx.Node) -> Tensor:
         """Value of a node that depends on no input.
@@ -304,7 +308,7 @@ def _node(
         raise ValueError(f"unknown keys {sorted(unknown)}")
     if entry["op"] == "input":
         target = _identifier(entry["target"])
-        if target in _TAKEN or any(node.target == target for node in graph.find_nodes(op="placeholder")):
+        if target in TAKEN or any(node.target == target for node in graph.find_nodes(op="placeholder")):
             raise ValueError(f"an input cannot be called {target!r}")
         node = graph.create_node("placeholder", target, name=name)
     elif entry["op"] == "weight":
@@ -329,8 +333,6 @@ def _node(
 
 
 _KEYS = frozenset({"name", "op", "target", "args", "kwargs", "shape", "dtype", "module", "requires_grad"})
-# What the code that torch.fx generates calls something else.
-_TAKEN = frozenset({"self", *fx.graph._custom_builtins})
 
 
 def _declared(entry: Mapping[str, Any]) -> TensorType | None:
@@ -432,6 +434,35 @@ def _decode(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
     if kind == "node" and content not in nodes:
         raise ValueError(f"it takes the value of {content!r}, which is not computed before it")
     return nodes[content] if kind == "node" else _DECODERS[kind](content)
+
+
+def largest_difference(reference: Tensor, candidate: Tensor) -> float:
+    """``max |r − x|`` of two tensors of any one dtype, truths and integers included."""
+    wide = torch.complex128 if reference.is_complex() else torch.float64
+    differences = (reference.to(wide) - candidate.to(wide)).abs()
+    return float(differences.max()) if differences.numel() else 0.0
+
+
+@torch.no_grad()
+def needs_strides(graph: fx.Graph, weights: Mapping[str, Tensor]) -> bool:
+    """Whether a view in a graph fails on inputs whose elements lie in a row, as everybody else hands them over.
+
+    Found by shapes alone: nothing is computed.
+    """
+    if not any(graph.find_nodes(op="call_function", target=torch.ops.aten.view.default)):
+        return False
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        inputs = [
+            torch.empty(node.meta["type"].shape, dtype=DTYPES[node.meta["type"].dtype])
+            for node in graph.find_nodes(op="placeholder")
+        ]
+        try:
+            fx.Interpreter(fx.GraphModule(dict(weights), graph)).run(*inputs)
+        except ValueError as error:
+            return "view" in str(error)
+        except Exception:  # an operator that looks at values, such as istft at its window
+            return False
+    return False
 
 
 def free_of_strides(graph: fx.Graph) -> None:

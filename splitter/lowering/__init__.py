@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
+
 from .. import plugins
 from ..boundary import Array, TensorSpec
 from ..errors import PlanError
@@ -47,6 +49,10 @@ class Capabilities:
         on_host: It is what a host program computes around the other segments; lower precision is never chosen for it.
         precisions: Arithmetic that it offers: the plan's ``precision``. Empty where it computes in fp32 only.
         boundary_dtypes: What it takes and gives: the plan's ``boundary_dtype``. Empty where that is what the graph has.
+        integers: The element type in which it takes and gives every integer and truth, e.g. ``"int32"``. Empty where
+            that is what the graph has.
+        proposed_for: Stages that `plan --new` gives it where it can lower them: ``network`` for layers with weights,
+            ``host`` for what has complex numbers, ``rest`` for what nothing else takes.
         deployment_targets: Systems it can be made for. Empty where it runs on every system.
         weights: The section of the plan that says how it stores weights; None if it stores none.
         compressions: Forms of weights that it knows.
@@ -61,6 +67,8 @@ class Capabilities:
     on_host: bool = False
     precisions: frozenset[str] = frozenset()
     boundary_dtypes: frozenset[str] = frozenset()
+    integers: str = ""
+    proposed_for: frozenset[Literal["network", "host", "rest"]] = frozenset()
     deployment_targets: frozenset[str] = frozenset()
     weights: Literal["compression", "weights"] | None = None
     compressions: frozenset[str] = frozenset()
@@ -150,6 +158,21 @@ def capabilities(name: str) -> Capabilities:
 def with_artifact(artifact: str) -> list[str]:
     """Names of the targets that write a kind of artifact."""
     return [name for name in plugins.names(GROUP) if capabilities(name).artifact == artifact]
+
+
+def proposed_for(kind: str) -> list[str]:
+    """Names of the targets that a new plan tries for a kind of stage."""
+    return [name for name in plugins.names(GROUP) if kind in capabilities(name).proposed_for]
+
+
+def at_boundary(spec: TensorSpec, targets: Iterable[str], plan: Plan) -> TensorSpec:
+    """A tensor as segments of these targets, which compute or read it, take and give it under a plan."""
+    able = [capabilities(name) for name in targets]
+    if spec.dtype == "float32" and any(one.boundary_dtypes for one in able):
+        return spec.with_dtype(plan.boundary_dtype.dtype)
+    integers = {one.integers for one in able if one.integers} - {spec.dtype}
+    is_whole = np.dtype(spec.dtype).kind in "iub"
+    return spec.with_packaged_dtype(min(integers)) if is_whole and integers else spec
 
 
 def check(plan: Plan) -> None:

@@ -17,7 +17,9 @@ from . import Capabilities, Target
 class GraphTarget(Target):
     """For stages that stay in torch: ``graph/<segment>.json`` is in every bundle anyway."""
 
-    capabilities: ClassVar[Capabilities] = Capabilities(engines=("torch",), divisible=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        engines=("torch",), divisible=True, proposed_for=frozenset({"rest"})
+    )
 
     def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
         return Artifact(target=segment.stage.target)

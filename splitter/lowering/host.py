@@ -33,7 +33,9 @@ _ARITHMETIC = {
 
 
 class HostTarget(Target):
-    capabilities: ClassVar[Capabilities] = Capabilities(artifact=ARTIFACT, engines=("numpy",), on_host=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        artifact=ARTIFACT, engines=("numpy",), on_host=True, proposed_for=frozenset({"host"})
+    )
     question: ClassVar[str] = "the host's specification does what the graph does"
 
     def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
@@ -72,9 +74,14 @@ def _specification(segment: Segment) -> HostSpec:
     names: dict[fx.Node, str] = {node: str(node.target) for node in segment.program.input_nodes}
     steps: list[Step] = []
     for node in segment.program.operators:
-        if node.target is _aten.clone.default:  # a copy in memory, the same value
+        if node.target is _aten.clone.default and node.all_input_nodes[0] in names:  # a copy in memory, the same value
             names[node] = names[node.all_input_nodes[0]]
             continue
+        if weights := [parent for parent in node.all_input_nodes if parent.op == "get_attr"]:
+            raise LoweringError(
+                f"the host stage {segment.name!r} reads the weight {weights[0].target}; host specifications have none",
+                fix='Give the stage the target "graph" in the plan.',
+            )
         op, arguments, parameters = _lower(node, segment.name)
         names[node] = node.name
         kind = node.meta["type"]
@@ -154,21 +161,36 @@ def _hann_window(a: dict[str, Any], node: fx.Node) -> _Lowered:
     return "hann_window", (), {"length": a["window_length"]}
 
 
+def _is_plain(a: dict[str, Any]) -> bool:
+    """Of real sound, with a window as long as the transform."""
+    return a["win_length"] in (None, a["n_fft"]) and a["onesided"] is not False and a["window"] is not None
+
+
 def _stft(a: dict[str, Any], node: fx.Node) -> _Lowered | None:
-    if a["win_length"] != a["n_fft"] or a["onesided"] is False or not a["return_complex"] or a["window"] is None:
+    if (
+        a["win_length"] not in (None, a["n_fft"])
+        or a["onesided"] is False
+        or not a["return_complex"]
+        or a["window"] is None
+    ):
         return None
     scale = 1 / math.sqrt(a["n_fft"]) if a["normalized"] else 1.0
-    parameters = {"fft_length": a["n_fft"], "hop_length": a["hop_length"], "scale": scale}
+    parameters = {"fft_length": a["n_fft"], "hop_length": a["hop_length"] or a["n_fft"] // 4, "scale": scale}
     return "stft", (a["self"], a["window"]), parameters
 
 
 def _istft(a: dict[str, Any], node: fx.Node) -> _Lowered | None:
-    if a["win_length"] != a["n_fft"] or a["onesided"] is False or a["return_complex"] or a["window"] is None:
+    if (
+        a["win_length"] not in (None, a["n_fft"])
+        or a["onesided"] is False
+        or a["return_complex"]
+        or a["window"] is None
+    ):
         return None
     scale = 1 / math.sqrt(a["n_fft"]) if a["normalized"] else 1.0
     parameters = {
         "fft_length": a["n_fft"],
-        "hop_length": a["hop_length"],
+        "hop_length": a["hop_length"] or a["n_fft"] // 4,
         "scale": scale,
         "trim": a["n_fft"] // 2 if a["center"] else 0,
         "length": node.meta["type"].shape[-1],

@@ -7,9 +7,10 @@ draws progress bars of its own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partialmethod
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,9 +19,10 @@ from ..patching import replaced
 logging.getLogger("coremltools").setLevel(logging.ERROR)
 
 import coremltools as ct  # noqa: E402
+from coremltools.converters.mil.frontend.torch.internal_graph import InternalTorchIRNode  # noqa: E402
 from coremltools.converters.mil.mil import Program  # noqa: E402
 
-__all__ = ["ct", "quiet_and_quick"]
+__all__ = ["ct", "keywords_unread", "quiet_and_quick"]
 
 
 @contextmanager
@@ -33,3 +35,39 @@ def quiet_and_quick() -> Iterator[None]:
     silent = partialmethod(tqdm.__init__, disable=True)
     with replaced(tqdm, "__init__", silent), replaced(Program, "validate", lambda *arguments, **options: None):
         yield
+
+
+class _Keywords(dict[str, Any]):
+    """An operator's keywords, as its converter looks them up."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+
+@contextmanager
+def keywords_unread() -> Iterator[Callable[[], list[tuple[Any, str]]]]:
+    """Watch which keywords of an exported graph's operators the converters look at.
+
+    The converters of the export route read the keywords that they know and pass over the others without a word:
+    ``add`` its ``alpha``, ``gelu`` its ``approximate``, ``zeros_like`` its ``dtype``.
+
+    Yields:
+        What gives, after a conversion, each exported node and the keyword that nothing has read.
+    """
+    seen: list[tuple[Any, _Keywords]] = []
+    original = InternalTorchIRNode.from_exir_node.__func__
+
+    def recording(cls: type, node: Any) -> Any:
+        made = original(cls, node)
+        if made.kwinputs:
+            made.kwinputs = _Keywords(made.kwinputs)
+            seen.append((node, made.kwinputs))
+        return made
+
+    with replaced(InternalTorchIRNode, "from_exir_node", classmethod(recording)):
+        yield lambda: [(node, key) for node, keywords in seen for key in keywords if key not in keywords.read]

@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from .. import plugins
 from ..bundle.manifest import AudioRecord
-from ..errors import CheckpointError, PlanError, UsageError
+from ..errors import PlanError, UsageError
 from ..graph.capture import Patch
 from ..plan.schema import Plan
 
@@ -63,11 +63,11 @@ class Example:
     """One run of a model: what capture traces and goldens record.
 
     Attributes:
-        inputs: By the name of the forward's argument, in order.
+        inputs: By the name of the forward's argument, see `splitter.graph.signature`.
         description: What it was made from, for people.
     """
 
-    inputs: Mapping[str, Tensor]
+    inputs: Mapping[str, Any]
     description: str
 
 
@@ -158,29 +158,33 @@ def load(model: str | Path, *, random_init: int | None = None) -> tuple[Family, 
     Raises:
         UsageError: No family knows it.
     """
+    from .module import is_reference
+
     path = Path(model)
     for family in families():
         if str(model) in family.names or path.suffix in family.suffixes:
             return family, family.load(model, random_init=random_init)
     suffixes = sorted({suffix for family in families() for suffix in family.suffixes})
+    if is_reference(model):
+        raise UsageError(f"{model} is code of your own, which only build and plan run")
     raise UsageError(
         f"unknown model {str(model)!r}",
-        fix=f"Names are {', '.join(names())}; files end in {', '.join(suffixes)}.",
+        fix=f"Names are {', '.join(names())}; files end in {', '.join(suffixes)}; a module of your own is "
+        "PACKAGE.MODULE:FACTORY.",
     )
 
 
 def of_module(module: nn.Module) -> tuple[Family, Ensemble]:
-    """A module of the user's own. Raises `CheckpointError` if it is of no installed family."""
-    for family in families():
-        if family.fits(module):
-            model = Model(type(module).__name__.lower(), module.eval())
-            return family, Ensemble(model.name, (model,), (family_weights(family, module),))
-    raise CheckpointError(
-        f"{type(module).__name__} is of no installed model family",
-        expected=f"one of {', '.join(family.name for family in families())}",
-        fix="See the handbook, «Extending», for a family of your own. A separator needs the attributes sources, "
-        "samplerate, audio_channels and segment.",
-    )
+    """A module of the user's own, in eval mode: of the family that it fits, or else of none, `ModuleFamily`."""
+    return of_model(Model(type(module).__name__.lower(), module.eval()))
+
+
+def of_model(model: Model) -> tuple[Family, Ensemble]:
+    """The same for a module that has a name already."""
+    from .module import ModuleFamily
+
+    family = next((family for family in families() if family.fits(model.module)), None) or ModuleFamily()
+    return family, Ensemble(model.name, (model,), (family_weights(family, model.module),))
 
 
 def presets() -> dict[str, Plan]:
@@ -188,15 +192,9 @@ def presets() -> dict[str, Plan]:
     return {plan.family: plan for family in families() for plan in family.plans()}
 
 
-def preset_for(model: Model) -> Plan:
-    """The preset for a model's class. Raises `PlanError` if there is none."""
-    for plan in presets().values():
-        if model.class_path in plan.models:
-            return plan
-    raise PlanError(
-        f"no preset plan for the model class {model.class_path}",
-        fix="Write a plan for it and pass it with --plan.",
-    )
+def preset_for(model: Model) -> Plan | None:
+    """The preset for a model's class; None if there is none, and a plan is to be proposed."""
+    return next((plan for plan in presets().values() if model.class_path in plan.models), None)
 
 
 def family_weights(family: Family, module: nn.Module) -> tuple[float, ...]:

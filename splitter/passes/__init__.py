@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PassError, PlanError
-from ..graph.program import Program
+from ..graph.program import Program, largest_difference
 from .conv1d_as_conv2d import Conv1dAsConv2d
 from .fold_long_axes import FoldLongAxes
 from .keep_broadcasts_small import KeepBroadcastsSmall
@@ -123,7 +123,7 @@ def apply(chosen: str | Pass, program: Program, example: Mapping[str, Tensor]) -
         return Rewriting(program, 0, rewriting.skipped)
     before, after = _run(program, example), _run(rewriting.program, example)
     for output, expected in before.items():
-        moved = float((after[output].to(torch.float64) - expected.to(torch.float64)).abs().max())
+        moved = largest_difference(expected, after[output])
         if not moved <= chosen.max_abs:
             raise PassError(
                 f"pass {chosen.name!r} changes output {output!r} of {program.name!r} too much",

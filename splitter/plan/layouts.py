@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from .. import compiler, lowering, output
 from ..boundary import INPUT, OUTPUT
@@ -78,8 +78,9 @@ class Layouts:
 
 
 def compare(
-    model: str | Path,
+    model: str | Path | nn.Module,
     *,
+    inputs: Mapping[str, Any] | Path | str | None = None,
     plan: Plan | Path | None = None,
     segments: Mapping[str, int] | None = None,
     max_operations: int | None = None,
@@ -91,9 +92,10 @@ def compare(
     """Lay a model out as one package, as one a stage, and as asked.
 
     Args:
-        model: A name or checkpoint file, see `compiler.build`; the first member of a bag.
-        plan: The plan to start from; the model's preset by default.
-        segments: How many a stage becomes.
+        model: As for `compiler.build`; the first member of a bag.
+        inputs: Example inputs, as for `compiler.build`.
+        plan: The plan to start from; the model's preset, or a proposed plan, by default.
+        segments: How many a stage becomes; refused if they do not keep the budgets.
         max_operations: A stage not in ``segments`` becomes as few segments as have no more than this each.
         max_weight_bytes: The same for weights.
         random_init: Seed of random weights for a named configuration.
@@ -105,18 +107,22 @@ def compare(
     """
     if out is not None:
         output.check(out)
-    progress(f"capturing {model}")
-    captured, start = compiler.captured(
-        model, plan=plans.load(plan) if isinstance(plan, Path) else plan, random_init=random_init
-    )
+    start = plans.load(plan) if isinstance(plan, Path) else plan
+    captured, start = compiler.captured(model, inputs=inputs, plan=start, random_init=random_init, progress=progress)
     asked = plans.with_segments(start, segments or {})
     lowering.check(asked)
     progress("cutting")
     if max_operations is not None or max_weight_bytes is not None:
         counts = dict(segments or {})
-        for segment in partition(captured, start).segments:
-            if _is_package(segment) and segment.name not in counts:
-                counts[segment.name] = _fewest(segment, start, max_operations, max_weight_bytes)
+        uncut = plans.with_segments(start, {stage.name: 1 for stage in start.stages})
+        for segment in partition(captured, uncut).segments:
+            if not _is_package(segment):
+                continue
+            budget = _Budget(segment, start, max_operations, max_weight_bytes)
+            if segment.name in counts:
+                budget.check(counts[segment.name])
+            else:
+                counts[segment.name] = budget.fewest()
         asked = plans.with_segments(start, counts)
     layouts = {"a package a stage": start, "as planned": asked}
     with suppress(PlanError):  # a plan of which nothing between first and last stage makes packages
@@ -126,30 +132,76 @@ def compare(
     return Layouts(asked, tuple(_layout(name, partition(captured, way), way) for name, way in layouts.items()))
 
 
-def _fewest(segment: Segment, plan: Plan, max_operations: int | None, max_weight_bytes: int | None) -> int:
-    """How many segments a stage must become at least to keep its budgets."""
-    best = (math.inf, math.inf)  # operations and bytes of weights of the largest segment, where they were least
-    total = sum(map(planner.operations, planner.live(segment.program)))
-    fewest = 1 if max_operations is None else math.ceil(total / max_operations)
-    for count in range(min(fewest, _MOST_SEGMENTS), _MOST_SEGMENTS + 1):
-        try:
-            division = planner.divide(segment.program, count, balance=1 + plan.imbalance, cost=planner.operations)
-        except UsageError:  # not within the balance
-            continue
-        largest = (
-            max(division.costs),
-            max(sum(_weight_bytes(node, plan) for node in piece) for piece in division.pieces),
+@dataclass(frozen=True)
+class _Budget:
+    """What no segment of a stage may have more of.
+
+    Attributes:
+        segment: The whole stage.
+    """
+
+    segment: Segment
+    plan: Plan
+    max_operations: int | None
+    max_weight_bytes: int | None
+
+    def fewest(self) -> int:
+        """How many segments the stage must become at least.
+
+        Raises:
+            PlanError: No number keeps it.
+        """
+        best = (math.inf, math.inf)  # of the largest segment, where it was least
+        for count in range(min(self._floor, _MOST_SEGMENTS), _MOST_SEGMENTS + 1):
+            largest = self._largest(count)
+            if largest is not None and self._holds(largest):
+                return count
+            best = min(best, largest or best)
+        raise PlanError(
+            f"no division of {self.segment.name!r} keeps the budget of a segment",
+            expected=self,
+            received=f"at best {best[0]:,} operations and {best[1]:,} bytes of weights, "
+            f"in up to {_MOST_SEGMENTS} segments",
+            fix="Raise the budget.",
         )
-        if largest[0] <= (max_operations or math.inf) and largest[1] <= (max_weight_bytes or math.inf):
-            return count
-        best = min(best, largest)
-    budgets = {"operations": max_operations, "bytes of weights": max_weight_bytes}
-    raise PlanError(
-        f"no division of {segment.name!r} keeps the budget of a segment",
-        expected=" and ".join(f"{limit:,} {name}" for name, limit in budgets.items() if limit is not None),
-        received=f"at best {best[0]:,} operations and {best[1]:,} bytes of weights, in up to {_MOST_SEGMENTS} segments",
-        fix="Raise the budget.",
-    )
+
+    def check(self, count: int) -> None:
+        """Raises `PlanError` with the smallest number that keeps the budget, if so many segments do not."""
+        largest = self._largest(count)
+        if largest is not None and self._holds(largest):
+            return
+        name = self.segment.name
+        has = "no such division" if largest is None else (
+            f"{largest[0]:,} operations and {largest[1]:,} bytes of weights in the largest"
+        )  # fmt: skip
+        raise PlanError(
+            f"{name!r} in {count} segments does not keep the budget of {self}",
+            received=has,
+            fix=f"It takes at least {self.fewest()} segments: --segments {name}={self.fewest()}, or leave it out.",
+        )
+
+    def __str__(self) -> str:
+        budgets = {"operations": self.max_operations, "bytes of weights": self.max_weight_bytes}
+        return " and ".join(f"{limit:,} {name}" for name, limit in budgets.items() if limit is not None)
+
+    @property
+    def _floor(self) -> int:
+        total = sum(map(planner.operations, planner.live(self.segment.program)))
+        return 1 if self.max_operations is None else max(math.ceil(total / self.max_operations), 1)
+
+    def _largest(self, count: int) -> tuple[int, int] | None:
+        """Operations and bytes of weights of the largest segment; None if there is no division within the balance."""
+        balance = 1 + self.plan.imbalance
+        try:
+            division = planner.divide(self.segment.program, count, balance=balance, cost=planner.operations)
+        except UsageError:
+            return None
+        weights = (sum(_weight_bytes(node, self.plan) for node in piece) for piece in division.pieces)
+        return max(division.costs), max(weights)
+
+    def _holds(self, largest: tuple[int, int]) -> bool:
+        limits = (self.max_operations, self.max_weight_bytes)
+        return all(limit is None or value <= limit for value, limit in zip(largest, limits, strict=True))
 
 
 def _layout(name: str, parts: Partition, plan: Plan) -> Layout:

@@ -65,8 +65,9 @@ class Stage(_Strict):
     Attributes:
         name: e.g. ``"encoder"``; also the name of its segment and artifact.
         target: What it is lowered to: a name in `splitter.lowering`.
-        modules: Module paths whose nodes are placed here, each with all it contains. Only the first and
-            the last stage may leave it empty: they take what comes before and after all placed nodes.
+        modules: Module paths whose nodes are placed here, each with all it contains; parts of a path may be patterns:
+            ``blocks.*.attention``, ``layers.[0-3]``. Only the first and the last stage may leave it empty: they take
+            what comes before and after all placed nodes.
         exact: It holds its modules' nodes and nothing else.
         segments: In how many it is cut, each a package of its own; the planner chooses where.
     """
@@ -245,7 +246,8 @@ class Plan(_Strict):
     Attributes:
         family: Name of the preset or of your own plan.
         models: Import paths of the model classes it fits.
-        outputs: Names for what the model's forward returns.
+        outputs: Names for the tensors that the model's forward computes and returns, each once, in the order in which
+            it returns them.
         stages: In order of execution.
         tensors: Names for boundary tensors.
         passes: Graph passes for the segments whose targets take them, in order: names in `splitter.passes`. Left out,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,22 @@ def of(program: Program) -> Work:
     return Work(total.get_total_flops() + counter.fourier_flops, counter.moved_bytes)
 
 
+@torch.no_grad()
+def by_operator(program: Program) -> dict[str, int]:
+    """Floating-point operations of each operator, by the name of its node."""
+    flops: dict[str, int] = {}
+    more = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False, custom_mapping=more) as total:
+        counter = _Counter(program.module())
+
+        def told(node: fx.Node) -> None:
+            flops[node.name] = total.get_total_flops() + counter.fourier_flops - sum(flops.values())
+
+        counter.done = told
+        counter.run(*(_empty(node) for node in program.input_nodes))
+    return flops
+
+
 class _Counter(fx.Interpreter):
     """Runs a graph on tensors without contents."""
 
@@ -44,6 +61,7 @@ class _Counter(fx.Interpreter):
         super().__init__(module)
         self.fourier_flops = 0
         self.moved_bytes = 0
+        self.done: Callable[[fx.Node], None] = lambda node: None
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
@@ -65,7 +83,9 @@ class _Counter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self._node = n
-        return super().run_node(n)
+        result = super().run_node(n)
+        self.done(n)
+        return result
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *rest: Any, **options: Any) -> int:

@@ -98,6 +98,7 @@ EXAMPLES = {
     "aten.max_pool3d.default": (f(1, 2, 4, 4, 4), *(3 * x if isinstance(x, list) else x for x in _POOL)),
     "aten.adaptive_avg_pool1d.default": (f(1, 2, 8), [3]),
     "aten.adaptive_avg_pool2d.default": (f(1, 2, 8, 8), [3, 3]),
+    "aten.adaptive_avg_pool3d.default": (f(1, 2, 4, 4, 4), [2, 2, 2]),
     "aten.upsample_nearest1d.vec": (f(1, 2, 8), None, [2.0]),
     "aten.upsample_nearest2d.vec": (f(1, 2, 8, 8), None, [2.0, 2.0]),
     "aten.upsample_linear1d.vec": (f(1, 2, 8), None, False, [2.0]),

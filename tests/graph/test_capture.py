@@ -7,6 +7,7 @@ from torch._decomp import decomposition_table
 
 from splitter.errors import CaptureError
 from splitter.graph.capture import capture
+from splitter.graph.operators import ALLOWED
 from splitter.graph.patches import without_fused_attention
 from splitter.models.demucs import DemucsFamily
 
@@ -58,10 +59,71 @@ def test_data_dependent_branch_is_named():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(CaptureError, match=r"torch\.export cannot capture"):
+    with pytest.raises(
+        CaptureError,
+        match=r"Branching\.forward decides by the values of a tensor \(test_capture\.py, line \d+, in forward\)",
+    ):
         capture(Branching().eval(), {"x": torch.ones(3)}, ("y",))
 
 
 def test_wrong_number_of_output_names_is_refused():
-    with pytest.raises(CaptureError, match="expected 1 names, found 2"):
+    with pytest.raises(
+        CaptureError, match=r"each once: expected 1 names \(for the result 1×2×64 float32\), found 2: a, b"
+    ):
         capture(Hybrid().eval(), {"mix": torch.randn(1, 2, 64)}, ("a", "b"))
+
+
+def refused(forward, **inputs):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv1d(2, 2, 1)
+
+    Model.forward = forward
+    with pytest.raises(CaptureError) as error:
+        capture(Model().eval(), inputs or {"x": torch.ones(1, 2, 3)})
+    assert "patches" not in str(error.value)
+    return str(error.value)
+
+
+def test_each_refusal_says_what_is_true():
+    assert refused(lambda self, x: x[:, :, 5]).startswith(
+        "Model.forward fails on the example inputs, without any capture (test_capture.py, line "
+    )
+    said = refused(lambda self, x: self.conv(x), x=torch.ones(1, 3, 3))
+    assert "expected input[1, 3, 3] to have 2 channels" in said
+    assert said.endswith("The inputs were x 1×3×3 float32.")
+    assert "decides by the values of a tensor" in refused(lambda self, x: x * int(x.max()))
+    assert "the extents of a tensor depend on the values of another one" in refused(lambda self, x: x[x > 0])
+    assert "cannot capture it (test_capture.py" in refused(lambda self, x: x + float(x.numpy().mean()))
+    assert refused(lambda self, x: x + torch.randn_like(x)).startswith("forward draws random numbers; got aten.randn")
+    assert "Give the noise as an input" in refused(lambda self, x: x * torch.rand(3))
+
+
+def test_what_autograd_and_syntax_tell_apart_is_one_operator():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.pool = nn.BatchNorm1d(2), nn.AdaptiveAvgPool3d(1)
+
+        def forward(self, x):
+            y = self.norm(x)
+            return torch.where((y > 0) & (x < 1) | (x > 2), y, x), self.pool(x[None, :, :, None, None]), y.detach() + 0
+
+    model, x = Model().eval(), torch.randn(3, 2)
+    program = capture(model, {"x": x})
+    operators = {str(node.target) for node in program.operators}
+    assert {"aten.batch_norm.default", "aten.bitwise_and.Tensor", "aten.adaptive_avg_pool3d.default"} <= operators
+    assert operators <= ALLOWED
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(program.run({"x": x}).values(), model(x), strict=True))
+
+
+def test_operators_that_no_program_may_use_become_their_definitions():
+    class Model(nn.Module):
+        def forward(self, x):
+            return torch.special.xlog1py(x.abs(), x.abs()) + torch.nn.functional.logsigmoid(x)
+
+    model, x = Model().eval(), torch.randn(3, 2)
+    program = capture(model, {"x": x})
+    assert {str(node.target) for node in program.operators} <= ALLOWED

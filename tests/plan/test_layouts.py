@@ -120,3 +120,24 @@ def test_every_layout_verifies(tmp_path, layout):
     packages = [check for check in report.checks if check.kind == "package"]
     assert all(check.parity.snr_db >= 110 for check in packages if check.subject == "restored")
     assert {spec for one in bundle.segments for spec in one.outputs} == {check.subject for check in packages}
+
+
+def test_segments_beyond_the_budget_are_refused_with_the_smallest_number():
+    with pytest.raises(
+        PlanError,
+        match=r"'decoder' in 2 segments does not keep the budget of 150 operations; got \d+ operations and [\d,]+ bytes "
+        r"of weights in the largest\. It takes at least (\d+) segments: --segments decoder=\1, or leave it out",
+    ) as refused:
+        compare("demo", segments={"decoder": 2}, max_operations=150)
+    smallest = int(refused.value.fix.split(" segments")[0].rpartition(" ")[2])
+    asked = compare("demo", segments={"decoder": smallest, "encoder": 5}, max_operations=150).layouts[-1]
+    assert max(package.operations for package in asked.packages) <= 150
+    with pytest.raises(PlanError, match=rf"'decoder' in {smallest - 1} segments does not keep"):
+        compare("demo", segments={"decoder": smallest - 1}, max_operations=150)
+
+
+def test_weights_have_a_budget_too():
+    with pytest.raises(
+        PlanError, match=r"'decoder' in 1 segments does not keep the budget of 400,000 bytes of weights"
+    ):
+        compare("demo", segments={"decoder": 1}, max_weight_bytes=400_000)

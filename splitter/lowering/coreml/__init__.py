@@ -26,6 +26,8 @@ class CoreMLTarget(Target):
         reference=True,
         precisions=frozenset(Precision),
         boundary_dtypes=frozenset(Precision),
+        integers="int32",
+        proposed_for=frozenset({"network"}),
         deployment_targets=frozenset(DeploymentTarget),
         weights="compression",
         compressions=frozenset(COMPRESSIONS),

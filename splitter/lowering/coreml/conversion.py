@@ -1,31 +1,39 @@
-"""Converts by Core ML Tools' `torch.export` route, saves, and reads back what was saved."""
+"""Converts by Core ML Tools, saves, and reads back what was saved.
+
+Core ML Tools takes an exported graph as it is, with its operators decomposed, or traced; what one way refuses, another
+may take. The artifact's details say which it was, where it was not the first.
+"""
 
 from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from ...boundary import TensorSpec
 from ...bundle.files import Files
 from ...bundle.manifest import Artifact, SegmentRecord
 from ...errors import LoweringError, OperationError, PackageError
 from ...graph.capture import exported
+from ...graph.categories import of_node
+from ...graph.program import Program
+from ...graph.shapes import DTYPES
 from ...mil import load
-from ...mil.coreml_tools import ct, quiet_and_quick
+from ...mil.coreml_tools import ct, keywords_unread, quiet_and_quick
 from ...mil.model import Model
 from ...mil.program import Ref
 from ...mil.stored import StoredWeight, stored_weights
 from ...partition import Segment
 from ...plan.schema import Plan, Precision
 from ..weights import summary
-from . import compression
+from . import compression, preparation
 
 KEYS = "io.github.splitter"  # reverse-DNS prefix of the metadata keys
 # Turns mul + add into a batch_norm with variance 1 and eps 1e-5, a gain of 0.999995: 20 dB in fp32.
@@ -39,7 +47,7 @@ def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
         LoweringError: Core ML Tools refuses the segment, or the saved package is not what the plan asks for.
     """
     path = directory / f"{segment.name}.mlpackage"
-    model = _convert(segment, plan)
+    model, route = _convert(segment, plan)
     wanted: dict[str, compression.Compressed] = {}
     if not plan.compression.is_lossless:
         model, wanted = _compressed(model, segment, plan)
@@ -52,7 +60,9 @@ def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
     findings += compression.differences(stored, wanted, plan.compression)
     if findings:
         raise LoweringError(f"{path.name} is not what the plan asks for", received="; ".join(findings))
-    details = {"compressed": compression.to_details(wanted)} if wanted else {}
+    details: dict[str, Any] = {"compressed": compression.to_details(wanted)} if wanted else {}
+    if route != EXPORT:
+        details["route"] = route
     return Artifact(target=segment.stage.target, path=path.name, details=details)
 
 
@@ -83,31 +93,88 @@ def _compressed(
         raise _refused("compress", segment, error) from error
 
 
-def _convert(segment: Segment, plan: Plan) -> "ct.models.MLModel":
-    try:
-        with warnings.catch_warnings(), quiet_and_quick(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch.export's and Core ML Tools' own
-            # A fresh pipeline each time: convert() changes the one it is given, and a reused one can
-            # turn the next fp16 package into fp32.
-            pipeline = ct.PassPipeline.DEFAULT
-            pipeline.remove_passes({_HARMFUL_PASS})
-            model = ct.convert(
-                exported(segment.program),
-                convert_to="mlprogram",
-                inputs=[ct.TensorType(spec.name, spec.packaged_shape, _element(spec)) for spec in segment.inputs],
-                outputs=[ct.TensorType(spec.name, dtype=_element(spec)) for spec in segment.outputs],
-                minimum_deployment_target=getattr(ct.target, plan.deployment_target),
-                compute_precision=_precision(plan, segment.name),
-                pass_pipeline=pipeline,
-                skip_model_load=True,
-            )
-        model._mil_program.validate()
-        return model
-    except Exception as error:  # Core ML Tools raises every kind
-        raise _refused("convert", segment, error) from error
+def _convert(segment: Segment, plan: Plan) -> tuple["ct.models.MLModel", str]:
+    """The converted segment, and the route that Core ML Tools took.
+
+    Raises:
+        LoweringError: It refuses every route; the message is the first one's, for the others see less of the graph.
+    """
+    inputs = [ct.TensorType(spec.name, spec.packaged_shape, _element(spec)) for spec in segment.inputs]
+    outputs = [ct.TensorType(spec.name, dtype=_element(spec)) for spec in segment.outputs]
+    program = preparation.prepared(segment.program)
+    refusals: list[Exception] = []
+    for route in _routes(program):
+        try:
+            with warnings.catch_warnings(), quiet_and_quick(), keywords_unread() as unread, torch.no_grad():
+                warnings.simplefilter("ignore")  # torch.export's and Core ML Tools' own
+                # A fresh pipeline each time: convert() changes the one it is given, and a reused one can
+                # turn the next fp16 package into fp32.
+                pipeline = ct.PassPipeline.DEFAULT
+                pipeline.remove_passes({_HARMFUL_PASS})
+                model = ct.convert(
+                    _ROUTES[route](program),
+                    convert_to="mlprogram",
+                    inputs=inputs,
+                    outputs=outputs,
+                    minimum_deployment_target=getattr(ct.target, plan.deployment_target),
+                    compute_precision=_precision(plan, segment.name),
+                    pass_pipeline=pipeline,
+                    skip_model_load=True,
+                )
+            model._mil_program.validate()
+            if dropped := [f"{node.target}({key}={node.kwargs[key]})" for node, key in unread() if _means(node, key)]:
+                raise NotImplementedError(f"the converter drops {', '.join(dropped[:3])}")
+            return model, route
+        except Exception as error:  # Core ML Tools raises every kind
+            refusals.append(error)
+    raise _refused("convert", segment, refusals[0]) from refusals[0]
+
+
+# Where and how values lie in memory.
+_NO_MATTER = frozenset({"device", "layout", "pin_memory", "memory_format", "non_blocking", "copy"})
+
+
+def _means(node: fx.Node, keyword: str) -> bool:
+    """Whether an operator computes something else without a keyword."""
+    value = node.kwargs[keyword]
+    if keyword in _NO_MATTER or value is None:
+        return False
+    if keyword == "dtype":
+        operand = next(iter(node.all_input_nodes), None)
+        return value != (torch.float32 if operand is None else operand.meta["val"].dtype)
+    (argument,) = (one for one in node.target._schema.arguments if one.name == keyword)  # type: ignore[union-attr]
+    return not argument.has_default_value() or argument.default_value != value
+
+
+def _traced(program: Program) -> torch.jit.ScriptModule:
+    examples = tuple(
+        torch.zeros(node.meta["type"].shape, dtype=DTYPES[node.meta["type"].dtype]) for node in program.input_nodes
+    )
+    module = program.module().eval()
+    return torch.jit.trace(module, examples, check_trace=False)
+
+
+EXPORT, DECOMPOSED, TRACE = "export", "decomposed", "trace"
+_ROUTES: Mapping[str, Callable[[Program], Any]] = {
+    EXPORT: exported,  # keeps names and attention whole: taken wherever it can be
+    DECOMPOSED: lambda program: exported(program).run_decompositions(),
+    TRACE: _traced,
+}
+
+
+def _routes(program: Program) -> tuple[str, ...]:
+    """The ways to try, in order.
+
+    A recurrent layer, which the export route refuses, stays one operation by the trace (an LSTM its own, a GRU a loop);
+    decomposed it becomes a dozen for every step.
+    """
+    recurrent = any(of_node(node) == "recurrent" for node in program.operators)
+    return (EXPORT, TRACE, DECOMPOSED) if recurrent else (EXPORT, DECOMPOSED, TRACE)
 
 
 def _refused(what: str, segment: Segment, error: Exception) -> LoweringError:
+    if isinstance(error, LoweringError):
+        return error
     return LoweringError(
         f"Core ML Tools cannot {what} segment {segment.name!r}",
         received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
@@ -131,8 +198,19 @@ def _names(operation: Any) -> set[str]:
     return {result.name} | {user.outputs[0].name for user in result.child_ops if user.op_type == "cast"}
 
 
+# What arrays of Core ML hold, by NumPy's name of the element type.
+_ELEMENTS = {"float32": "fp32", "float16": "fp16", "int32": "int32"}
+
+
 def _element(spec: TensorSpec) -> type[np.generic]:
-    return np.dtype(spec.dtype).type
+    if spec.element not in _ELEMENTS:
+        raise LoweringError(
+            f"{spec.name!r} has elements that no package takes or gives",
+            expected=", ".join(_ELEMENTS),
+            received=spec.element,
+            fix="Cut the model elsewhere, or give the stage another target in the plan.",
+        )
+    return np.dtype(spec.element).type
 
 
 def _describe(model: "ct.models.MLModel", segment: Segment, plan: Plan, forms: str) -> None:
@@ -187,7 +265,7 @@ def _differences(
             continue
         for spec in specs:
             feature = got[spec.name]
-            asked = next(precision for precision in Precision if precision.dtype == spec.dtype)
+            asked = _ELEMENTS[spec.element]
             if (feature.shape, feature.dtype) != (spec.packaged_shape, asked):
                 findings.append(
                     f"{kind} {spec.name} is {feature.shape} {feature.dtype}, asked {spec.packaged_shape} {asked}"

@@ -13,6 +13,7 @@ from torch import nn
 
 from ...graph.capture import Patch
 from ...graph.patches import WithoutAssertions
+from ...plan import schema as plans
 from ...plan.schema import Plan
 from .. import Ensemble, Model
 from ..separator import SeparatorFamily
@@ -40,6 +41,16 @@ class DemucsFamily(SeparatorFamily):
     def plans(self) -> Sequence[Plan]:
         home = resources.files(__package__)
         return [Plan.model_validate(tomllib.loads(home.joinpath(name).read_text())) for name in _PLANS]
+
+    def prepared(self, module: nn.Module, plan: Plan, seconds: float | None) -> Plan:
+        """A preset names the modules of every configuration; the plan those that this one has."""
+        optional = {path for preset in self.plans() for stage in preset.stages for path in stage.modules}
+        absent = {path for path in optional if getattr(module, path, None) is None}
+        stages = [
+            stage.model_dump() | {"modules": tuple(path for path in stage.modules if path not in absent)}
+            for stage in plan.stages
+        ]
+        return super().prepared(module, plans.changed(plan, stages=stages), seconds)
 
     def patches(self) -> Sequence[Patch]:
         # `assert (out[...] == x0).all()` in reflect padding: a branch on data, which no capture can take.

@@ -31,7 +31,8 @@ class NumPyEngine(Engine):
         self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        wide = {name: array.astype(np.float32, copy=False) for name, array in inputs.items()}
+        half = np.dtype(np.float16)
+        wide = {name: array.astype(np.float32) if array.dtype == half else array for name, array in inputs.items()}
         return {name: array.astype(self._dtypes[name], copy=False) for name, array in self._run(wide).items()}
 
     def run_with_taps(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array] | None:
