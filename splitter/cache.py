@@ -54,7 +54,7 @@ def entry(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
             made = folder / key
             made.mkdir()
             fill(made)
-            (made / _RECORD).write_text(_hashes(made))
+            (made / _RECORD).write_text(_hashes(made), encoding="utf-8")
             with output.alone(home.parent):
                 if not _is_whole(home):  # another process may have been faster
                     shutil.rmtree(home, ignore_errors=True)

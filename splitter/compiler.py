@@ -78,6 +78,7 @@ def build(
     passes: Sequence[str] | None = None,
     optimise_for: str | None = None,
     segment: float | None = None,
+    name: str | None = None,
     random_init: int | None = None,
     golden_audio: str | Path | None = None,
     reference: bool = True,
@@ -110,6 +111,8 @@ def build(
         optimise_for: ``ane``, Apple's Neural Engine: the passes with which packages fit it, where ``passes`` does not
             name others, and half precision, where neither ``precision`` nor the plan says which.
         segment: Seconds in one run of the model, no more than it was trained for.
+        name: What the model is called in the bundle, and the folder of its stems; the family's name for it, or the
+            file's, by default.
         random_init: Seed of random weights for a named configuration.
         golden_audio: File whose beginning becomes the golden input; a synthesised song by default.
         reference: Also write the fp32 uncompressed artifact of segments whose target has one, under ``reference/``, by
@@ -134,6 +137,8 @@ def build(
         passes = graph_passes.preset(optimise_for) if passes is None else passes
         if precision is None and (plan is None or "precision" not in plan.model_fields_set):
             precision = "fp16"
+    if name is not None and (reason := names.fault(name, names.MOST_BYTES)):
+        raise UsageError(f"{name!r} cannot be the name of a model: {reason}")
     settings = {
         "deployment_target": deployment_target,
         "precision": precision,
@@ -150,6 +155,7 @@ def build(
         _check_settings(settings, single_package, compress)
     with staged(out, force=force) as directory:
         family, ensemble = _opened(model, random_init, progress)
+        ensemble = ensemble if name is None else _renamed(ensemble, name)
         for member in ensemble.members:
             _check_name(member)
             single = len(ensemble.members) == 1
@@ -168,6 +174,13 @@ def build(
             manifest = BagManifest(name=ensemble.name, members=members, digests=digests, weights=ensemble.weights)
             write_manifest(directory, manifest)
     return load(out)
+
+
+def _renamed(ensemble: models.Ensemble, name: str) -> models.Ensemble:
+    """Called otherwise; the members of several keep their names, by which they are told apart."""
+    single = len(ensemble.members) == 1
+    members = tuple(replace(member, name=name) if single else member for member in ensemble.members)
+    return replace(ensemble, name=name, members=members)
 
 
 def _check_name(member: models.Model) -> None:

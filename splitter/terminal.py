@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import TextIO
 
@@ -45,8 +46,23 @@ class VisibleStream(io.TextIOBase):
 
 
 def guard() -> None:
-    """Have all of this process's text pass: its own, warnings, and what libraries print."""
+    """Have all of this process's text pass: its own, warnings, and what libraries print.
+
+    What an encoding does not have (that of the C locale has ASCII alone) is escaped, too. Standard error gets a
+    descriptor of its own, so that descriptor 2 may be closed to C code without losing any of it.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, VisibleStream):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+                stream = _beside_2(stream) if stream is sys.__stderr__ else stream
             setattr(sys, name, VisibleStream(stream))
+
+
+def _beside_2(stream: TextIO) -> TextIO:
+    try:
+        descriptor = os.dup(stream.fileno())
+    except OSError:
+        return stream
+    return open(descriptor, "w", 1, stream.encoding, stream.errors)  # noqa: PTH123 - a descriptor, kept open

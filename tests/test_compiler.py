@@ -14,7 +14,7 @@ import splitter
 from splitter import compiler, mil, models, passes
 from splitter.bundle.directory import load
 from splitter.diagnosis import examine
-from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError
+from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError, UsageError
 from splitter.plan import schema as plans
 from splitter.runtime.engines import engine
 from splitter.separation.separator import Options, Separator
@@ -60,6 +60,16 @@ def test_module_of_the_users_own(tmp_path):
     assert np.array_equal(restored, model(mix).detach().numpy())
     with pytest.raises(CheckpointError, match="of no installed model family.*inputs.*needs the attributes sources"):
         splitter.build(Hybrid(), tmp_path / "c", plan=HYBRID_PLAN)
+
+
+def test_a_model_is_called_as_asked(tmp_path):
+    bag = splitter.build(duo(), tmp_path / "b", plan=GRAPHS_PLAN, name="mine")
+    assert (bag.name, bag.members[0].manifest.model.name) == ("mine", "mine")
+    assert Separator(bag, "default").home(tmp_path) == tmp_path / "mine"
+    with pytest.raises(UsageError, match="'a/b' cannot be the name of a model: it holds '/'"):
+        splitter.build(duo(), tmp_path / "c", plan=GRAPHS_PLAN, name="a/b")
+    several = compiler._renamed(models.Ensemble("pair", (models.Model("a", None), models.Model("b", None)), ()), "mine")
+    assert (several.name, [member.name for member in several.members]) == ("mine", ["a", "b"])
 
 
 def test_recorded_plan_repeats_the_build(demo_bundle):

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from splitter import cli, terminal
 from splitter.cli import shell
-from splitter.cli.console import stderr
+from splitter.cli.console import VisibleConsole, stderr
 from splitter.cli.progress import bars
 from splitter.errors import BundleError
 from splitter.separation.separator import Advance
@@ -44,6 +44,23 @@ def printed(monkeypatch):
         return raw.getvalue()
 
     return printed
+
+
+def test_without_colours_there_is_no_bold_either(printed, monkeypatch):
+    table = Table("head", title="title")
+    table.add_row(Text("cell", style="bold red"))
+    show = lambda: VisibleConsole(force_terminal=True).print(table)  # noqa: E731
+    assert "\x1b[" in printed(show)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in printed(show)
+
+
+def test_what_an_encoding_has_not_is_escaped(monkeypatch):
+    raw = io.TextIOWrapper(io.BytesIO(), "ascii", line_buffering=True)
+    monkeypatch.setattr(sys, "stdout", raw)
+    terminal.guard()
+    sys.stdout.write("café ×\n")
+    assert raw.buffer.getvalue() == rb"caf\xe9 \xd7" + b"\n"
 
 
 def hidden(text):

@@ -105,7 +105,9 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return platform.processor()
-    fields = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+    fields = dict(
+        line.split(":", 1) for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if ":" in line
+    )
     facts = {key.strip(): value.strip() for key, value in fields.items()}
     telling = [facts.get(key, "") for key in ("cpu family", "model", "stepping", "flags", "Features")]
     digest = hashlib.sha256("\n".join(telling).encode()).hexdigest()[:12]

@@ -47,6 +47,7 @@ _inputs_option = click.option(
 @click.option("--for", "optimise_for", type=click.Choice(["ane"]),
               help="Graph passes for this hardware, and fp16; ane: Apple's Neural Engine.")  # fmt: skip
 @click.option("--segment", type=FINITE, metavar="SECONDS", help="Length of one run.  [default: as trained]")
+@click.option("--name", help="What the model is called, and the folder of its stems.  [default: by the file's name]")
 @click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")
 @click.option("--golden-audio", type=click.Path(path_type=Path),
               help="File whose beginning is the golden input.  [default: a synthesised song]")  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -12,7 +13,15 @@ from ..names import visible
 
 
 class VisibleConsole(Console):
-    """A console whose content cannot contain escape sequences: only Rich's own styles and controls are obeyed."""
+    """A console whose content cannot contain escape sequences: only Rich's own styles and controls are obeyed.
+
+    With ``NO_COLOR`` in the environment it has no styles at all; Rich would leave bold and dim text so.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        if os.environ.get("NO_COLOR"):
+            options["color_system"] = None
+        super().__init__(**options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

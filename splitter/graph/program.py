@@ -231,7 +231,7 @@ def save(program: Program, path: Path) -> None:
     content = to_json(program)
     nodes = ",\n".join(json.dumps(node) for node in content.pop("nodes"))
     head = json.dumps(content)[1:-1]
-    path.write_text(f'{{{head}, "nodes": [\n{nodes}\n]}}\n')
+    path.write_text(f'{{{head}, "nodes": [\n{nodes}\n]}}\n', encoding="utf-8")
 
 
 def load(path: Path, weights: Weights, read: Read = Path.read_bytes) -> Program:

@@ -42,8 +42,8 @@ class HostTarget(Target):
         """Write ``<segment>.json`` and run it on the example in NumPy."""
         spec = _specification(segment)
         path = directory / f"{segment.name}.json"
-        path.write_text(spec.model_dump_json(indent=1) + "\n")
-        saved = HostSpec.model_validate_json(path.read_text())
+        path.write_text(spec.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        saved = HostSpec.model_validate_json(path.read_text(encoding="utf-8"))
         for name, result in host.run(saved, {spec.name: example[spec.name] for spec in segment.inputs}).items():
             parity = compare(example[name], result)
             if not parity.reaches(plan.tolerances.host_snr_db, plan.tolerances.negligible_max_abs):

@@ -356,7 +356,9 @@ def compressed(plan: Plan, form: WeightForm) -> Plan:
 def save(plan: Plan, path: Path) -> None:
     """Write a plan file; whole, or not at all. Raises `UsageError` where that cannot be."""
     with output.whole(path) as waiting:
-        waiting.write_text(tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True, exclude_defaults=True)))
+        waiting.write_text(
+            tomli_w.dumps(plan.model_dump(mode="json", exclude_none=True, exclude_defaults=True)), encoding="utf-8"
+        )
 
 
 def with_segments(plan: Plan, counts: Mapping[str, int]) -> Plan:

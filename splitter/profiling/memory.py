@@ -113,7 +113,7 @@ class PeakWatch:
         self.bytes = 0
         if self.how == "kernel":
             try:
-                _RESET.write_text(_RESET_HIGH_WATER)
+                _RESET.write_text(_RESET_HIGH_WATER, encoding="ascii")
             except OSError:  # a container may forbid it
                 self.how = "sampled"
         if self.how == "sampled":
@@ -124,7 +124,11 @@ class PeakWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self.how == "kernel":
-            (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
+            (line,) = (
+                line
+                for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+                if line.startswith("VmHWM:")
+            )
             self.bytes = int(line.split()[1]) * 1024
         else:
             self._over.set()

@@ -15,7 +15,7 @@ from ..errors import AudioError
 from . import channels as layouts
 from . import decoding, resampling
 from .channels import Channels
-from .decoding import Frames, Source, check_rate
+from .decoding import Frames, Source, check_finite, check_rate
 from .resampling import Resampler
 
 Block: TypeAlias = NDArray[np.float32]  # (channels, samples), full scale ±1
@@ -181,8 +181,7 @@ def sound(waveform: NDArray[np.floating], samplerate: int, *, model_rate: int, c
             expected=f"floating-point samples of shape ({' or '.join(map(str, sorted({1, channels})))}, samples)",
             received=f"{waveform.dtype} of shape {waveform.shape}",
         )
-    if not np.isfinite(waveform).all():
-        raise AudioError("the waveform holds NaN or infinity", expected="finite samples")
+    check_finite(waveform.T, "the waveform", start=0, samplerate=samplerate)
     samples = np.broadcast_to(waveform, (channels, waveform.shape[1])).astype(np.float32)
     if samplerate != model_rate and samples.shape[1]:
         length = resampling.length(samples.shape[1], samplerate, model_rate)

@@ -143,7 +143,7 @@ def separate_into(separator: Separator, file: str | Path, sink: BinaryIO, progre
         try:
             written = separator.write(separator.track(path), {separator.written[0]: stem}, progress)
         except (OSError, RuntimeError) as error:
-            raise _unwritten(path, folder, error) from error
+            raise _unwritten(path, folder, folder, error) from error
         with stem.open("rb") as content:
             shutil.copyfileobj(content, sink)
     return written
@@ -254,7 +254,7 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
                 receipts.place(receipt, staging, home)
                 _move(stems, staging, home)
         except (OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-            raise _unwritten(path, home, error) from error
+            raise _unwritten(path, home, staging, error) from error
     except SplitterError as error:
         return error
     except Exception as error:  # of any library below: the other files go on
@@ -262,11 +262,29 @@ def deliver(separator: Separator, path: Path, out: Path, staging: Path, progress
     return None
 
 
-def _unwritten(path: Path, home: Path, error: Exception) -> AudioError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return AudioError(
-        f"the stems of {path} cannot be written to {home}", received=reason.rstrip("."), fix="None was left behind."
-    )
+def _unwritten(path: Path, home: Path, staging: Path, error: Exception) -> AudioError:
+    reason = _reason(staging, error).rstrip(".")
+    return AudioError(f"the stems of {path} cannot be written to {home}", received=reason, fix="None was left behind.")
+
+
+def _reason(staging: Path, error: Exception) -> str:
+    """Why a file cannot be written. libsndfile says "System error" to all that a system refuses: it is asked again."""
+    refusal = error if isinstance(error, OSError) else _refusal(staging)
+    if refusal is None or refusal.strerror is None:
+        return str(error)
+    full = "the disk is full: " if refusal.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return full + refusal.strerror
+
+
+def _refusal(staging: Path) -> OSError | None:
+    """What the system says to more in any of the unfinished files."""
+    try:
+        for file in staging.iterdir():
+            with file.open("ab") as unfinished:
+                unfinished.write(bytes(1 << 20))  # more than a write that failed can have left free
+    except OSError as refusal:
+        return refusal
+    return None
 
 
 def _unforeseen(path: Path, error: Exception) -> InternalError:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -59,8 +60,8 @@ class Source:
             AudioError: There are fewer than the file says, or a sample is not finite.
         """
         decoded = 0
-        while len(frames := self._file.read(_BLOCK, dtype="float32", always_2d=True)):
-            _check_finite(frames, self._path)
+        while len(frames := self._read()):
+            check_finite(frames, str(self._path), start=decoded, samplerate=self.samplerate)
             decoded += len(frames)
             yield frames
         if missing := _missing_frames(self._file, decoded):
@@ -71,10 +72,50 @@ class Source:
                 fix="Export it again.",
             )
 
+    def _read(self) -> Frames:
+        with _without_messages() if self._file.format == "MP3" else nullcontext():
+            return self._file.read(_BLOCK, dtype="float32", always_2d=True)
 
-def _check_finite(frames: Frames, path: Path) -> None:
-    if not np.isfinite(frames).all():
-        raise AudioError(f"{path} holds NaN or infinity", expected="finite samples")
+
+def check_finite(frames: NDArray[np.floating], whose: str, *, start: int, samplerate: int) -> None:
+    """Refuse ``(frames, channels)`` with a sample that is no number, and say where the first of them is.
+
+    Args:
+        frames: What to look at.
+        whose: What messages call it.
+        start: The frame of the whole that they begin with.
+        samplerate: In Hz.
+    """
+    if np.isfinite(frames).all():
+        return
+    frame, channel = np.argwhere(~np.isfinite(frames))[0]
+    value = "NaN" if np.isnan(frames[frame, channel]) else "infinity"
+    raise AudioError(
+        f"{whose} holds {value} at {(start + frame) / samplerate:.3f} s in channel {channel + 1}",
+        expected="finite samples",
+    )
+
+
+_descriptor_2 = threading.Lock()
+
+
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Drop what C code writes to descriptor 2: libmpg123 has its warnings there, and libsndfile does not silence it.
+
+    The command's own text goes another way, see `splitter.terminal`.
+    """
+    with _descriptor_2, ExitStack() as stack:
+        try:
+            before = os.dup(2)
+        except OSError:  # it is closed
+            yield
+            return
+        stack.callback(os.close, before)
+        stack.callback(os.dup2, before, 2)
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device of the system, by its name
+            os.dup2(nowhere.fileno(), 2)
+        yield
 
 
 def check_rate(samplerate: int, whose: str) -> None:
@@ -139,7 +180,8 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     """
     with ExitStack() as stack:
         raw = stack.enter_context(reading.opened(path))
-        file = stack.enter_context(soundfile.SoundFile(raw.fileno(), closefd=False))
+        with _without_messages():
+            file = stack.enter_context(soundfile.SoundFile(raw.fileno(), closefd=False))
         _check_header(path, file, os.fstat(raw.fileno()).st_size)
         start = _untagged(path) if file.format == "MP3" else None
         if start is None:
@@ -149,7 +191,9 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         source, writing = os.pipe()
         feeding = pool.submit(_feed, path, start, writing)
         stack.callback(os.close, source)
-        yield stack.enter_context(soundfile.SoundFile(source, closefd=False))
+        with _without_messages():
+            file = stack.enter_context(soundfile.SoundFile(source, closefd=False))
+        yield file
         feeding.result()
 
 

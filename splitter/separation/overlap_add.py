@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from .audio import Block, Statistics, Window
 
+_MOST_CHUNKS = 10  # in what the model takes: each costs as much as all of it
+_MOST_OVERLAP = 0.99
+_MOST_STRIDES = 101  # in a chunk, rounded up
+
 Stems: TypeAlias = NDArray[np.float32]  # (stems, channels, samples)
 Model: TypeAlias = Callable[[Block], Stems]
 
@@ -59,16 +63,21 @@ class Geometry:
                 fix="The usual one is 0.25.",
             )
         chunk = model if segment is None else 0 if math.isnan(segment) else int(min(segment * samplerate, model + 1))
-        if not 0 < chunk <= model:
+        if not model <= chunk * _MOST_CHUNKS <= model * _MOST_CHUNKS:
+            longest = model / samplerate
             raise UsageError(
                 "the segment is too short or too long",
-                expected=f"more than 0 s and at most the bundle's {model / samplerate:g} s",
+                expected=f"at least {longest / _MOST_CHUNKS:g} s and at most the bundle's {longest:g} s",
                 received=f"{segment:g} s",
-                fix="Build a bundle with a longer --segment.",
+                fix="A run takes as long for a short segment as for a long one; a longer one takes another bundle.",
             )
         stride = int((1 - overlap) * chunk)
-        if stride < 1:
-            raise UsageError("chunks would not move forward", expected="a smaller overlap", received=overlap)
+        if stride * _MOST_STRIDES < chunk:
+            raise UsageError(
+                "chunks would hardly move forward",
+                expected=f"an overlap of at most {_MOST_OVERLAP:g}",
+                received=overlap,
+            )
         return cls(model, chunk, stride, samplerate // 2)
 
     def runs(self, samples: int, offset: int | None) -> int:

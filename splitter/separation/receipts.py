@@ -68,7 +68,7 @@ def made(separator: Separator, source: FileRecord, home: Path, stems: Mapping[Pa
 def place(receipt: Receipt, staging: Path, home: Path) -> None:
     """Put a receipt where `complete` looks for it, in one step."""
     waiting = staging / "receipt"
-    waiting.write_text(receipt.model_dump_json(indent=1) + "\n")
+    waiting.write_text(receipt.model_dump_json(indent=1) + "\n", encoding="utf-8")
     with _folder(home) as folder:
         os.replace(waiting, _place(home, receipt.stems).name, dst_dir_fd=folder)
 

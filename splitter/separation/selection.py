@@ -127,7 +127,7 @@ def fastest(
                 progress(f"{trial.engine} is out of the question for {trial.segment}: {trial.failure}")
         # A cache that cannot be written is measured again.
         with suppress(OSError, UsageError), output.whole(cache.directory("engines") / key) as waiting:
-            waiting.write_text(choice.model_dump_json(indent=1))
+            waiting.write_text(choice.model_dump_json(indent=1), encoding="utf-8")
         return choice
 
 

@@ -530,6 +530,29 @@ def test_a_full_disk_behind_standard_output_is_one_message(demo_path, arguments)
     assert re.fullmatch(rf"splitter: error: .*{expected}.*\n", done.stderr)
 
 
+def test_a_locale_of_ascii_alone_is_no_error(toy_path, song_path, tmp_path):
+    shutil.copy(song_path, tmp_path / "café.wav")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "SPLITTER_DEBUG": "1"}
+    command = [SPLITTER, "separate", "café.wav", "-b", toy_path, "--shifts", "0", *TORCH]
+    for more in ([], ["--json"]):
+        subprocess.run([*command, *more], env=os.environ | plain, cwd=tmp_path, check=True, capture_output=True)
+    done = subprocess.run([SPLITTER, "inspect", toy_path], env=os.environ | plain, check=True, capture_output=True)
+    assert done.stdout.isascii()
+
+
+def test_warnings_of_c_libraries_are_no_part_of_the_output(toy_path, tmp_path):
+    """Nor is any of the command's own lost with them."""
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (44_100, 2))
+    soundfile.write(tmp_path / "whole.mp3", noise, 44_100)
+    comment = b"COMM\0\0\0\x0f\0\0" + b"\x09eng" + b"of no known encoding"  # libmpg123 says so
+    head = b"ID3\x03\0\0\0\0\0\x40" + comment.ljust(64, b"\0")
+    (tmp_path / "a.mp3").write_bytes(head + (tmp_path / "whole.mp3").read_bytes())
+    command = [SPLITTER, "separate", "a.mp3", "-b", toy_path, "--shifts", "0", "--clip-mode", "none", *TORCH]
+    done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "engines: analysis=torch" in done.stderr
+    assert "encoding" not in done.stderr
+
+
 def test_standard_output_may_be_closed(demo_path):
     done = subprocess.run(  # noqa: PLW1510
         ["sh", "-c", 'exec "$@" >&-', "sh", SPLITTER, "inspect", demo_path], stderr=subprocess.PIPE, text=True

@@ -82,9 +82,7 @@ def test_the_route_is_recorded(tmp_path, forward, members, route):
 
 
 def test_what_every_route_refuses_is_refused_by_the_first(tmp_path):
-    with pytest.raises(
-        LoweringError, match=r"cannot convert segment 'all'; got .*Unsupported fx node fft_fft2"
-    ):
+    with pytest.raises(LoweringError, match=r"cannot convert segment 'all'; got .*Unsupported fx node fft_fft2"):
         lowered(captured(lambda self, x: torch.fft.fft2(x).real), tmp_path)
 
 

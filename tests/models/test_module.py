@@ -49,7 +49,11 @@ def test_a_factory_of_the_current_folder_is_called(home, factory):
         ("my_code_of_a_test:nett", UsageError, r"has no function or class 'nett'\. The nearest: .*net"),
         ("my_code_of_a_test:number", UsageError, r"has no function or class 'number'"),
         ("no_code_of_a_test:net", UsageError, r"no Python module 'no_code_of_a_test' .* run the command in the folder"),
-        ("broken_code_of_a_test:net", CheckpointError, r"cannot be imported; got ModuleNotFoundError.*not_installed_any"),
+        (
+            "broken_code_of_a_test:net",
+            CheckpointError,
+            r"cannot be imported; got ModuleNotFoundError.*not_installed_any",
+        ),
         ("my_code_of_a_test:broken", CheckpointError, r"called without arguments; got RuntimeError: no weights here"),
         ("my_code_of_a_test:nothing", CheckpointError, r"returns no model: expected a torch.nn.Module, found dict"),
     ],

@@ -130,6 +130,28 @@ def test_bad_files_are_named(tmp_path, sound, make):
         statistics(Track(tmp_path / "bad.wav", RATE, 2))
 
 
+@pytest.mark.parametrize(("value", "name"), [(np.nan, "NaN"), (-np.inf, "infinity")])
+@pytest.mark.parametrize("frame", [0, 70_000])
+def test_what_is_no_number_is_told_with_its_place(tmp_path, value, name, frame):
+    sound = np.zeros((2, 100_000), np.float32)
+    sound[1, frame:] = value
+    track = written(tmp_path / "x.wav", sound, subtype="FLOAT")
+    with pytest.raises(AudioError, match=rf"x.wav holds {name} at {frame / RATE:.3f} s in channel 2"):
+        statistics(track)
+
+
+def test_warnings_of_the_decoder_of_mp3_are_kept_from_the_terminal(tmp_path, tagged, capfd):
+    comment = b"COMM\0\0\0\x0f\0\0" + b"\x09eng" + b"of no known encoding"  # the first byte says which
+    (tmp_path / "x.mp3").write_bytes(b"ID3\x03\0\0\0\0\0\x40" + comment.ljust(64, b"\0") + tagged)
+    with soundfile.SoundFile(tmp_path / "x.mp3") as file:
+        file.read()
+    assert capfd.readouterr().err, "it has some"
+    assert decoded(Track(tmp_path / "x.mp3", RATE, 2)).shape[1] >= 6 * RATE
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"
+
+
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.mp3", "x.aiff"])
 def test_truncated_files_are_named(tmp_path, sound, name):
     track = written(tmp_path / name, sound)

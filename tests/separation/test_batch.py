@@ -1,5 +1,6 @@
 """Batches of files: all stems or none, each file once, resumed after whatever ended them."""
 
+import errno
 import os
 import random
 import threading
@@ -15,7 +16,7 @@ from splitter.bundle.directory import Bag, load
 from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
 from splitter.separation import batch, receipts
 from splitter.separation.batch import ATTEMPTS, deliver, separate_file
-from splitter.separation.encoding import Encoding
+from splitter.separation.encoding import Encoding, StemWriter
 from splitter.separation.separator import Options, Separator
 from splitter.separation.workers import cores
 
@@ -200,7 +201,27 @@ def test_full_disk_is_one_message(tmp_path, bag, song_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert isinstance(outcome.error, AudioError)
     assert "cannot be written to" in str(outcome.error)
+    assert "File too large" in str(outcome.error), "and not what libsndfile makes of it"
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_a_full_disk_is_called_one(tmp_path, toy, monkeypatch):
+    """Stems are written by libsndfile, which has "System error" for it."""
+
+    def fail(self, block):
+        raise soundfile.LibsndfileError(2)
+
+    def refuse(path, mode="r", *rest, opened=Path.open):
+        if mode == "ab":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return opened(path, mode, *rest)
+
+    monkeypatch.setattr(StemWriter, "write", fail)
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
+    assert "System error" in str(outcome.error), "there is room"
+    monkeypatch.setattr(Path, "open", refuse)
+    (outcome,) = separate([noise(tmp_path / "a.wav")], toy, tmp_path / "out")
+    assert f"got the disk is full: {os.strerror(errno.ENOSPC)}. None was left behind." in str(outcome.error)
 
 
 def test_output_that_cannot_be_a_directory_is_named(tmp_path, bag, song_path):

@@ -189,7 +189,8 @@ def test_a_single_channel_is_one_in_each_stem(toy_path):
         (np.zeros((3000, 2), np.float32), 8000, r"expected .*\(1 or 2, samples\).* of shape \(3000, 2\)"),
         (np.zeros(3000, np.float32), 8000, r"of shape \(3000,\)"),
         (np.zeros((2, 30), np.int16), 8000, "found int16 of shape"),
-        (np.full((2, 30), np.nan, np.float32), 8000, "holds NaN or infinity"),
+        (np.full((2, 30), np.nan, np.float32), 8000, "the waveform holds NaN at 0.000 s in channel 1"),
+        (np.array([[0.0] * 9, [0.0] * 8 + [np.inf]]), 8000, "holds infinity at 0.001 s in channel 2"),
         (np.zeros((2, 0), np.float32), 8000, "is empty: expected at least 1 sample"),
         (np.zeros((2, 30), np.float32), 10, "impossible sample rate"),
     ],
@@ -275,12 +276,15 @@ def test_a_name_is_a_bundle_in_the_cache(demo_bundle, tmp_path, monkeypatch):
         ({"overlap": -0.1}, "overlap"),
         ({"segment": 1.6}, r"at most the bundle's 1\.5 s, found 1\.6 s"),
         ({"segment": 0.0}, "segment"),
+        ({"segment": 0.001}, r"at least 0\.15 s and at most the bundle's 1\.5 s, found 0\.001 s"),
+        ({"segment": 0.149}, r"at least 0\.15 s"),
+        ({"overlap": 0.995}, r"an overlap of at most 0\.99, found 0\.995"),
         ({"shifts": -1}, "--shifts is negative: expected 0 or more, found -1"),
         ({"two_stems": "piano"}, "drums, bass, other, vocals"),
         ({"filename": "{track}.wav"}, "does not tell the stems apart"),
         ({"filename": "{stem}/{title}"}, "title"),
         ({"filename": "{stem"}, "is malformed"),
-        ({"overlap": 0.99999999}, "would not move forward"),
+        ({"overlap": 0.99999999}, "would hardly move forward"),
         ({"segment": math.nan}, "found nan s"),
         ({"segment": math.inf}, "found inf s"),
         ({"filename": "{stem:d}"}, "cannot be filled in"),
@@ -290,6 +294,11 @@ def test_a_name_is_a_bundle_in_the_cache(demo_bundle, tmp_path, monkeypatch):
 )
 def test_options_that_cannot_be_obeyed_are_named(bag, options, message):
     with pytest.raises(UsageError, match=message):
+        Separator(bag, "default", options=Options(**options))
+
+
+def test_the_shortest_segment_and_the_longest_overlap_are_taken(bag):
+    for options in ({"segment": 0.15}, {"overlap": 0.99}):
         Separator(bag, "default", options=Options(**options))
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import pickle
@@ -48,6 +49,26 @@ def package(demo_model):
         "state": demo_model.state_dict(),
         "training_args": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("file", "known", "name"),
+    [
+        ("955717e8.safetensors", None, "htdemucs"),
+        ("955717e8.safetensors", "0" * 64, "955717e8"),  # another file than the released one
+        ("955717e8-{start}.safetensors", None, "htdemucs"),
+        ("955717e8-00000000.safetensors", None, "955717e8-00000000"),
+        ("f7e0c4bc.safetensors", None, "f7e0c4bc"),  # one of the four of a bag
+        ("mine.safetensors", None, "mine"),
+    ],
+)
+def test_a_released_checkpoint_is_known_by_its_file_name(tmp_path, parts, monkeypatch, file, known, name):
+    path = written(tmp_path, parts)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    released = checkpoints.RELEASED | {"htdemucs": {"955717e8": known or digest}}
+    monkeypatch.setattr(checkpoints, "RELEASED", released)
+    bag = checkpoints.load(path.rename(tmp_path / file.format(start=digest[:8])))
+    assert (bag.name, bag.members[0].name) == (name, name)
 
 
 def test_demo_is_an_unmodified_htdemucs_with_all_parts():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
@@ -90,7 +90,23 @@ def _from_file(path: Path) -> CheckpointBag:
             expected=f"a file whose name ends in {' or '.join(inspection.SUFFIXES)}",
             fix="Give the model file, not its directory.",
         )
-    return _single(_named_after(path), path)
+    bag = _single(_named_after(path), path)
+    (member,) = bag.members
+    name = _released(path, str(member.sha256)) or bag.name
+    return replace(bag, name=name, members=(replace(member, name=name),))
+
+
+def _released(path: Path, sha256: str) -> str | None:
+    """The name of the released model that a file is: demucs names files ``<signature>[-<start of the SHA-256>]``.
+
+    Where the hash of the released file is not known, the signature is believed.
+    """
+    signature, _, start = path.stem.partition("-")
+    for name, members in RELEASED.items():
+        if [*members] == [signature]:
+            known = members[signature] if path.suffix == ".safetensors" else None
+            return name if sha256.startswith(start) and known in (None, sha256) else None
+    return None
 
 
 def _named_after(path: Path) -> str:

@@ -38,12 +38,12 @@ def compiled(
         CompilerError: There is no compiler, or it refuses the text.
     """
     launchers = _launchers(source, signatures)
-    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    texts = [path.read_text(encoding="utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     key = hashlib.sha256("\0".join([launchers, storage, maths, str(checked), *texts]).encode()).hexdigest()[:24]
     library = _scratch() / f"{source.stem}-{key}.so"
     if not library.exists():
         translation, built = library.with_suffix(".cpp"), library.with_suffix(".o")
-        translation.write_text(launchers)
+        translation.write_text(launchers, encoding="utf-8")
         mode = (*(_CHECKED if checked else _UNCHECKED), _MATHS[maths])
         include = (f"-I{HOST}", f"-I{source.parent}", f"-DSTORAGE={_TYPES[storage]}")
         _run(*_FLAGS, *mode, *include, "-c", str(translation), "-o", str(built), what=source.name)

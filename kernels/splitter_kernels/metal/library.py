@@ -95,7 +95,7 @@ class Library:
         self._files: dict[str, Path] = {}
         self._loaded: dict[Path, ctypes.CDLL] = {}
         for path in sorted(sources.glob("*.metal")):
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             self.constants[path.stem] = signatures.constants(text)
             for signature in signatures.parse(text, path.name):
                 if signature.name in self._signatures:

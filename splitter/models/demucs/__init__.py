@@ -40,7 +40,7 @@ class DemucsFamily(SeparatorFamily):
 
     def plans(self) -> Sequence[Plan]:
         home = resources.files(__package__)
-        return [Plan.model_validate(tomllib.loads(home.joinpath(name).read_text())) for name in _PLANS]
+        return [Plan.model_validate(tomllib.loads(home.joinpath(name).read_text(encoding="utf-8"))) for name in _PLANS]
 
     def prepared(self, module: nn.Module, plan: Plan, seconds: float | None) -> Plan:
         """A preset names the modules of every configuration; the plan those that this one has."""
