@@ -14,7 +14,7 @@ FILES = {
     "constraints.txt": ("What splitter itself needs.", ()),
     "constraints-dev.txt": ("What its tests and checks need besides, see constraints.txt.", ("dev",)),
     "constraints-docs.txt": ("What the handbook's site needs besides.", ("dev", "docs")),
-    "constraints-extras.txt": ("What the extras `mlx` and `peers` need besides.", ("dev", "mlx", "peers")),
+    "constraints-extras.txt": ("What the extra `mlx` needs besides.", ("dev", "mlx")),
 }
 CUDA = ("constraints-cuda.txt", "What PyTorch's build for NVIDIA's GPUs needs besides; its build for CPUs needs none.")
 CUDA_NAMES = re.compile(r"^(cuda-|nvidia-|triton==)")

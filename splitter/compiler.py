@@ -77,6 +77,7 @@ def build(
     compress: WeightForm | None = None,
     passes: Sequence[str] | None = None,
     optimise_for: str | None = None,
+    format: str | None = None,  # noqa: A002
     segment: float | None = None,
     name: str | None = None,
     random_init: int | None = None,
@@ -110,6 +111,7 @@ def build(
         passes: Names of graph passes, see `splitter.passes`; overrides the plan.
         optimise_for: ``ane``, Apple's Neural Engine: the passes with which packages fit it, where ``passes`` does not
             name others, and half precision, where neither ``precision`` nor the plan says which.
+        format: The target of every stage that ships files but the host's, see `splitter.lowering`; overrides the plan.
         segment: Seconds in one run of the model, no more than it was trained for.
         name: What the model is called in the bundle, and the folder of its stems; the family's name for it, or the
             file's, by default.
@@ -146,13 +148,13 @@ def build(
         "weights": dict(weights) if weights else None,
         "passes": passes,
     }
+    arrange = partial(_arranged, target=format, single_package=single_package, compress=compress)
     graph_passes.check_order(passes or (plan.passes if plan and plan.passes else ()))
     if plan is not None:
         plan = plans.changed(plan, **settings)
-    if plan is not None:
-        _arranged(plan, single_package, compress)
+        arrange(plan)
     else:  # what contradicts itself under every preset should not wait for the download of a model
-        _check_settings(settings, single_package, compress)
+        _check_settings(settings, arrange)
     with staged(out, force=force) as directory:
         family, ensemble = _opened(model, random_init, progress)
         ensemble = ensemble if name is None else _renamed(ensemble, name)
@@ -164,7 +166,7 @@ def build(
             label = "" if single else f"{member.name}: "
             told = partial(_labelled, progress, label)
             asked = _Asked(plan, settings, given, segment, None if golden_audio is None else Path(golden_audio))
-            obeyed = _planned(family, member, asked, lambda found: _arranged(found, single_package, compress), told)
+            obeyed = _planned(family, member, asked, arrange, told)
             _check_stems(family, member, obeyed)
             example = asked.example(family, member.module, obeyed)
             _build_one(family, member, target, obeyed, example, reference, skipped, told)
@@ -201,20 +203,21 @@ def _check_stems(family: models.Family, member: models.Model, plan: Plan) -> Non
         ) from error
 
 
-def _arranged(plan: Plan, single_package: bool, compress: WeightForm | None) -> Plan:
+def _arranged(plan: Plan, *, target: str | None, single_package: bool, compress: WeightForm | None) -> Plan:
     """The plan with the options that depend on what its stages are, as far as their targets offer them."""
+    plan = plan if target is None else plans.with_format(plan, target)
     plan = plans.single_package(plan) if single_package else plan
     plan = plan if compress is None else plans.compressed(plan, compress)
     lowering.check(plan)
     return plan
 
 
-def _check_settings(settings: Mapping[str, object], single_package: bool, compress: WeightForm | None) -> None:
+def _check_settings(settings: Mapping[str, object], arrange: Callable[[Plan], Plan]) -> None:
     """Refuse settings that agree with no preset, by the last one's reason. Raises `PlanError`."""
     refusals = []
     for preset in models.presets().values():
         try:
-            _arranged(plans.changed(preset, **settings), single_package, compress)
+            arrange(plans.changed(preset, **settings))
         except PlanError as error:
             refusals.append(error)
         else:

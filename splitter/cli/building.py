@@ -46,6 +46,8 @@ _inputs_option = click.option(
               help="Graph passes to apply, in order; '' for none.  [default: by precision]")  # fmt: skip
 @click.option("--for", "optimise_for", type=click.Choice(["ane"]),
               help="Graph passes for this hardware, and fp16; ane: Apple's Neural Engine.")  # fmt: skip
+@click.option("--format", metavar="TARGET", help="Target of every stage but the host's.  "
+              "[default: as in the plan]")  # fmt: skip
 @click.option("--segment", type=FINITE, metavar="SECONDS", help="Length of one run.  [default: as trained]")
 @click.option("--name", help="What the model is called, and the folder of its stems.  [default: by the file's name]")
 @click.option("--random-init", type=int, metavar="SEED", help="A named configuration with random weights.")

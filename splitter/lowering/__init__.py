@@ -198,10 +198,10 @@ def check(plan: Plan) -> None:
             ("boundary_dtype", target_capabilities.boundary_dtypes, plan.boundary_dtype),
             ("deployment_target", target_capabilities.deployment_targets, plan.deployment_target),
         ]
-        if target_capabilities.weights:
+        if target_capabilities.weights or target_capabilities.passes:
+            section = target_capabilities.weights or "compression"
             asked += [
-                ("compression", target_capabilities.compressions, form)
-                for form in sorted(forms[target_capabilities.weights] - {"none"})
+                ("compression", target_capabilities.compressions, form) for form in sorted(forms[section] - {"none"})
             ]
         for setting, offered, value in asked:
             if value not in offered and (offered or setting == "compression"):
@@ -209,7 +209,12 @@ def check(plan: Plan) -> None:
                     f"target {stage.target!r} of stage {stage.name!r} does not offer the {setting} {value}",
                     fix=f"It offers: {', '.join(sorted(offered)) or 'none'}.",
                 )
-    if plan.weights != type(plan.weights)() and not any(
-        capabilities(stage.target).weights == "weights" for stage in plan.stages
+    for section, is_default in (
+        ("weights", plan.weights == type(plan.weights)()),
+        ("compression", plan.compression.is_lossless),
     ):
-        raise PlanError("the plan has a form of weights, and no stage's target reads it", fix="Leave `weights` out.")
+        if not is_default and all(capabilities(stage.target).weights != section for stage in plan.stages):
+            raise PlanError(
+                f"the plan has a form of weights in `{section}`, and no stage's target reads it",
+                fix=f"Leave `{section}` out.",
+            )

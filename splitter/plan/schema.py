@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .. import lowering, names, output, reading
+from .. import lowering, names, output, plugins, reading
 from ..errors import PlanError
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -369,6 +369,22 @@ def with_segments(plan: Plan, counts: Mapping[str, int]) -> Plan:
             fix=f"The plan's stages are {', '.join(stage.name for stage in plan.stages)}.",
         )
     stages = [stage.model_dump() | {"segments": counts.get(stage.name, stage.segments)} for stage in plan.stages]
+    return changed(plan, stages=stages)
+
+
+def with_format(plan: Plan, target: str) -> Plan:
+    """The plan with all that it ships, but the host's part, lowered to one target.
+
+    Raises:
+        PlanError: There is no such target, or it writes nothing.
+    """
+    if not lowering.capabilities(target).artifact:
+        written = [name for name in plugins.names(lowering.GROUP) if lowering.capabilities(name).artifact]
+        raise PlanError(f"target {target!r} writes no files", fix=f"Those that do: {', '.join(written)}.")
+    stages = []
+    for stage in plan.stages:
+        able = lowering.capabilities(stage.target)
+        stages.append(stage.model_dump() | ({"target": target} if able.artifact and not able.on_host else {}))
     return changed(plan, stages=stages)
 
 
