@@ -104,7 +104,7 @@ class BlobFile:
 
     def _broken(self, where: str, what: str) -> PackageError:
         return PackageError(
-            f"{self._path.name} holds the value {where!r} where the program says", received=what, fix=_FIX
+            f"{self._path.name} does not hold the value {where!r} where the program says", received=what, fix=_FIX
         )
 
 

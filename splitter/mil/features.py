@@ -118,16 +118,16 @@ def taken(features: tuple[Feature, ...], function: Function, data: Mapping[str, 
     declared = {named.name: named.type for named in function.inputs if not isinstance(named.type, StateType)}
     known = {feature.name: feature for feature in features}
     if unknown := sorted(data.keys() - declared.keys()):
-        raise UsageError(f"inputs of {package} are {', '.join(declared)}", received=", ".join(unknown))
+        raise UsageError(f"{package} has no input {', '.join(unknown)}", expected=", ".join(declared))
     values: dict[str, Any] = {}
     ledger = Ledger()
     for name, kind in declared.items():
         feature = known.get(name)
         if not isinstance(kind, TensorType):
-            raise UsageError(f"input {name!r} of {package} is a tensor", received=kind)
+            raise UsageError(f"input {name!r} of {package} is no tensor", received=kind)
         if name not in data:
             if feature is None or not feature.optional:
-                raise UsageError(f"input {name!r} of {package} is given", received="nothing for it")
+                raise UsageError(f"input {name!r} of {package} is missing")
             with counted(ledger):
                 values[name] = _default(feature, kind)
         elif feature is not None and feature.image:
@@ -138,7 +138,11 @@ def taken(features: tuple[Feature, ...], function: Function, data: Mapping[str, 
                 allowed = feature.shapes or " × ".join(
                     f"{low}…{high if high >= 0 else ''}" for low, high in feature.bounds
                 )
-                raise UsageError(f"input {name!r} of {package} is {allowed}", received=tuple(values[name].shape))
+                raise UsageError(
+                    f"input {name!r} of {package} has a shape that it does not take",
+                    expected=allowed,
+                    received=tuple(values[name].shape),
+                )
         ledger.hold(values[name])
     return values
 
@@ -166,7 +170,7 @@ def as_tensor(value: Any, kind: TensorType, name: str) -> Tensor:
         plain = array.flags.c_contiguous and array.flags.writeable and array.flags.aligned
         tensor = torch.from_numpy(array if plain else array.copy())
     except (TypeError, ValueError) as error:
-        raise UsageError(f"input {name!r} is an array of numbers", received=str(error)) from error
+        raise UsageError(f"input {name!r} is no array of numbers", received=str(error)) from error
     _check_shape(tensor, kind, name)
     return tensor.to(kind.dtype.held)
 
@@ -175,7 +179,7 @@ def _check_shape(tensor: Tensor, kind: TensorType, name: str) -> None:
     if tensor.ndim != len(kind.shape) or any(
         fixed is not None and fixed != got for fixed, got in zip(kind.shape, tensor.shape, strict=True)
     ):
-        raise UsageError(f"input {name!r} has type {kind}", received=f"shape {tuple(tensor.shape)}")
+        raise UsageError(f"input {name!r} has another shape", expected=kind, received=f"shape {tuple(tensor.shape)}")
 
 
 def as_array(tensor: Tensor, kind: TensorType) -> Array:
@@ -220,9 +224,13 @@ def _from_image(value: Any, feature: Feature, kind: TensorType) -> Tensor:
     try:
         size, mode = tuple(value.size), value.mode
     except (AttributeError, TypeError) as error:
-        raise UsageError(f"input {feature.name!r} is a PIL image", received=type(value).__name__) from error
+        raise UsageError(f"input {feature.name!r} is no PIL image", received=type(value).__name__) from error
     if not feature.accepts(size[::-1]):
-        raise UsageError(f"input {feature.name!r} is an image of {width}×{height}", received=f"{size[0]}×{size[1]}")
+        raise UsageError(
+            f"input {feature.name!r} is an image of another size",
+            expected=f"{width}×{height}",
+            received=f"{size[0]}×{size[1]}",
+        )
     wanted = {"grayscale": "L", "grayscale16": "F"}.get(feature.image, "RGB")
     pixels = np.asarray(value if mode == wanted else value.convert(wanted))
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -239,11 +247,11 @@ def _to_image(value: Tensor, feature: Feature) -> Any:
         from PIL import Image
     except ImportError as error:
         raise UsageError(
-            f"image output {feature.name!r} needs Pillow", received="none installed", fix="pip install pillow"
+            f"image output {feature.name!r} needs Pillow, which is not installed", fix="pip install pillow"
         ) from error
     planes = 1 if feature.image.startswith("grayscale") else 3
     if value.ndim != 4 or value.shape[:2] != (1, planes) or 0 in value.shape:
-        raise OperationError(f"image output {feature.name!r} has one image", received=tuple(value.shape))
+        raise OperationError(f"image output {feature.name!r} is not one image", received=tuple(value.shape))
     image = value[0].to(torch.float32)
     if feature.image == "grayscale16":
         return Image.fromarray(image[0].numpy(), "F")

@@ -337,7 +337,11 @@ class Interpreter:
             computed = self._numerics.compute(step.record, arguments)
             results = computed if isinstance(computed, tuple) else (computed,)
             if len(results) != len(operation.outputs):
-                raise OperationError(f"{operation.type} gives {len(operation.outputs)} results", received=len(results))
+                raise OperationError(
+                    "the number of results is not the declared one",
+                    expected=len(operation.outputs),
+                    received=len(results),
+                )
             return [
                 self._declared(value, output.type, tile)
                 for value, output in zip(results, operation.outputs, strict=True)
@@ -346,19 +350,23 @@ class Interpreter:
             raise self._named(operation, error) from error
         except Exception as error:  # torch and Python raise every kind for hostile arguments
             text = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise self._error(operation, "operations are given what they can compute", text) from error
+            raise self._error(operation, "it cannot compute what it is given", text) from error
 
     def _declared(self, value: Value, kind: ValueType, tile: tuple[int, int] | None) -> Value:
         """The result in its declared type: rounded, and of the declared shape."""
         if not isinstance(value, Tensor) or not isinstance(kind, TensorType) or kind.dtype.name == "string":
             if not _is_of(value, kind):
-                raise OperationError(f"the result has the declared type {kind}", received=type(value).__name__)
+                raise OperationError(
+                    "the result has another type than declared", expected=kind, received=type(value).__name__
+                )
             return value
         shape = kind.shape if tile is None else _extended(kind.shape, *tile)
         if len(value.shape) != len(shape) or any(
             extent is not None and extent != got for extent, got in zip(shape, value.shape, strict=True)
         ):
-            raise OperationError(f"the result has the declared type {kind}", received=f"shape {tuple(value.shape)}")
+            raise OperationError(
+                "the result has another shape than declared", expected=kind, received=f"shape {tuple(value.shape)}"
+            )
         return self._numerics.rounded(value, kind.dtype)
 
     def _converted(
@@ -369,7 +377,7 @@ class Interpreter:
         try:
             return parameter.convert(values if parameter.variadic else values[0])
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            problem = f"parameter {parameter.name!r} has its documented type"
+            problem = f"parameter {parameter.name!r} has another type than documented"
             raise self._error(operation, problem, str(error)) from error
 
     def _check_memory(self, ledger: Ledger, operation: Operation, more: int = 0) -> None:

@@ -125,14 +125,14 @@ def functions_of(path: Path, spec: Any, read: Read = Path.read_bytes) -> dict[st
     """
     if spec.WhichOneof("Type") != "mlProgram":
         raise PackageError(
-            f"{path.name} must hold an ML Program",
+            f"{path.name} holds no ML Program",
             received=spec.WhichOneof("Type"),
             fix="Convert with convert_to='mlprogram'.",
         )
     reader = _Reader(path, read)
     functions = {name: reader.function(name, function) for name, function in spec.mlProgram.functions.items()}
     if not functions:
-        raise PackageError(f"{path.name} must hold a function", received="none")
+        raise PackageError(f"{path.name} holds no function")
     return functions
 
 
@@ -325,7 +325,7 @@ class _Reader:
         return self._blobs[path]
 
     def _broken(self, what: str, received: str) -> PackageError:
-        return PackageError(f"{what} in {self._package.name} is well formed", received=received, fix=_FIX)
+        return PackageError(f"{what} in {self._package.name} is malformed", received=received, fix=_FIX)
 
 
 def _fields(dtype: DType) -> tuple[str, ...]:
@@ -349,11 +349,13 @@ def _contained(root: Path, name: str, package: Path, what: str) -> Path:
     try:
         path = (root / name).resolve()
         if not path.is_relative_to(package.resolve()):
-            raise PackageError(f"the {what} of {package.name} lies in the package", received=repr(name))
+            raise PackageError(f"the {what} of {package.name} lies outside the package", received=repr(name))
         if not path.is_file():
-            raise PackageError(f"the {what} of {package.name} is there", received=f"no file {name!r}", fix=_FIX)
+            raise PackageError(f"the {what} of {package.name} is missing: there is no file {name!r}", fix=_FIX)
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links; a name with a zero byte
-        raise PackageError(f"the {what} of {package.name} has a name", received=f"{name[:80]!r}: {error}") from error
+        raise PackageError(
+            f"the {what} of {package.name} has an impossible name", received=f"{name[:80]!r}: {error}"
+        ) from error
     return path
 
 
@@ -373,7 +375,9 @@ def model_file(package: Path, read: Read = Path.read_bytes) -> Path:
             raise TypeError(f"a path of type {type(name).__name__}")
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise PackageError(
-            f"the manifest of {package.name} names its model", received=f"{type(error).__name__}: {error}", fix=_FIX
+            f"the manifest of {package.name} does not name its model",
+            received=f"{type(error).__name__}: {error}",
+            fix=_FIX,
         ) from error
     return _contained(package / "Data", name, package, "model file")
 

@@ -103,7 +103,7 @@ def decoded(function: Function, names: Collection[str]) -> dict[str, Array]:
         if operation.type == "const" or operation.type.startswith("constexpr")
     )
     if missing := sorted(set(names) - {output.name for operation in fixed for output in operation.outputs}):
-        raise PackageError(f"the constants of function {function.name!r} are known by name", received=missing[0])
+        raise PackageError(f"function {function.name!r} has no constant {missing[0]!r}")
     alone = Function(function.name, function.opset, (), Block((), fixed, tuple(names)))
     values = Interpreter(alone, function.name, Numerics(), max_iterations=1).run({}, {}, generator=torch.Generator())
     return {name: value.numpy() for name, value in values.items()}

@@ -98,7 +98,7 @@ def check_order(names: Sequence[str]) -> None:
         chosen = parsed(text)
         if missing := [name for name in chosen.requires if name not in before]:
             raise PlanError(
-                f"pass {chosen.name!r} must come after {', '.join(map(repr, missing))}",
+                f"pass {chosen.name!r} stands without or before {', '.join(map(repr, missing))}, which it needs",
                 received=", ".join(names),
                 fix=f"Put {missing[0]!r} before it.",
             )

@@ -358,7 +358,7 @@ def test_predict_runs_a_package(splitter, tmp_path, demo_bundle, suffix):
     [
         ({"package": "nothing.mlpackage"}, "is no Core ML package"),
         ({"inputs": "nothing.npz"}, "cannot be read as arrays by name"),
-        ({"inputs": "other.npz"}, "'spectrogram' of encoder.mlpackage is given"),
+        ({"inputs": "other.npz"}, "'spectrogram' of encoder.mlpackage is missing"),
         ({"out": "out.txt"}, r"\.npz or \.safetensors"),
         ({"out": "no/such/folder.npz"}, "cannot be written"),
         ({"function": "second"}, "second.*It has main"),

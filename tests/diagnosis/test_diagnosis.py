@@ -106,7 +106,7 @@ def test_chip_that_is_none(foreign):
         "manifest": r"the manifest of copy\.mlpackage",
         "model": r"copy\.mlpackage cannot be read as a Core ML package",
         "weights": r"weight\.bin",
-        "network": r"copy\.mlpackage must hold an ML Program",
+        "network": r"copy\.mlpackage holds no ML Program",
     }.items(),
 )
 def test_damage_has_a_name(what, said, foreign, tmp_path):

@@ -136,13 +136,13 @@ def test_softmax_axes(axis):
 
 
 def test_softmax_beyond_the_axes():
-    with pytest.raises(OperationError, match=r"softmax.*given what they can compute"):
+    with pytest.raises(OperationError, match=r"softmax.*cannot compute what it is given"):
         run(lambda x: mb.softmax(x=x, axis=3), {"x": X})
 
 
 @pytest.mark.parametrize("mode", ["exact", "TANH", ""])
 def test_gelu_has_three_modes(mode):
-    with pytest.raises(OperationError, match="gelu's mode"):
+    with pytest.raises(OperationError, match="unknown mode of gelu"):
         function("gelu")(torch.zeros(1), mode)
 
 

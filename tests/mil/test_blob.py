@@ -93,7 +93,7 @@ def test_records_that_overlap(tmp_path):
     file = BlobFile(tmp_path / "weight.bin")
     for index in range(1, 5):
         file.read(64 * index, BY_NAME["uint8"], (size // 4,), f"v{index}")
-    with pytest.raises(PackageError, match=r"weight.bin holds the value 'v5' .*overlap"):
+    with pytest.raises(PackageError, match=r"weight.bin does not hold the value 'v5' .*overlap"):
         file.read(64 * 5, BY_NAME["uint8"], (size // 4,), "v5")
 
 
@@ -109,7 +109,7 @@ def test_short_file(written, size):
 def test_truncated(written, kept):
     path, (offset, _) = written
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(PackageError, match=r"weight.bin holds the value 'v' .*save it again"):
+    with pytest.raises(PackageError, match=r"weight.bin does not hold the value 'v' .*save it again"):
         BlobFile(path).read(offset, FP32, (24,), "v")
 
 

@@ -471,28 +471,28 @@ BYTE, ONE = torch.zeros(4, dtype=torch.uint8), torch.ones(1)
 @pytest.mark.parametrize(
     ("function", "arguments", "said"),
     [
-        (compression.packed_lut_to_dense, (BYTE, torch.ones(5), [16]), "a palette has 2, 4, 8, 16, 64 or 256 entries"),
-        (compression.packed_lut_to_dense, (BYTE, torch.ones(4), [17]), "2-bit values of shape (17,) fill their bytes"),
-        (compression.packed_lut_to_dense, (BYTE, torch.ones(4), [-4, -4]), "2-bit values of shape (-4, -4) fill their bytes"),
-        (compression.packed_sparse_to_dense, (ONE, BYTE, [1 << 30, 1 << 30]), "1-bit values of shape (1073741824, 1073741824) fill their bytes"),
-        (compression.constexpr_sparse_to_dense, (ONE, BYTE), "data fill the 0 places of their mask"),
-        (compression.constexpr_sparse_to_dense, (torch.ones(5), BYTE + 1), "data fill the 4 places of their mask"),
-        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(3)), "scales divide the extents (4,) into blocks"),
-        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(0)), "scales divide the extents (4,) into blocks"),
-        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(2, 2)), "scales divide the extents (4,) into blocks"),
-        (compression.constexpr_blockwise_shift_scale, (BYTE[0], torch.tensor(1.0)), "scales divide the extents () into blocks"),
-        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(2), torch.ones(4)), "an offset has the shape of its scale, (2,)"),
-        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(3, 2, 1)), "palettes divide the extents (4,) into blocks"),
-        (compression.constexpr_lut_to_dense, (BYTE + 2, torch.ones(1, 2, 1)), "indices name one of 2 entries"),
-        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(1, 2, 2)), "palettes of vectors name the vectors' axis"),
-        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(1, 2, 2), 1), "an axis lies within rank 1"),
-        (compression.constexpr_affine_dequantize, (BYTE, BYTE[:2], ONE[0], 0), "a scale or zero point has 4 entries"),
-        (compression.constexpr_affine_dequantize, (BYTE, BYTE[0], torch.ones(4), 1), "an axis lies within rank 1"),
-        (compression.constexpr_affine_dequantize, (BYTE, BYTE[0], torch.ones(2, 2), 0), "a scale or zero point is a scalar, or a vector with its axis"),
-        (compression.constexpr_cast, (ONE, "int8"), "constexpr_cast gives a floating-point type"),
-        (compression.quantize, (ONE, ONE[0], "int4"), "quantize gives int8 or uint8"),
-        (compression.quantize, (ONE, ONE[0] * 0, "int8"), "a scale of quantize is not zero"),
-        (compression.quantize, (ONE, ONE, "int8"), "a scale or zero point is a scalar, or a vector with its axis"),
+        (compression.packed_lut_to_dense, (BYTE, torch.ones(5), [16]), "a palette has the wrong length: expected 2, 4, 8, 16, 64 or 256 entries"),
+        (compression.packed_lut_to_dense, (BYTE, torch.ones(4), [17]), "2-bit values of shape (17,) do not fill their bytes"),
+        (compression.packed_lut_to_dense, (BYTE, torch.ones(4), [-4, -4]), "2-bit values of shape (-4, -4) do not fill their bytes"),
+        (compression.packed_sparse_to_dense, (ONE, BYTE, [1 << 30, 1 << 30]), "1-bit values of shape (1073741824, 1073741824) do not fill their bytes"),
+        (compression.constexpr_sparse_to_dense, (ONE, BYTE), "the data do not fill the places of their mask: expected 0 values"),
+        (compression.constexpr_sparse_to_dense, (torch.ones(5), BYTE + 1), "the data do not fill the places of their mask: expected 4 values"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(3)), "scales do not divide the extents (4,) into blocks"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(0)), "scales do not divide the extents (4,) into blocks"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(2, 2)), "scales do not divide the extents (4,) into blocks"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE[0], torch.tensor(1.0)), "scales do not divide the extents () into blocks"),
+        (compression.constexpr_blockwise_shift_scale, (BYTE, torch.ones(2), torch.ones(4)), "an offset has another shape than its scale: expected (2,)"),
+        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(3, 2, 1)), "palettes do not divide the extents (4,) into blocks"),
+        (compression.constexpr_lut_to_dense, (BYTE + 2, torch.ones(1, 2, 1)), "an index is out of range: expected 0…1"),
+        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(1, 2, 2)), "a palette of vectors does not name the vectors' axis"),
+        (compression.constexpr_lut_to_dense, (BYTE, torch.ones(1, 2, 2), 1), "an axis lies outside rank 1"),
+        (compression.constexpr_affine_dequantize, (BYTE, BYTE[:2], ONE[0], 0), "a scale or zero point has the wrong length: expected 4 entries"),
+        (compression.constexpr_affine_dequantize, (BYTE, BYTE[0], torch.ones(4), 1), "an axis lies outside rank 1"),
+        (compression.constexpr_affine_dequantize, (BYTE, BYTE[0], torch.ones(2, 2), 0), "a scale or zero point has the wrong shape: expected a scalar, or a vector with its axis"),
+        (compression.constexpr_cast, (ONE, "int8"), "constexpr_cast cannot give this type: expected a floating-point type"),
+        (compression.quantize, (ONE, ONE[0], "int4"), "quantize cannot give this type: expected int8 or uint8"),
+        (compression.quantize, (ONE, ONE[0] * 0, "int8"), "a scale of quantize is zero"),
+        (compression.quantize, (ONE, ONE, "int8"), "a scale or zero point has the wrong shape: expected a scalar, or a vector with its axis"),
     ],
 )  # fmt: skip
 def test_refuses(function, arguments, said):
@@ -527,5 +527,7 @@ def test_bad_payload_of_a_package_is_a_named_error(tmp_path):
     ct.models.utils.save_spec(
         spec, str(tmp_path / "bad.mlpackage"), weights_dir=str(path / "Data/com.apple.CoreML/weights")
     )
-    with pytest.raises(OperationError, match="constexpr_sparse_to_dense .* fill the 2 places"):
+    with pytest.raises(
+        OperationError, match="constexpr_sparse_to_dense .* do not fill the places of their mask: expected 2 values"
+    ):
         load(tmp_path / "bad.mlpackage").predict({"x": np.zeros(2, np.float32)})

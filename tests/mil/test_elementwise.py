@@ -151,7 +151,7 @@ def test_halves_are_rounded_once():
 @pytest.mark.parametrize("name", ["real_div", "floor_div", "mod"])
 def test_integers_are_not_divided_by_zero(name):
     x, y = np.array([1, 2], np.int32), np.array([1, 0], np.int32)
-    with pytest.raises(OperationError, match=rf"{name}.*divisor is not zero"):
+    with pytest.raises(OperationError, match=rf"{name}.*divisor is zero"):
         run(lambda x, y: getattr(mb, name)(x=x, y=y), {"x": x, "y": y})
 
 
@@ -161,7 +161,7 @@ def test_an_integer_zero_has_no_negative_power():
 
 
 def test_operands_must_broadcast_into_something_affordable():
-    with pytest.raises(OperationError, match="operands broadcast"):
+    with pytest.raises(OperationError, match="the operands do not broadcast"):
         function("add")(torch.zeros(2, 3), torch.zeros(2))
     with pytest.raises(OperationError, match="too much memory"):
         function("add")(torch.zeros(1 << 18, 1), torch.zeros(1, 1 << 18))
@@ -231,7 +231,7 @@ def test_crossed_bounds():
     (got,) = run(lambda x: mb.clip(x=x, alpha=3.0, beta=1.0), {"x": x}, "iOS16")
     np.testing.assert_array_equal(got, [1, 1, 1])
     for beta in (1.0, 3.0):
-        with pytest.raises(OperationError, match="alpha is below"):
+        with pytest.raises(OperationError, match="alpha is not below its beta"):
             function("clip", "CoreML7")(torch.tensor(x), 3.0, beta)
 
 
@@ -319,5 +319,5 @@ def test_cast_to_floats_and_from_bools():
 
 @pytest.mark.parametrize("dtype", ["float", "string", "int64", ""])
 def test_cast_to_another_type_is_refused(dtype):
-    with pytest.raises(OperationError, match="dtype is one of"):
+    with pytest.raises(OperationError, match="unknown dtype of cast: expected"):
         function("cast")(torch.zeros(1), dtype)

@@ -208,13 +208,13 @@ def test_einsum_in_half_precision_rounds_once():
     ],
 )
 def test_other_einsums_are_refused(equation, x, y):
-    with pytest.raises(OperationError, match=r"einsum's equation|operands fit"):
+    with pytest.raises(OperationError, match=r"unknown equation of einsum|operands do not fit"):
         function("einsum")([torch.zeros(x), torch.zeros(y)], equation)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_einsum_has_two_operands(count):
-    with pytest.raises(OperationError, match="two operands"):
+    with pytest.raises(OperationError, match="too many or too few operands: expected 2"):
         function("einsum")([torch.zeros(1, 1, 1)] * count, "chw,whu->chu")
 
 
@@ -327,7 +327,12 @@ def test_attention_is_of_ios18():
             RuntimeError,
             "Attempting to broadcast a dimension of length 3 at -1! Mismatching",
         ),
-        ("scaled_dot_product_attention", [(3, 4), (6, 4), (6, 4)], OperationError, "query has at least 3 axes"),
+        (
+            "scaled_dot_product_attention",
+            [(3, 4), (6, 4), (6, 4)],
+            OperationError,
+            "query has too few axes: expected at least 3",
+        ),
         (
             "scaled_dot_product_attention",
             [(1, 3, 4), (1, 6, 5), (1, 6, 4)],

@@ -102,11 +102,11 @@ def test_element_types(dtype):
 
 def test_a_shape_known_only_when_written():
     ls = call("make_list", ["n", torch.tensor(2)], init_length=2)
-    with pytest.raises(OperationError, match="nothing written yet"):
+    with pytest.raises(OperationError, match="before anything is written"):
         call("list_read", ls, 0)
     ls = call("list_write", ls, 1, torch.ones(4, 2))
     assert torch.equal(call("list_read", ls, 0), torch.zeros(4, 2))
-    with pytest.raises(OperationError, match="one shape"):
+    with pytest.raises(OperationError, match="elements differ in shape"):
         call("list_write", ls, 0, torch.ones(3, 2))
 
 
@@ -134,7 +134,7 @@ def test_writes(writes, length, indices):
         if max(indices) < size:
             assert call("list_gather", ls, indices).tolist() == [known.get(index, 0) for index in indices]
         else:
-            with pytest.raises(OperationError, match="an index lies within"):
+            with pytest.raises(OperationError, match="an index lies outside"):
                 call("list_gather", ls, indices)
 
 
@@ -144,14 +144,14 @@ FIXED = {"init_length": 2, "dynamic_length": False}
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("list_read", (2,), "an index lies within a list of 2"),
-        ("list_read", (-1,), "an index lies within a list of 2"),
-        ("list_write", (2, torch.zeros(3)), "an index lies within a list of 2"),
-        ("list_write", (-1, torch.zeros(3)), "an index lies within a list of 2"),
-        ("list_write", (0, torch.zeros(4)), "a list's elements have one shape"),
-        ("list_gather", ([0, 2],), "an index lies within a list of 2"),
-        ("list_scatter", ([0, 2], torch.zeros(2, 3)), "an index lies within a list of 2"),
-        ("list_scatter", ([-1], torch.zeros(1, 3)), "an index lies within a list of 2"),
+        ("list_read", (2,), "an index lies outside a list of 2"),
+        ("list_read", (-1,), "an index lies outside a list of 2"),
+        ("list_write", (2, torch.zeros(3)), "an index lies outside a list of 2"),
+        ("list_write", (-1, torch.zeros(3)), "an index lies outside a list of 2"),
+        ("list_write", (0, torch.zeros(4)), "a list's elements differ in shape"),
+        ("list_gather", ([0, 2],), "an index lies outside a list of 2"),
+        ("list_scatter", ([0, 2], torch.zeros(2, 3)), "an index lies outside a list of 2"),
+        ("list_scatter", ([-1], torch.zeros(1, 3)), "an index lies outside a list of 2"),
     ],
 )
 def test_a_fixed_list_keeps_its_length(name, arguments, said):
@@ -167,9 +167,9 @@ def test_as_many_values_as_indices():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"init_length": -1}, "a list's length lies in 0…16777216"),
-        ({"init_length": 1 << 30}, "a list's length lies in 0…16777216"),
-        ({"dtype": "float"}, "make_list names a known type"),
+        ({"init_length": -1}, "a list's length is out of range: expected 0…16777216"),
+        ({"init_length": 1 << 30}, "a list's length is out of range: expected 0…16777216"),
+        ({"dtype": "float"}, "make_list names an unknown type"),
         ({"elem_shape": [1 << 40]}, "the result needs too much memory"),
     ],
 )
@@ -179,7 +179,7 @@ def test_bad_lists(options, said):
 
 
 def test_an_index_far_beyond_the_end():
-    with pytest.raises(OperationError, match="an index lies within"):
+    with pytest.raises(OperationError, match="an index lies outside"):
         call("list_write", Elements([], fixed=False), 1 << 30, torch.zeros(3))
 
 

@@ -261,20 +261,26 @@ X = torch.zeros(2, 3, 4)
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: function("instance_norm")(torch.zeros(2, 3)), "x has spatial axes after batch and channel"),
-        (lambda: function("layer_norm")(X, [3]), "an axis lies within rank 3"),
-        (lambda: function("layer_norm")(X, [-4]), "an axis lies within rank 3"),
-        (lambda: function("layer_norm")(X, [2, -1]), "layer_norm's axes differ"),
-        (lambda: function("l2_norm")(torch.zeros(2, 3)), "l2_norm's x has at least 3 axes"),
-        (lambda: function("local_response_norm")(X, 0), "local_response_norm has a positive size and 3 axes or more"),
-        (lambda: function("local_response_norm")(X, -3), "local_response_norm has a positive size and 3 axes or more"),
+        (lambda: function("instance_norm")(torch.zeros(2, 3)), "x has no spatial axes after batch and channel"),
+        (lambda: function("layer_norm")(X, [3]), "an axis lies outside rank 3"),
+        (lambda: function("layer_norm")(X, [-4]), "an axis lies outside rank 3"),
+        (lambda: function("layer_norm")(X, [2, -1]), "layer_norm names an axis twice"),
+        (lambda: function("l2_norm")(torch.zeros(2, 3)), "l2_norm's x has too few axes: expected at least 3"),
+        (
+            lambda: function("local_response_norm")(X, 0),
+            "local_response_norm cannot take this size or shape: expected a positive size and 3 axes or more",
+        ),
+        (
+            lambda: function("local_response_norm")(X, -3),
+            "local_response_norm cannot take this size or shape: expected a positive size and 3 axes or more",
+        ),
         (
             lambda: function("local_response_norm")(torch.zeros(2, 3), 3),
-            "local_response_norm has a positive size and 3 axes or more",
+            "local_response_norm cannot take this size or shape: expected a positive size and 3 axes or more",
         ),
         (
             lambda: function("local_response_norm")(torch.zeros(()).expand(1, 1 << 20, 1), 1 << 31),
-            "a local_response_norm takes at most 2^40 steps",
+            "a local_response_norm takes too many steps: expected at most 2^40",
         ),
     ],
 )

@@ -176,9 +176,9 @@ def test_shapes_beyond_reason(name, shape):
 @pytest.mark.parametrize(
     ("name", "arguments", "options", "said"),
     [
-        ("random_bernoulli", [[3]], {"prob": 1.5}, "a probability lies within 0…1"),
-        ("random_bernoulli", [[3]], {"prob": float("nan")}, "a probability lies within 0…1"),
-        ("random_categorical", [torch.zeros(3)], {"mode": "LOGITS"}, "mode is logits or probs"),
+        ("random_bernoulli", [[3]], {"prob": 1.5}, "a probability is out of range: expected 0…1"),
+        ("random_bernoulli", [[3]], {"prob": float("nan")}, "a probability is out of range: expected 0…1"),
+        ("random_categorical", [torch.zeros(3)], {"mode": "LOGITS"}, "unknown mode: expected logits or probs"),
         ("random_categorical", [torch.zeros(3)], {"size": -1}, "a result has a negative extent"),
         (
             "random_categorical",

@@ -245,19 +245,43 @@ def test_half_precision_is_rounded_once():
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"direction": "backward"}, "a direction is known"),
-        ({"direction": "bidirectional"}, "a bidirectional lstm has weights for the way back"),
-        ({"activation": "softplus"}, "an activation is one of hard_sigmoid, linear, relu, scaled_tanh,"),
-        ({"weight_ih": torch.zeros(4 * H, N + 1)}, "weights and initial state have shapes [(16, 3), (16, 4), (2, 4)]"),
-        ({"weight_hh": torch.zeros(4 * H, H + 1)}, "weights and initial state have shapes [(20, 3), (20, 5), (2, 5)]"),
-        ({"weight_hh": torch.zeros(H)}, "a sequence is [steps, batch, features], a weight a matrix"),
-        ({"bias": torch.zeros(1)}, "a bias has 16 elements"),
-        ({"initial_h": torch.zeros(1, H)}, "weights and initial state have shapes [(16, 3), (16, 4), (2, 4)]"),
-        ({"initial_c": torch.zeros(B, H + 1)}, "weights and initial state have shapes [(16, 3), (16, 4), (2, 4)]"),
-        ({"x": torch.zeros(0, B, N)}, "a sequence is [steps, batch, features], a weight a matrix"),
-        ({"x": torch.zeros(S, N)}, "a sequence is [steps, batch, features], a weight a matrix"),
-        ({"clip": 0.0}, "a cell's clip is positive"),
-        ({"clip": float("nan")}, "a cell's clip is positive"),
+        ({"direction": "backward"}, "unknown direction"),
+        ({"direction": "bidirectional"}, "a bidirectional lstm has no weights for the way back"),
+        (
+            {"activation": "softplus"},
+            "unknown activation: expected hard_sigmoid, linear, relu, scaled_tanh, sigmoid, sigmoid_hard, tanh",
+        ),
+        (
+            {"weight_ih": torch.zeros(4 * H, N + 1)},
+            "weights or initial state have the wrong shapes: expected [(16, 3), (16, 4), (2, 4)]",
+        ),
+        (
+            {"weight_hh": torch.zeros(4 * H, H + 1)},
+            "weights or initial state have the wrong shapes: expected [(20, 3), (20, 5), (2, 5)]",
+        ),
+        (
+            {"weight_hh": torch.zeros(H)},
+            "a sequence or weight has the wrong shape: expected [steps, batch, features], and a matrix",
+        ),
+        ({"bias": torch.zeros(1)}, "a bias has the wrong length: expected 16 elements"),
+        (
+            {"initial_h": torch.zeros(1, H)},
+            "weights or initial state have the wrong shapes: expected [(16, 3), (16, 4), (2, 4)]",
+        ),
+        (
+            {"initial_c": torch.zeros(B, H + 1)},
+            "weights or initial state have the wrong shapes: expected [(16, 3), (16, 4), (2, 4)]",
+        ),
+        (
+            {"x": torch.zeros(0, B, N)},
+            "a sequence or weight has the wrong shape: expected [steps, batch, features], and a matrix",
+        ),
+        (
+            {"x": torch.zeros(S, N)},
+            "a sequence or weight has the wrong shape: expected [steps, batch, features], and a matrix",
+        ),
+        ({"clip": 0.0}, "a cell's clip is not positive"),
+        ({"clip": float("nan")}, "a cell's clip is not positive"),
     ],
 )
 def test_what_does_not_fit(changed, said):
@@ -273,6 +297,7 @@ def test_what_does_not_fit(changed, said):
                 for key, one in three.items()
             }
             with pytest.raises(
-                OperationError, match="^(a direction|an activation|weights and initial|a sequence|a bias) "
+                OperationError,
+                match="^(unknown direction|unknown activation|weights or initial|a sequence|a bias|a bidirectional)",
             ):
                 find(name, "CoreML8").function(**fitting)

@@ -110,7 +110,7 @@ class Context:
         """Declared type of the first output."""
         kind = self.operation.outputs[0].type
         if not isinstance(kind, TensorType):
-            raise OperationError(f"{self.operation.type} {self.operation.name!r} gives a tensor", received=kind)
+            raise OperationError(f"{self.operation.type} {self.operation.name!r} gives no tensor", received=kind)
         return kind
 
 
@@ -192,5 +192,5 @@ def axes_of(axes: Sequence[int] | None, rank: int) -> list[int]:
         return list(range(rank))
     for axis in axes:
         if not -rank <= axis < rank:
-            raise OperationError(f"an axis lies within rank {rank}", received=axis)
+            raise OperationError(f"an axis lies outside rank {rank}", received=axis)
     return [axis % rank for axis in axes]

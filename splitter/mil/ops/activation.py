@@ -68,7 +68,9 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
             return functional.gelu(x, approximate="tanh")
         case "SIGMOID_APPROXIMATION":
             return torch.sigmoid(1.702 * x).mul_(x)
-    raise OperationError("gelu's mode is EXACT, TANH_APPROXIMATION or SIGMOID_APPROXIMATION", received=mode)
+    raise OperationError(
+        "unknown mode of gelu", expected="EXACT, TANH_APPROXIMATION or SIGMOID_APPROXIMATION", received=mode
+    )
 
 
 @operation("silu", Traits(rows=Rows.ELEMENTWISE, engine=M1))
@@ -137,7 +139,8 @@ def _per_channel(x: Tensor, values: Tensor) -> Tensor:
     """One value for each channel of x, shaped to broadcast."""
     if x.ndim < 2 or values.shape != x.shape[1:2]:
         raise OperationError(
-            "a channel's parameter has one value for each channel (axis 1) of x",
+            "a parameter does not fit the channels of x",
+            expected="one value for each channel (axis 1)",
             received=f"shapes {tuple(values.shape)} and {tuple(x.shape)}",
         )
     return values.to(x.dtype).reshape(-1, *[1] * (x.ndim - 2))

@@ -57,9 +57,9 @@ def quantize(
 ) -> Tensor:
     """round(input ÷ scale) + zero point, clamped to the type; halves go to the even neighbour, 0 ÷ 0 is 0."""
     if output_dtype not in ("int8", "uint8"):
-        raise OperationError("quantize gives int8 or uint8", received=output_dtype)
+        raise OperationError("quantize cannot give this type", expected="int8 or uint8", received=output_dtype)
     if not bool(scale.any()):
-        raise OperationError("a scale of quantize is not zero", received="zeros")
+        raise OperationError("a scale of quantize is zero")
     steps = torch.nan_to_num(torch.round(input / _along(scale, input, axis)))
     if zero_point is not None:
         steps = steps + _along(zero_point, input, axis)
@@ -72,11 +72,17 @@ def _along(parameter: Tensor, data: Tensor, axis: int | None) -> Tensor:
         return parameter
     if parameter.ndim > 1 or axis is None:
         raise OperationError(
-            "a scale or zero point is a scalar, or a vector with its axis", received=tuple(parameter.shape)
+            "a scale or zero point has the wrong shape",
+            expected="a scalar, or a vector with its axis",
+            received=tuple(parameter.shape),
         )
     (axis,) = axes_of([axis], data.ndim)
     if len(parameter) != data.shape[axis]:
-        raise OperationError(f"a scale or zero point has {data.shape[axis]} entries", received=len(parameter))
+        raise OperationError(
+            "a scale or zero point has the wrong length",
+            expected=f"{data.shape[axis]} entries",
+            received=len(parameter),
+        )
     return parameter.reshape([-1 if place == axis else 1 for place in range(data.ndim)])
 
 
@@ -88,7 +94,9 @@ def constexpr_blockwise_shift_scale(data: Tensor, scale: Tensor, offset: Tensor 
     """
     blocks = tuple(scale.shape)
     if offset is not None and offset.shape != scale.shape:
-        raise OperationError(f"an offset has the shape of its scale, {blocks}", received=tuple(offset.shape))
+        raise OperationError(
+            "an offset has another shape than its scale", expected=blocks, received=tuple(offset.shape)
+        )
     sizes = _block_sizes(data.shape, blocks, "scales")
     inner = data.reshape([extent for pair in zip(blocks, sizes, strict=True) for extent in pair]).to(scale.dtype)
     outer = [extent for count in blocks for extent in (count, 1)]
@@ -103,7 +111,7 @@ def _block_sizes(shape: Sequence[int], blocks: Sequence[int], what: str) -> list
         or len(shape) != len(blocks)
         or any(n < 1 or extent % n for extent, n in zip(shape, blocks, strict=True))
     ):
-        raise OperationError(f"{what} divide the extents {tuple(shape)} into blocks", received=tuple(blocks))
+        raise OperationError(f"{what} do not divide the extents {tuple(shape)} into blocks", received=tuple(blocks))
     return [extent // n for extent, n in zip(shape, blocks, strict=True)]
 
 
@@ -115,7 +123,9 @@ def packed_lut_to_dense(indices: Tensor, lut: Tensor, shape: list[int]) -> Tenso
     """One palette; its indices are packed into bytes, low bits first."""
     bits = len(lut).bit_length() - 1
     if lut.ndim != 1 or bits not in _INDEX_BITS or len(lut) != 1 << bits:
-        raise OperationError("a palette has 2, 4, 8, 16, 64 or 256 entries", received=tuple(lut.shape))
+        raise OperationError(
+            "a palette has the wrong length", expected="2, 4, 8, 16, 64 or 256 entries", received=tuple(lut.shape)
+        )
     return lut[_unpacked(indices, bits, shape).int()]
 
 
@@ -123,7 +133,7 @@ def _unpacked(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     count = math.prod(shape)
     if min(shape, default=0) < 0 or packed.numel() != -(-count * bits // 8):
         raise OperationError(
-            f"{bits}-bit values of shape {tuple(shape)} fill their bytes", received=f"{packed.numel()} bytes"
+            f"{bits}-bit values of shape {tuple(shape)} do not fill their bytes", received=f"{packed.numel()} bytes"
         )
     return decoded(packed.numpy().tobytes(), BY_NAME[f"uint{bits}"], tuple(shape))
 
@@ -140,7 +150,7 @@ def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, vector_axis: int | None
     *blocks, entries, length = lut.shape
     sizes = _block_sizes(indices.shape, blocks, "palettes")
     if indices.numel() and int(indices.max()) >= entries:
-        raise OperationError(f"indices name one of {entries} entries", received=int(indices.max()))
+        raise OperationError("an index is out of range", expected=f"0…{entries - 1}", received=int(indices.max()))
     check_result_size((*indices.shape, length), lut.dtype)
     rows = indices.int()
     stride = entries
@@ -158,7 +168,7 @@ def constexpr_lut_to_dense(indices: Tensor, lut: Tensor, vector_axis: int | None
 
 def _vector_axis(axis: int | None, rank: int) -> int:
     if axis is None:
-        raise OperationError("palettes of vectors name the vectors' axis", received="none")
+        raise OperationError("a palette of vectors does not name the vectors' axis")
     return axes_of([axis], rank)[0]
 
 
@@ -177,7 +187,9 @@ def constexpr_sparse_to_dense(nonzero_data: Tensor, mask: Tensor) -> Tensor:
     there = mask != 0
     if nonzero_data.ndim != 1 or len(nonzero_data) != int(there.sum()):
         raise OperationError(
-            f"data fill the {int(there.sum())} places of their mask", received=tuple(nonzero_data.shape)
+            "the data do not fill the places of their mask",
+            expected=f"{int(there.sum())} values",
+            received=tuple(nonzero_data.shape),
         )
     check_result_size(mask.shape, nonzero_data.dtype)
     return torch.zeros(mask.shape, dtype=nonzero_data.dtype).masked_scatter_(there, nonzero_data)
@@ -207,5 +219,7 @@ def constexpr_sparse_blockwise_shift_scale(
 @operation("constexpr_cast", opset="CoreML6")
 def constexpr_cast(source_val: Tensor, output_dtype: str) -> Tensor:
     if output_dtype not in ("fp16", "fp32"):
-        raise OperationError("constexpr_cast gives a floating-point type", received=output_dtype)
+        raise OperationError(
+            "constexpr_cast cannot give this type", expected="a floating-point type", received=output_dtype
+        )
     return source_val.to(BY_NAME[output_dtype].held)

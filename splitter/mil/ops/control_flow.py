@@ -27,6 +27,6 @@ def while_loop(loop_vars: list[Tensor], context: Context) -> tuple[Any, ...]:
     values: list[Any] = loop_vars
     while bool(context.run_block(0, *values)[0]):
         if next(context.iterations) >= context.max_iterations:
-            raise OperationError("loops end", received=f"more than {context.max_iterations} iterations")
+            raise OperationError("a loop does not end", received=f"more than {context.max_iterations} iterations")
         values = context.run_block(1, *values)
     return tuple(values)

@@ -80,9 +80,13 @@ def conv_quantized(
     Weights are whole bytes, whatever ``nbits`` says. ``lut`` is refused: the operation has no parameter for a table.
     """
     if quantization_type != "linear":
-        raise OperationError("conv_quantized's weights are quantized linearly", received=quantization_type)
+        raise OperationError(
+            "conv_quantized does not take this quantization of weights", expected="linear", received=quantization_type
+        )
     if not 1 <= nbits <= 8 or bool((weight >> nbits).any()):
-        raise OperationError("quantized weights are numbers of 1 to 8 bits", received=f"{nbits} bits")
+        raise OperationError(
+            "quantized weights do not fit their bits", expected="numbers of 1 to 8 bits", received=f"{nbits} bits"
+        )
     scale, offset = (_per_output(values, weight).to(x.dtype) for values in (quant_scale, quant_bias))
     return conv(x, weight * scale + offset, bias, strides, pad_type, pad, dilations, groups)
 
@@ -90,7 +94,9 @@ def conv_quantized(
 def _per_output(values: Tensor, weight: Tensor) -> Tensor:
     if values.numel() not in (1, weight.shape[0]):
         raise OperationError(
-            f"a scale is one number or {weight.shape[0]}, one for each output channel", received=values.numel()
+            "a scale has the wrong length",
+            expected=f"1 number, or {weight.shape[0]}, one for each output channel",
+            received=values.numel(),
         )
     return values.reshape(-1, *[1] * (weight.ndim - 1))
 
@@ -164,12 +170,14 @@ def _kept(
         most = [extent + stride - 1 for extent, stride in zip(least, strides, strict=True)]
         counts = least
     else:
-        raise OperationError("conv_transpose's pad_type is valid, same or custom", received=pad_type)
+        raise OperationError("unknown pad_type of conv_transpose", expected="valid, same or custom", received=pad_type)
     if output_shape is not None:
         counts = output_shape[2:]
         if len(counts) != len(full) or output_shape[:2] != leading or not _between(least, counts, most):
             raise OperationError(
-                f"output_shape lies between {[*leading, *least]} and {[*leading, *most]}", received=output_shape
+                "output_shape is out of range",
+                expected=f"between {[*leading, *least]} and {[*leading, *most]}",
+                received=output_shape,
             )
     if pad_type == "same":
         return [(max(extent - count, 0) // 2, count) for extent, count in zip(full, counts, strict=True)]
@@ -186,7 +194,11 @@ def _between(least: list[int], counts: list[int], most: list[int]) -> bool:
 def spatial_rank(x: Tensor) -> int:
     """How many axes follow batch and channel."""
     if not 3 <= x.ndim <= 5:
-        raise OperationError("x has 1 to 3 axes after batch and channel", received=f"shape {tuple(x.shape)}")
+        raise OperationError(
+            "x has too many or too few axes",
+            expected="1 to 3 after batch and channel",
+            received=f"shape {tuple(x.shape)}",
+        )
     return x.ndim - 2
 
 
@@ -194,14 +206,14 @@ def each_positive(what: str, values: list[int] | None, rank: int) -> list[int]:
     """A positive number for each spatial axis; 1 by default."""
     values = [1] * rank if values is None else values
     if len(values) != rank or any(value < 1 for value in values):
-        raise OperationError(f"{what} are {rank} positive numbers", received=values)
+        raise OperationError(f"{what} are malformed", expected=f"{rank} positive numbers", received=values)
     return values
 
 
 def _reaches(weight: Tensor, dilations: list[int]) -> list[int]:
     """Extents of the dilated kernel."""
     if weight.ndim != len(dilations) + 2:
-        raise OperationError("weight has x's rank", received=f"shape {tuple(weight.shape)}")
+        raise OperationError("weight has another rank than x", received=f"shape {tuple(weight.shape)}")
     return [(size - 1) * dilation + 1 for size, dilation in zip(weight.shape[2:], dilations, strict=True)]
 
 
@@ -218,10 +230,12 @@ def paddings(
     if pad_type == "custom":
         pad = [0, 0] * len(extents) if pad is None else pad
         if len(pad) != 2 * len(extents) or any(amount < 0 for amount in pad):
-            raise OperationError(f"pad has {len(extents)} pairs of before and after", received=pad)
+            raise OperationError(
+                "pad has the wrong length", expected=f"{len(extents)} pairs of before and after", received=pad
+            )
         return list(zip(pad[::2], pad[1::2], strict=True))
     if pad_type not in ("same", "same_lower"):
-        raise OperationError("pad_type is valid, custom, same or same_lower", received=pad_type)
+        raise OperationError("unknown pad_type", expected="valid, custom, same or same_lower", received=pad_type)
     totals = [
         max((-(-extent // stride) - 1) * stride + reach - extent, 0)
         for extent, reach, stride in zip(extents, reaches, strides, strict=True)

@@ -26,7 +26,9 @@ def _broadcast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         try:
             shape = torch.broadcast_shapes(x.shape, y.shape)
         except RuntimeError as error:
-            raise OperationError("operands broadcast", received=f"{tuple(x.shape)} and {tuple(y.shape)}") from error
+            raise OperationError(
+                "the operands do not broadcast", received=f"{tuple(x.shape)} and {tuple(y.shape)}"
+            ) from error
         check_result_size(shape, x.dtype)
     return x, y
 
@@ -88,7 +90,7 @@ def _divided(x: Tensor, y: Tensor, rounding: str) -> Tensor:
 
 def _nonzero(y: Tensor) -> Tensor:
     if bool((y == 0).any()):
-        raise OperationError("an integer divisor is not zero", received="a zero")
+        raise OperationError("an integer divisor is zero")
     return y
 
 
@@ -111,7 +113,7 @@ def pow_(x: Tensor, y: Tensor) -> Tensor:
     """Of integers, a power below one goes towards zero: 2^-1 is 0, and (-1)^-3 is -1."""
     x, y = _broadcast(x, y)
     if not x.is_floating_point() and not y.is_floating_point() and bool(((x == 0) & (y < 0)).any()):
-        raise OperationError("an integer raised to a negative power is not zero", received="a zero")
+        raise OperationError("zero is raised to a negative power as an integer")
     return torch.pow(x, y)
 
 
@@ -339,7 +341,7 @@ def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
 def clip_ordered(x: Tensor, alpha: float, beta: float) -> Tensor:
     """The same; since iOS17 alpha must be below beta."""
     if alpha >= beta:
-        raise OperationError("clip's alpha is below its beta", received=f"{alpha} and {beta}")
+        raise OperationError("clip's alpha is not below its beta", received=f"{alpha} and {beta}")
     return torch.clamp(x, alpha, beta)
 
 
@@ -349,7 +351,7 @@ def cast(x: Tensor, dtype: str) -> Tensor:
     around; anything but zero is true.
     """
     if dtype not in _CAST_TYPES:
-        raise OperationError(f"cast's dtype is one of {', '.join(_CAST_TYPES)}", received=dtype)
+        raise OperationError("unknown dtype of cast", expected=", ".join(_CAST_TYPES), received=dtype)
     target = BY_NAME[dtype]
     if not target.is_integer:
         return x.to(target.held)

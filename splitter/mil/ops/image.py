@@ -41,13 +41,13 @@ def _points(extent: Tensor, count: int, sampling_mode: str) -> Tensor:
         case "UNALIGN_CORNERS":
             points = (i + 0.5) * extent / count - 0.5
         case _:
-            raise OperationError("sampling_mode is one of the documented ones", received=sampling_mode)
+            raise OperationError("unknown sampling_mode", received=sampling_mode)
     return torch.minimum(points.clamp(min=0), last)
 
 
 def _grid(x: Tensor, axis: int, count: int, sampling_mode: str) -> Tensor:
     if count < 1 or x.shape[axis] < 1:
-        raise OperationError("an image has at least one pixel each way", received=(x.shape[axis], count))
+        raise OperationError("an image has no pixel", expected="at least 1 each way", received=(x.shape[axis], count))
     check_result_size([count if place == axis else extent for place, extent in enumerate(x.shape)], x.dtype)
     return _points(torch.tensor([float(x.shape[axis])], dtype=torch.float64), count, sampling_mode)
 
@@ -76,7 +76,7 @@ def _bilinear(x: Tensor, height: int, width: int, sampling_mode: str) -> Tensor:
 
 def _at_least(x: Tensor, rank: int) -> None:
     if x.dim() < rank:
-        raise OperationError(f"an image has at least rank {rank}", received=x.dim())
+        raise OperationError("an image has too few axes", expected=f"rank {rank} or more", received=x.dim())
 
 
 def _pixels(x: Tensor, images: Tensor, rows: Tensor, columns: Tensor, fill: float | None) -> Tensor:
@@ -154,7 +154,7 @@ def upsample_bilinear(
     """As `resize_bilinear` to ⌊extent · scale⌋; the grid follows from that size, not from the scale."""
     half_pixel_centers = not align_corners if half_pixel_centers is None else half_pixel_centers
     if align_corners and half_pixel_centers:
-        raise OperationError("align_corners and half_pixel_centers exclude each other", received="both")
+        raise OperationError("align_corners and half_pixel_centers exclude each other")
     mode = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS" if half_pixel_centers else "DEFAULT"
     return _bilinear(x, *_scaled(x, scale_factor_height, scale_factor_width, context), mode)
 
@@ -180,9 +180,15 @@ def resize(
     Integers are interpolated in float64 and rounded to the nearest.
     """
     if not 0 <= resized_dims <= len(shape) <= x.dim():
-        raise OperationError("resized_dims ≤ size of shape ≤ rank of x", received=(resized_dims, len(shape), x.dim()))
+        raise OperationError(
+            "resized_dims, shape and x do not fit together",
+            expected="resized_dims ≤ size of shape ≤ rank of x",
+            received=(resized_dims, len(shape), x.dim()),
+        )
     if interpolation_mode not in ("LINEAR", "NEAREST_NEIGHBOR"):
-        raise OperationError("interpolation_mode is LINEAR or NEAREST_NEIGHBOR", received=interpolation_mode)
+        raise OperationError(
+            "unknown interpolation_mode", expected="LINEAR or NEAREST_NEIGHBOR", received=interpolation_mode
+        )
     linear = interpolation_mode == "LINEAR"
     result = x if x.is_floating_point() or not linear else x.to(torch.float64)
     for axis in range(x.dim() - resized_dims, x.dim()):
@@ -201,7 +207,11 @@ def crop(x: Tensor, crop_height: list[int], crop_width: list[int]) -> Tensor:
     (top, bottom), (left, right) = crop_height, crop_width
     height, width = x.shape[-2:]
     if min(top, bottom, left, right) < 0 or top + bottom > height or left + right > width:
-        raise OperationError(f"crops fit into {height}×{width} pixels", received=(crop_height, crop_width))
+        raise OperationError(
+            "a crop does not fit into the image",
+            expected=f"at most {height}×{width} pixels",
+            received=(crop_height, crop_width),
+        )
     return x[..., top : height - bottom, left : width - right]
 
 
@@ -224,10 +234,14 @@ def _crops(
     if min(size) < 1 or boxes.dim() != 2 or boxes.shape[1] != 4 or images.shape != boxes.shape[:1]:
         received = f"{tuple(boxes.shape)} to {size}, {tuple(images.shape)} indices"
         raise OperationError(
-            "boxes of four coordinates, with an index each, are resized to at least a pixel", received=received
+            "the boxes are malformed",
+            expected="four coordinates and an index each, resized to at least a pixel",
+            received=received,
         )
     if bool(((images < 0) | (images >= len(x))).any()):
-        raise OperationError(f"boxes lie in one of {len(x)} images", received=images.tolist())
+        raise OperationError(
+            "a box lies in an image that is not there", expected=f"indices 0…{len(x) - 1}", received=images.tolist()
+        )
     first, second, third, fourth = (boxes.to(torch.float64) * scale).unbind(1)
     match box_mode:
         case "CORNERS_HEIGHT_FIRST" | "CORNERS_WIDTH_FIRST":
@@ -235,7 +249,7 @@ def _crops(
         case "CENTER_SIZE_HEIGHT_FIRST" | "CENTER_SIZE_WIDTH_FIRST":
             spans = [(first - third / 2, first + third / 2), (second - fourth / 2, second + fourth / 2)]
         case _:
-            raise OperationError("box_coordinate_mode is one of the documented ones", received=box_mode)
+            raise OperationError("unknown box_coordinate_mode", received=box_mode)
     if box_mode.endswith("WIDTH_FIRST"):
         spans.reverse()
     check_result_size((len(boxes), *size, x.shape[1]), torch.float64)
@@ -270,7 +284,9 @@ def crop_resize(
     """
     count, parts = len(roi), math.prod(roi.shape[1:])
     if roi.dim() != 5 or parts not in (4, 5) or roi.shape[2] != parts:
-        raise OperationError("roi is (N, 1, 4, 1, 1) or (N, 1, 5, 1, 1)", received=tuple(roi.shape))
+        raise OperationError(
+            "roi has the wrong shape", expected="(N, 1, 4, 1, 1) or (N, 1, 5, 1, 1)", received=tuple(roi.shape)
+        )
     rows = roi.reshape(count, parts)
     each = len(x) if parts == 4 else 1
     images = torch.arange(len(x)).repeat(count) if parts == 4 else rows[:, 0].round().long()
@@ -332,7 +348,7 @@ def _in_pixels(coordinates: Tensor, extent: int, coordinates_mode: str, align_co
         case "normalized_zero_to_one":
             pass
         case _:
-            raise OperationError("coordinates_mode is one of the documented ones", received=coordinates_mode)
+            raise OperationError("unknown coordinates_mode", received=coordinates_mode)
     return coordinates * (extent - 1) if align_corners else coordinates * extent - 0.5
 
 
@@ -355,9 +371,11 @@ def _resampled(
 ) -> Tensor:
     batch, _, height, width = x.shape
     if sampling_mode not in ("bilinear", "nearest"):
-        raise OperationError("sampling_mode is bilinear or nearest", received=sampling_mode)
+        raise OperationError("unknown sampling_mode", expected="bilinear or nearest", received=sampling_mode)
     if padding_mode not in ("constant", "border", "reflection", "symmetric"):
-        raise OperationError("padding_mode is constant, border, reflection or symmetric", received=padding_mode)
+        raise OperationError(
+            "unknown padding_mode", expected="constant, border, reflection or symmetric", received=padding_mode
+        )
     places = []
     for given, extent in ((rows, height), (columns, width)):
         place = _in_pixels(given, extent, coordinates_mode, align_corners)
@@ -382,7 +400,9 @@ def resample(
 ) -> Tensor:
     """``x`` at ``coordinates`` ``(B, h, w, 2)``, each of them (column, row)."""
     if coordinates.dim() != 4 or coordinates.shape[-1] != 2 or len(coordinates) != len(x):
-        raise OperationError(f"coordinates are ({len(x)}, h, w, 2)", received=tuple(coordinates.shape))
+        raise OperationError(
+            "coordinates have the wrong shape", expected=f"({len(x)}, h, w, 2)", received=tuple(coordinates.shape)
+        )
     columns, rows = coordinates.to(torch.float64).unbind(-1)
     return _resampled(x, columns, rows, sampling_mode, padding_mode, padding_value, coordinates_mode, align_corners)
 
@@ -404,9 +424,15 @@ def affine(
     All of these are normalised to -1 … 1. ``transform_matrix`` is ``(B, 6)`` or ``(1, 6)``: a₀, a₁, a₂, b₀, b₁, b₂.
     """
     if coordinates_mode != "normalized_minus_one_to_one":
-        raise OperationError("coordinates are normalized_minus_one_to_one", received=coordinates_mode)
+        raise OperationError(
+            "unknown coordinates_mode", expected="normalized_minus_one_to_one", received=coordinates_mode
+        )
     if transform_matrix.dim() != 2 or transform_matrix.shape[1] != 6 or len(transform_matrix) not in (1, len(x)):
-        raise OperationError(f"a transform is (1, 6) or ({len(x)}, 6)", received=tuple(transform_matrix.shape))
+        raise OperationError(
+            "a transform has the wrong shape",
+            expected=f"(1, 6) or ({len(x)}, 6)",
+            received=tuple(transform_matrix.shape),
+        )
     check_result_size((len(x), output_height, output_width, x.shape[1]), torch.float64)
     across, down = (
         _normalised(count, align_corners).reshape(shape)

@@ -90,15 +90,17 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
 def einsum(values: list[Tensor], equation: str) -> Tensor:
     """``nchw,nwhu->nchu`` or ``chw,whu->chu``, in any letters: axes −1 and −3 multiplied, others broadcast."""
     if len(values) != 2:
-        raise OperationError("einsum has two operands", received=len(values))
+        raise OperationError("einsum has too many or too few operands", expected=2, received=len(values))
     letters = list(dict.fromkeys(equation.replace(",", "").replace("->", "")))
     plain = equation.translate({ord(letter): ord("a") + index for index, letter in enumerate(letters)})
     if plain not in ("abcd,adce->abce", "abc,cbd->abd"):
-        raise OperationError("einsum's equation is like nchw,nwhu->nchu or chw,whu->chu", received=equation)
+        raise OperationError(
+            "unknown equation of einsum", expected="one like nchw,nwhu->nchu or chw,whu->chu", received=equation
+        )
     x, y = values
     rank = len(plain.split(",")[0])
     if (x.ndim, y.ndim) != (rank, rank) or x.shape[-1] != y.shape[-3]:
-        raise OperationError(f"operands fit {equation}", received=f"{tuple(x.shape)} and {tuple(y.shape)}")
+        raise OperationError(f"the operands do not fit {equation}", received=f"{tuple(x.shape)} and {tuple(y.shape)}")
     # As a product of matrices, which broadcasts the other axes.
     return matmul(x.transpose(-2, -3), y.transpose(-2, -3)).transpose(-2, -3)
 
@@ -114,7 +116,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, attn
     Where a boolean mask is false the score is −∞, so what attends to nothing is NaN. (torch's own gives 0.)
     """
     if query.ndim < 3:
-        raise OperationError("query has at least 3 axes", received=f"shape {tuple(query.shape)}")
+        raise OperationError("query has too few axes", expected="at least 3", received=f"shape {tuple(query.shape)}")
     check_result_size([*query.shape[:-1], key.shape[-2]], query.dtype)
     if attn_mask is None:
         return functional.scaled_dot_product_attention(query, key, value)

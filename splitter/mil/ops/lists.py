@@ -29,10 +29,10 @@ class Elements(list["Tensor | None"]):
 
     def element(self, index: int) -> Tensor:
         if not 0 <= index < len(self):  # Python would count from the end
-            raise OperationError(f"an index lies within a list of {len(self)}", received=index)
+            raise OperationError(f"an index lies outside a list of {len(self)}", received=index)
         element = self[index]
         if element is None:
-            raise OperationError("a list's elements have a shape before they are read", received="nothing written yet")
+            raise OperationError("a list is read before anything is written, and its elements have no shape")
         return element
 
     def written(self, indices: list[int], values: Iterable[Tensor]) -> Elements:
@@ -40,7 +40,7 @@ class Elements(list["Tensor | None"]):
         length = max([len(self), *(index + 1 for index in indices)])
         if length > (len(self) if self.fixed else _MAX_LENGTH) or min(indices, default=0) < 0:
             limit = len(self) if self.fixed else _MAX_LENGTH
-            raise OperationError(f"an index lies within a list of {limit}", received=indices[:8])
+            raise OperationError(f"an index lies outside a list of {limit}", received=indices[:8])
         copy = Elements([*self, *[None] * (length - len(self))], fixed=self.fixed)
         for index, value in zip(indices, values, strict=True):
             copy[index] = value
@@ -48,7 +48,7 @@ class Elements(list["Tensor | None"]):
         if written is None:
             return copy
         if odd := [tuple(element.shape) for element in copy if element is not None and element.shape != written.shape]:
-            raise OperationError("a list's elements have one shape", received=f"{tuple(written.shape)} and {odd[0]}")
+            raise OperationError("a list's elements differ in shape", received=f"{tuple(written.shape)} and {odd[0]}")
         zero = torch.zeros_like(written)
         return Elements([zero if element is None else element for element in copy], fixed=self.fixed)
 
@@ -69,9 +69,9 @@ def make_list(
     extents = [None if isinstance(extent, str) else int(extent) for extent in given]
     shape = [extent for extent in extents if extent is not None]
     if not 0 <= init_length <= _MAX_LENGTH:
-        raise OperationError(f"a list's length lies in 0…{_MAX_LENGTH}", received=init_length)
+        raise OperationError("a list's length is out of range", expected=f"0…{_MAX_LENGTH}", received=init_length)
     if dtype not in BY_NAME:
-        raise OperationError("make_list names a known type", received=dtype)
+        raise OperationError("make_list names an unknown type", received=dtype)
     held = BY_NAME[dtype].held
     check_result_size([init_length, *shape], held)
     zero = torch.zeros(shape, dtype=held) if len(shape) == len(extents) else None
@@ -128,7 +128,8 @@ def write_state(input: str, data: Tensor, context: Context) -> tuple[()]:  # noq
     state = context.states[input]
     if data.shape != state.shape or data.dtype != state.dtype:
         raise OperationError(
-            f"state {input!r} keeps its type, {state.dtype} of {tuple(state.shape)}",
+            f"state {input!r} would change its type",
+            expected=f"{state.dtype} of {tuple(state.shape)}",
             received=f"{data.dtype} of {tuple(data.shape)}",
         )
     part = data.untyped_storage().nbytes() > data.nbytes  # which would keep the whole alive

@@ -45,7 +45,7 @@ def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = 
     torch's ``instance_norm`` refuses.
     """
     if x.ndim < 3:
-        raise OperationError("x has spatial axes after batch and channel", received=f"shape {tuple(x.shape)}")
+        raise OperationError("x has no spatial axes after batch and channel", received=f"shape {tuple(x.shape)}")
     return torch.group_norm(x, x.shape[1], _like(gamma, x), _like(beta, x), epsilon)
 
 
@@ -72,7 +72,7 @@ def layer_norm(
     """
     chosen = sorted(axes_of(axes, x.ndim))
     if len(set(chosen)) != len(chosen):
-        raise OperationError("layer_norm's axes differ", received=axes)
+        raise OperationError("layer_norm names an axis twice", received=axes)
     gamma, beta = _like(gamma, x), _like(beta, x)
     order = [axis for axis in range(x.ndim) if axis not in chosen] + chosen
     shape = [x.shape[axis] for axis in chosen]
@@ -86,7 +86,7 @@ def layer_norm(
 def l2_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
     """x / √(sum of squares + epsilon), the sum over the last three axes."""
     if x.ndim < 3:
-        raise OperationError("l2_norm's x has at least 3 axes", received=f"shape {tuple(x.shape)}")
+        raise OperationError("l2_norm's x has too few axes", expected="at least 3", received=f"shape {tuple(x.shape)}")
     return x * torch.rsqrt((x * x).sum(dim=(-3, -2, -1), keepdim=True) + epsilon)
 
 
@@ -98,11 +98,17 @@ def local_response_norm(x: Tensor, size: int, alpha: float = 1e-4, beta: float =
     """
     if size < 1 or x.ndim < 3:
         raise OperationError(
-            "local_response_norm has a positive size and 3 axes or more", received=f"{size}, shape {tuple(x.shape)}"
+            "local_response_norm cannot take this size or shape",
+            expected="a positive size and 3 axes or more",
+            received=f"{size}, shape {tuple(x.shape)}",
         )
     before, after = (min(reach, x.shape[1]) for reach in (size // 2, (size - 1) // 2))
     if x.numel() * (before + after + 1) > _MAX_STEPS:
-        raise OperationError("a local_response_norm takes at most 2^40 steps", received=f"windows of {size} channels")
+        raise OperationError(
+            "a local_response_norm takes too many steps",
+            expected="at most 2^40",
+            received=f"windows of {size} channels",
+        )
     squares = functional.pad((x * x).movedim(1, -1), (before, after))
     sums = squares.unfold(-1, before + after + 1, 1).sum(-1).movedim(-1, 1)
     return x / (k + alpha / size * sums) ** beta

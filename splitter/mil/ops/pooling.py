@@ -105,7 +105,7 @@ class _Windows:
             starts = torch.arange(self.results[axis]) * self.strides[axis] - before
             counts = (starts + size).clamp(max=end) - starts.clamp(min=first)
             if bool((counts < 1).any()):
-                raise OperationError("every window of a pooling holds an element", received=f"padding {self.pads}")
+                raise OperationError("a window of a pooling may hold no element", received=f"padding {self.pads}")
             total = total[..., None] * counts
         return total.to(x.dtype)
 
@@ -123,7 +123,11 @@ def _windows(
     extents, pad_type = x.shape[2:], pad_type.lower()  # Core ML Tools saves it in any case
     pads = paddings(pad_type, pad, extents, sizes, strides)
     if ceil_mode and (pad_type.startswith("same") or any(before != after for before, after in pads)):
-        raise OperationError("ceil_mode has symmetric padding, valid or custom", received=f"{pad_type} {pads}")
+        raise OperationError(
+            "ceil_mode cannot take this padding",
+            expected="symmetric padding, valid or custom",
+            received=f"{pad_type} {pads}",
+        )
     results, overhangs = [], []
     for extent, size, stride, (before, after) in zip(extents, sizes, strides, pads, strict=True):
         padded = extent + before + after
@@ -131,7 +135,7 @@ def _windows(
         if ceil_mode and before and (count - 1) * stride >= extent + before:
             count -= 1
         if padded < size or count < 1:
-            raise OperationError("a window fits into the padded input", received=f"{size} into {padded}")
+            raise OperationError("a window does not fit into the padded input", received=f"{size} into {padded}")
         results.append(count)
         overhangs.append(max((count - 1) * stride + size - padded, 0))
     _check_cost(x, sizes, pads, overhangs, results)
@@ -144,4 +148,6 @@ def _check_cost(
     padded = [extent + sum(pair) + over for extent, pair, over in zip(x.shape[2:], pads, overhangs, strict=True)]
     check_result_size([*x.shape[:2], *padded], x.dtype)
     if math.prod([*x.shape[:2], *results, *sizes]) > _MAX_STEPS:
-        raise OperationError("a pooling takes fewer than 2^40 steps", received=f"{results} windows of {sizes}")
+        raise OperationError(
+            "a pooling takes too many steps", expected="fewer than 2^40", received=f"{results} windows of {sizes}"
+        )

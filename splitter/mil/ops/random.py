@@ -55,7 +55,7 @@ def random_normal(shape: list[int], context: Context, mean: float = 0.0, stddev:
 def random_bernoulli(shape: list[int], context: Context, prob: float = 0.5, seed: int = -1) -> Tensor:
     """1 with probability ``prob``, else 0."""
     if not 0.0 <= prob <= 1.0:
-        raise OperationError("a probability lies within 0…1", received=prob)
+        raise OperationError("a probability is out of range", expected="0…1", received=prob)
     return (_uniform(shape, _source(context, seed)) < prob).to(torch.float32)
 
 
@@ -66,7 +66,7 @@ def random_categorical(x: Tensor, context: Context, mode: str = "logits", size: 
     Rows are logarithms of weights (mode ``logits``) or weights (mode ``probs``); neither need add up to one.
     """
     if mode not in ("logits", "probs"):
-        raise OperationError("mode is logits or probs", received=mode)
+        raise OperationError("unknown mode", expected="logits or probs", received=mode)
     check_result_size((*x.shape[:-1], size), torch.int64)
     rows = x.to(torch.float32).reshape(-1, x.shape[-1])
     weights = torch.softmax(rows, -1) if mode == "logits" else rows

@@ -38,13 +38,13 @@ _ACTIVATIONS: Mapping[str, Activation] = {
 
 def _activation(name: str) -> Activation:
     if name.lower() not in _ACTIVATIONS:
-        raise OperationError(f"an activation is one of {', '.join(_ACTIVATIONS)}", received=name)
+        raise OperationError("unknown activation", expected=", ".join(_ACTIVATIONS), received=name)
     return _ACTIVATIONS[name.lower()]
 
 
 def _ordered(x: Tensor, direction: str) -> Tensor:
     if direction not in ("forward", "reverse"):
-        raise OperationError("a direction is known", received=direction)
+        raise OperationError("unknown direction", received=direction)
     return x.flip(0) if direction == "reverse" else x
 
 
@@ -53,16 +53,22 @@ def _checked(
 ) -> None:
     """Refuse what would broadcast into something else."""
     if x.ndim != 3 or weight_hh.ndim != 2 or not len(x):
-        raise OperationError("a sequence is [steps, batch, features], a weight a matrix", received=tuple(x.shape))
+        raise OperationError(
+            "a sequence or weight has the wrong shape",
+            expected="[steps, batch, features], and a matrix",
+            received=tuple(x.shape),
+        )
     hidden = weight_hh.shape[1]
     wanted = [(gates * hidden, x.shape[2]), (gates * hidden, hidden), (x.shape[1], hidden)]
     got = [tuple(tensor.shape) for tensor in (weight_ih, weight_hh, state)]
     if got != wanted:
-        raise OperationError(f"weights and initial state have shapes {wanted}", received=got)
+        raise OperationError("weights or initial state have the wrong shapes", expected=wanted, received=got)
     check_result_size((len(x), x.shape[1], gates * hidden), x.dtype)
     for bias in biases:
         if bias is not None and bias.shape != (gates * hidden,):
-            raise OperationError(f"a bias has {gates * hidden} elements", received=tuple(bias.shape))
+            raise OperationError(
+                "a bias has the wrong length", expected=f"{gates * hidden} elements", received=tuple(bias.shape)
+            )
 
 
 @operation("rnn", Traits(accumulate_fp32=True))
@@ -149,7 +155,7 @@ def lstm(
     peephole; o sees the new cell, i and f the old one.
     """
     if clip is not None and not clip > 0:
-        raise OperationError("a cell's clip is positive", received=clip)
+        raise OperationError("a cell's clip is not positive", received=clip)
     acts = _activation(recurrent_activation), _activation(cell_activation), _activation(activation)
     if direction != "bidirectional":
         outputs, h, c = _lstm(
@@ -157,7 +163,7 @@ def lstm(
         )
         return (outputs if output_sequence else outputs[-1:]), h, c
     if weight_ih_back is None or weight_hh_back is None:
-        raise OperationError("a bidirectional lstm has weights for the way back", received="none")
+        raise OperationError("a bidirectional lstm has no weights for the way back")
     (h_on, h_back), (c_on, c_back) = (_halves(initial) for initial in (initial_h, initial_c))
     on = _lstm(x, h_on, c_on, weight_ih, weight_hh, bias, peephole, acts, clip)
     back = _lstm(x.flip(0), h_back, c_back, weight_ih_back, weight_hh_back, bias_back, peephole_back, acts, clip)

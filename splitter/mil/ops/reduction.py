@@ -31,7 +31,7 @@ _Reduce: TypeAlias = Callable[[Tensor, list[int], bool], Tensor]
 def _over(x: Tensor, axes: list[int] | None, keep_dims: bool, reduce: _Reduce) -> Tensor:
     dims = axes_of(axes, x.dim())
     if len(set(dims)) != len(dims):
-        raise OperationError("each axis is reduced once", received=axes)
+        raise OperationError("an axis is reduced twice", received=axes)
     if not dims:  # torch takes an empty list for all axes
         return reduce(x.unsqueeze(-1), [-1], False)
     return reduce(x, dims, keep_dims)
@@ -129,4 +129,4 @@ def reduce_argmin(x: Tensor, axis: int = -1, keep_dims: bool = False, output_dty
 def _index_type(name: str) -> None:
     """Refuse a type of index that is not documented; the declared type is what converts."""
     if name.lower() not in ("int32", "uint16"):
-        raise OperationError("indices are int32 or uint16", received=name)
+        raise OperationError("indices cannot have this type", expected="int32 or uint16", received=name)

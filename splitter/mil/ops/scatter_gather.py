@@ -35,7 +35,7 @@ def _checked(indices: Tensor, extents: Tensor | int) -> Tensor:
     outside = indices[~_inside(indices, extents)]
     if outside.numel():
         bounds = extents.tolist() if isinstance(extents, Tensor) else extents
-        raise OperationError(f"indices lie within extents {bounds}", received=int(outside[0]))
+        raise OperationError(f"an index lies outside the extents {bounds}", received=int(outside[0]))
     return indices.long()
 
 
@@ -54,7 +54,7 @@ def _read(indices: Tensor, extents: Tensor | int, validate: bool) -> Tensor:
 
 def _extents(shape: Sequence[int], depth: int) -> Tensor:
     if depth > len(shape):
-        raise OperationError(f"an index has at most {len(shape)} parts", received=depth)
+        raise OperationError("an index has too many parts", expected=f"at most {len(shape)}", received=depth)
     return torch.tensor(shape[:depth], dtype=torch.int64)
 
 
@@ -82,7 +82,9 @@ def _gather_axis(x: Tensor, indices: Tensor, axis: int, batch_dims: int) -> int:
     (axis,) = axes_of([axis], x.dim())
     if not 0 <= batch_dims <= min(axis, indices.dim()) or x.shape[:batch_dims] != indices.shape[:batch_dims]:
         shapes = f"shapes {tuple(x.shape)} and {tuple(indices.shape)}, axis {axis}, batch_dims {batch_dims}"
-        raise OperationError("x and indices share their first batch_dims axes, which lie before axis", received=shapes)
+        raise OperationError(
+            "x and indices do not share their first batch_dims axes, which lie before axis", received=shapes
+        )
     return axis
 
 
@@ -108,7 +110,9 @@ def _same_beside(shape: Sequence[int], indices: Tensor, axis: int) -> int:
         for place, (extent, count) in enumerate(zip(shape, indices.shape, strict=True))
     ]
     if wanted != list(indices.shape):
-        raise OperationError(f"indices have the extents {list(shape)} beside axis {axis}", received=list(indices.shape))
+        raise OperationError(
+            f"indices have other extents than x beside axis {axis}", expected=list(shape), received=list(indices.shape)
+        )
     return axis
 
 
@@ -138,7 +142,7 @@ def _gathered_nd(x: Tensor, indices: Tensor, extents: Tensor, batch_dims: int) -
 def _gather_extents(x: Tensor, indices: Tensor, batch_dims: int) -> Tensor:
     if not 0 <= batch_dims < indices.dim() or x.shape[:batch_dims] != indices.shape[:batch_dims]:
         shapes = f"shapes {tuple(x.shape)} and {tuple(indices.shape)}, batch_dims {batch_dims}"
-        raise OperationError("x and indices share their first batch_dims axes", received=shapes)
+        raise OperationError("x and indices do not share their first batch_dims axes", received=shapes)
     return _extents(x.shape[batch_dims:], indices.shape[-1])
 
 
@@ -182,11 +186,11 @@ def _scattered(rows: Tensor, places: Tensor, updates: Tensor, mode: str) -> Tens
         case "div":
             # In float64 the quotient of 32-bit integers is exact enough to be cut off towards zero.
             if not updates.is_floating_point() and bool((updates == 0).any()):
-                raise OperationError("an integer divisor is not zero", received="a zero")
+                raise OperationError("an integer divisor is zero")
             divisors = torch.ones(rows.shape, dtype=torch.float64).scatter_reduce_(0, wide, updates.double(), "prod")
             quotients = rows.double() / divisors
             return (quotients if rows.is_floating_point() else quotients.trunc().long()).to(rows.dtype)
-    raise OperationError("mode is update, add, sub, mul, div, max or min", received=mode)
+    raise OperationError("unknown mode", expected="update, add, sub, mul, div, max or min", received=mode)
 
 
 def _written(indices: Tensor, extents: Tensor | int, validate: bool | None) -> tuple[Tensor, Tensor | None]:
@@ -203,7 +207,7 @@ def _scatter(data: Tensor, indices: Tensor, updates: Tensor, axis: int, mode: st
     (axis,) = axes_of([axis], data.dim())
     wanted = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
     if updates.shape != wanted:
-        raise OperationError(f"updates have shape {wanted}", received=tuple(updates.shape))
+        raise OperationError("updates have the wrong shape", expected=wanted, received=tuple(updates.shape))
     places, kept = _written(indices.reshape(-1), data.shape[axis], validate)
     front = data.movedim(axis, 0)
     changes = updates.reshape(*data.shape[:axis], -1, *data.shape[axis + 1 :]).movedim(axis, 0)
@@ -219,7 +223,9 @@ def _scatter_along_axis(
 ) -> Tensor:
     axis = _same_beside(data.shape, indices, axis)
     if updates.shape != indices.shape:
-        raise OperationError(f"updates have the shape {tuple(indices.shape)} of indices", received=tuple(updates.shape))
+        raise OperationError(
+            "updates have another shape than indices", expected=tuple(indices.shape), received=tuple(updates.shape)
+        )
     along, kept = _written(indices, data.shape[axis], validate)
     numbers = torch.arange(data.numel()).reshape(data.shape)
     inside = along if kept is None else along.where(kept, 0)
@@ -234,7 +240,7 @@ def _scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, mode: str, valid
     inner = data.shape[len(extents) :]
     wanted = (*indices.shape[:-1], *inner)
     if updates.shape != wanted:
-        raise OperationError(f"updates have shape {wanted}", received=tuple(updates.shape))
+        raise OperationError("updates have the wrong shape", expected=wanted, received=tuple(updates.shape))
     parts, kept = _written(indices.reshape(-1, len(extents)), extents, validate)
     places, changes = (parts * _strides(extents)).sum(-1), updates.reshape(len(parts), math.prod(inner))
     if kept is not None:

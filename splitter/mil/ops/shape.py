@@ -31,7 +31,7 @@ def squeeze(x: Tensor, axes: list[int] | None = None) -> Tensor:
 def reshape(x: Tensor, shape: list[int]) -> Tensor:
     """A 0 takes the extent at its place in ``x``; before iOS17 only where the rank stays."""
     if 0 in shape and len(shape) != x.dim():
-        raise OperationError(f"a shape with zeros has the rank {x.dim()} of x", received=shape)
+        raise OperationError("a shape with zeros has another rank than x", expected=f"rank {x.dim()}", received=shape)
     return _reshaped(x, [given or own for given, own in zip(shape, x.shape, strict=True)] if 0 in shape else shape)
 
 
@@ -44,7 +44,7 @@ def reshape_right_aligned(x: Tensor, shape: list[int]) -> Tensor:
 
 def _reshaped(x: Tensor, shape: Sequence[int]) -> Tensor:
     if shape.count(-1) > 1:
-        raise OperationError("at most one extent is -1", received=list(shape))
+        raise OperationError("more than one extent is -1", received=list(shape))
     return x.reshape(tuple(shape))
 
 
@@ -74,10 +74,12 @@ def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: 
     """The first ``lengths[i]`` elements of sequence ``i`` are reversed, the rest stay."""
     sequence, batch = axes_of([seq_axis, batch_axis], x.dim())
     if sequence == batch:
-        raise OperationError("seq_axis and batch_axis differ", received=seq_axis)
+        raise OperationError("seq_axis and batch_axis are the same", received=seq_axis)
     extent = x.shape[sequence]
     if lengths.shape != (x.shape[batch],) or bool(((lengths < 0) | (lengths > extent)).any()):
-        raise OperationError(f"{x.shape[batch]} lengths lie within 0…{extent}", received=lengths.tolist())
+        raise OperationError(
+            "the lengths are malformed", expected=f"{x.shape[batch]} within 0…{extent}", received=lengths.tolist()
+        )
     place = torch.arange(extent)
     source = torch.where(place < lengths[:, None], lengths[:, None] - 1 - place, place)
     if batch > sequence:
@@ -103,7 +105,9 @@ def _slices(
     stride = [1] * rank if stride is None else stride
     masks = [[False] * rank if mask is None else mask for mask in (begin_mask, end_mask, squeeze_mask)]
     if {len(begin), len(end), len(stride), *map(len, masks)} != {rank}:
-        raise OperationError(f"a slice of rank {rank} has as many begins, ends, strides and masks", received=begin)
+        raise OperationError(
+            "a slice has too many or too few begins, ends, strides or masks", expected=f"{rank} of each", received=begin
+        )
     slices, flipped, dropped = [], [], []
     for axis, (extent, first, last, step, open_begin, open_end, drop) in enumerate(
         zip(shape, begin, end, stride, *masks, strict=True)
@@ -111,12 +115,12 @@ def _slices(
         if drop:
             place = 0 if open_begin else first
             if not -extent <= place < extent:
-                raise OperationError(f"an index lies within extent {extent} of axis {axis}", received=place)
+                raise OperationError(f"an index lies outside the extent {extent} of axis {axis}", received=place)
             slices.append(slice(place % extent, place % extent + 1))
             dropped.append(axis)
             continue
         if step == 0:
-            raise OperationError("a stride is not zero", received=stride)
+            raise OperationError("a stride is zero")
         taken = range(extent)[slice(None if open_begin else first, None if open_end else last, step)]
         if step < 0:
             flipped.append(axis)
@@ -164,7 +168,7 @@ def slice_update(
     target = result[slices]
     shape = [extent for axis, extent in enumerate(target.shape) if axis not in dropped]
     if list(update.shape) != shape:
-        raise OperationError(f"the update has the slice's shape {shape}", received=list(update.shape))
+        raise OperationError("the update has another shape than the slice", expected=shape, received=list(update.shape))
     target.copy_(update.reshape(target.shape).flip(flipped))
     return result
 
@@ -173,13 +177,15 @@ def slice_update(
 def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
     """A size of -1 takes all that follow ``begin``; a negative ``begin`` counts from the end."""
     if not len(begin) == len(size) == x.dim():
-        raise OperationError(f"a slice of rank {x.dim()} has as many begins and sizes", received=(begin, size))
+        raise OperationError(
+            "a slice has too many or too few begins or sizes", expected=f"{x.dim()} of each", received=(begin, size)
+        )
     for axis, (first, count) in enumerate(zip(begin, size, strict=True)):
         extent = x.shape[axis]
         start = first + extent if first < 0 else first
         stop = extent if count == -1 else start + count
         if not 0 <= start <= stop <= extent:
-            raise OperationError(f"a slice lies within extent {extent} of axis {axis}", received=(first, count))
+            raise OperationError(f"a slice lies outside the extent {extent} of axis {axis}", received=(first, count))
         x = x.narrow(axis, start, stop - start)
     return x
 
@@ -189,7 +195,11 @@ def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
     """Windows replace ``axis``; their elements lie on a new axis behind it."""
     (axis,) = axes_of([axis], x.dim())
     if not 1 <= size <= x.shape[axis] or stride < 1:
-        raise OperationError(f"windows of 1…{x.shape[axis]} elements move forward", received=(size, stride))
+        raise OperationError(
+            "the windows are malformed",
+            expected=f"a size in 1…{x.shape[axis]} and a stride of at least 1",
+            received=(size, stride),
+        )
     windows = x.unfold(axis, size, stride).movedim(-1, axis + 1)
     check_result_size(windows.shape, x.dtype)
     return windows
@@ -200,7 +210,7 @@ def sliding_windows(x: Tensor, axis: int, size: int, stride: int = 1) -> Tensor:
 
 def _block(size: int, *extents: int) -> None:
     if size < 1 or any(extent % size for extent in extents):
-        raise OperationError(f"a block divides extents {extents}", received=size)
+        raise OperationError(f"a block does not divide the extents {extents}", received=size)
 
 
 @operation("depth_to_space", Traits(moves=True, engine=M1))
@@ -209,7 +219,7 @@ def depth_to_space(x: Tensor, block_size: int) -> Tensor:
     n, c, h, w = x.shape
     b = block_size
     if b < 1 or c % (b * b):
-        raise OperationError(f"a block's square divides {c} channels", received=b)
+        raise OperationError(f"a block's square does not divide {c} channels", received=b)
     return x.reshape(n, b, b, c // (b * b), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (b * b), h * b, w * b)
 
 
@@ -238,7 +248,9 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int) -> Tensor:
 def _pairs(blocks: list[int], amounts: list[int]) -> tuple[int, ...]:
     if len(blocks) != 2 or min(blocks) < 1 or len(amounts) != 4 or min(amounts) < 0:
         raise OperationError(
-            "two blocks of at least 1 come with four amounts of at least 0", received=(blocks, amounts)
+            "the blocks or amounts are malformed",
+            expected="two blocks of at least 1, and four amounts of at least 0",
+            received=(blocks, amounts),
         )
     return (*blocks, *amounts)
 
@@ -268,5 +280,5 @@ def batch_to_space(x: Tensor, block_shape: list[int], crops: list[int]) -> Tenso
     n //= bh * bw
     x = x.reshape(bh, bw, n, c, h, w).permute(2, 3, 4, 0, 5, 1).reshape(n, c, h * bh, w * bw)
     if top + bottom > h * bh or left + right > w * bw:
-        raise OperationError(f"crops fit into extents {(h * bh, w * bw)}", received=crops)
+        raise OperationError(f"the crops do not fit into the extents {(h * bh, w * bw)}", received=crops)
     return x[:, :, top : h * bh - bottom, left : w * bw - right]

@@ -34,11 +34,11 @@ def range_1d(end: Tensor, start: Tensor, step: Tensor) -> Tensor:
     As many as ⌈(end − start) / step⌉, which is computed in the operands' type, like the declared shape.
     """
     if float(step) == 0.0:
-        raise OperationError("a step is not zero", received=0)
+        raise OperationError("a step is zero")
     if start.is_floating_point():
         length = float((end - start) / step)
         if not math.isfinite(length):
-            raise OperationError("a range is finite", received=(float(start), float(end), float(step)))
+            raise OperationError("a range is not finite", received=(float(start), float(end), float(step)))
         count = max(0, math.ceil(length))
     else:
         count = len(range(int(start), int(end), int(step)))
@@ -108,7 +108,9 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
     ``reflect`` mirrors without repeating the edge, by less than the extent; ``replicate`` repeats the edge.
     """
     if len(pad) % 2 or len(pad) > 2 * x.dim() or min(pad, default=0) < 0:
-        raise OperationError(f"at most {x.dim()} pairs of padding are not negative", received=pad)
+        raise OperationError(
+            "the padding is malformed", expected=f"at most {x.dim()} pairs, none negative", received=pad
+        )
     pairs = list(zip(pad[::2], pad[1::2], strict=True))
     first = x.dim() - len(pairs)
     shape = [extent + sum(pairs[axis - first]) if axis >= first else extent for axis, extent in enumerate(x.shape)]
@@ -116,13 +118,13 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
     if mode == "constant":
         return torch.nn.functional.pad(x, [amount for pair in reversed(pairs) for amount in pair], value=constant_val)
     if mode not in ("reflect", "replicate"):
-        raise OperationError("mode is constant, reflect or replicate", received=mode)
+        raise OperationError("unknown mode", expected="constant, reflect or replicate", received=mode)
     for axis, (before, after) in enumerate(pairs, first):
         last = x.shape[axis] - 1
         if max(before, after) == 0:
             continue
         if last < 0 or (mode == "reflect" and max(before, after) > last):
-            raise OperationError(f"an extent of {last + 1} can be continued so far", received=(before, after))
+            raise OperationError(f"an extent of {last + 1} cannot be continued so far", received=(before, after))
         places = torch.arange(-before, last + 1 + after)
         x = x.index_select(axis, last - (last - places.abs()).abs() if mode == "reflect" else places.clamp(0, last))
     return x
@@ -131,7 +133,7 @@ def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float =
 @operation("tile", Traits(moves=True, engine=M1))
 def tile(x: Tensor, reps: list[int]) -> Tensor:
     if len(reps) != x.dim() or min(reps, default=1) < 1:
-        raise OperationError(f"each of {x.dim()} axes is repeated at least once", received=reps)
+        raise OperationError("the repeats are malformed", expected=f"{x.dim()} of at least 1", received=reps)
     check_result_size([extent * count for extent, count in zip(x.shape, reps, strict=True)], x.dtype)
     return x.repeat(reps)
 
@@ -164,10 +166,10 @@ def split(
     extent = x.shape[axis]
     if split_sizes is None:
         if num_splits is None or not 1 <= num_splits <= max(extent, 1) or extent % num_splits:
-            raise OperationError(f"an extent of {extent} is split into equal parts", received=num_splits)
+            raise OperationError(f"an extent of {extent} cannot be split into equal parts", received=num_splits)
         split_sizes = [extent // num_splits] * num_splits
     if num_splits not in (None, len(split_sizes)):
-        raise OperationError(f"num_splits counts split_sizes {split_sizes}", received=num_splits)
+        raise OperationError(f"num_splits does not count split_sizes {split_sizes}", received=num_splits)
     return tuple(torch.split(x, split_sizes, axis))
 
 
@@ -212,9 +214,9 @@ def topk(
     extent = x.shape[axis]
     k = extent if k == -1 else k
     if not 0 <= k <= extent:
-        raise OperationError(f"k lies within 0…{extent}", received=k)
+        raise OperationError("k is out of range", expected=f"0…{extent}", received=k)
     if output_indices_dtype not in ("int32", "uint16"):
-        raise OperationError("indices are int32 or uint16", received=output_indices_dtype)
+        raise OperationError("indices cannot have this type", expected="int32 or uint16", received=output_indices_dtype)
     values, indices = torch.sort(x, dim=axis, descending=not ascending, stable=True)
     values, indices = values.narrow(axis, 0, k), indices.narrow(axis, 0, k)
     return (values, indices) if return_indices else values
@@ -226,7 +228,11 @@ def classify(probabilities: Tensor, classes: list[Any]) -> tuple[Any, dict[Any, 
     labels = [label.item() if isinstance(label, Tensor) else label for label in classes]
     values = probabilities.reshape(-1).tolist()
     if len(labels) != len(values) or not labels:
-        raise OperationError(f"each of {len(values)} probabilities has a class", received=f"{len(labels)} classes")
+        raise OperationError(
+            "there is not one class for each probability",
+            expected=f"{len(values)} classes",
+            received=f"{len(labels)} classes",
+        )
     return labels[int(probabilities.argmax())], dict(zip(labels, values, strict=True))
 
 
@@ -270,7 +276,7 @@ def _suppression(
     batch, _, kinds = scores.shape
     if max_boxes < 1 or boxes.shape != (batch, scores.shape[1], 4):
         received = f"{max_boxes} of boxes {tuple(boxes.shape)} with scores {tuple(scores.shape)}"
-        raise OperationError("at least one of as many boxes as scores is selected", received=received)
+        raise OperationError("the boxes and scores do not fit together, or none is to be selected", received=received)
     check_result_size((batch, max_boxes, max(kinds, 4)), boxes.dtype)
     chosen_boxes, chosen_scores = boxes.new_zeros(batch, max_boxes, 4), scores.new_zeros(batch, max_boxes, kinds)
     indices = torch.full((batch, max_boxes), -1)
