@@ -524,7 +524,9 @@ def _at_boundary_dtype(parts: Partition, plan: Plan) -> tuple[TensorSpec, ...]:
     """Specs with the element types in which the segments' targets take and give tensors."""
     targets = {segment.name: segment.stage.target for segment in parts.segments}
     return tuple(
-        lowering.at_boundary(spec, [targets[one] for one in (spec.producer, *spec.consumers) if one in targets], plan)
+        lowering.at_boundary(
+            spec, [targets[segment] for segment in (spec.producer, *spec.consumers) if segment in targets], plan
+        )
         for spec in parts.tensors
     )
 

@@ -265,7 +265,7 @@ def _spec(
     kind: TensorType = node.meta["type"]
     unit = placement.get(node)
     consumers = tuple(units[index].name for index in sorted(_consumers(placement, node) - {unit}))
-    is_returned = node in program.output_nodes or any(one.tensor == name.name for one in program.returns)
+    is_returned = node in program.output_nodes or any(returned.tensor == name.name for returned in program.returns)
     return TensorSpec(
         name=name.name,
         shape=kind.shape,

@@ -188,18 +188,18 @@ def new_plan_tables(new: NewPlan) -> RenderableType:
         modules.add_column(column, overflow="fold")
     for column in ("FLOPs", "parameters"):
         modules.add_column(column, justify="right")
-    for one in new.modules:
-        most = [f"{name} {count}" for name, count in [*one.operators.items()][:_PLACES]]
-        more = ["…"] if len(one.operators) > _PLACES else []
+    for module in new.modules:
+        most = [f"{name} {count}" for name, count in [*module.operators.items()][:_PLACES]]
+        more = ["…"] if len(module.operators) > _PLACES else []
         modules.add_row(
-            one.path or "(forward)", one.stage or "several", ", ".join(most + more),
-            operations(one.flops), f"{one.parameters:,}",
+            module.path or "(forward)", module.stage or "several", ", ".join(most + more),
+            operations(module.flops), f"{module.parameters:,}",
         )  # fmt: skip
     stages = Table(title="stages", title_justify="left")
     for column in ("stage", "modules", "target", ""):
         stages.add_column(column, overflow="fold")
     for stage in new.plan.stages:
-        for trial in (one for one in new.trials if one.stage == stage.name):
+        for trial in (attempt for attempt in new.trials if attempt.stage == stage.name):
             verdict = f"no: {trial.refusal}" if trial.refusal else "lowers it"
             stages.add_row(stage.name, ", ".join(stage.modules) or "(what no other stage has)", trial.target, verdict)
     return Group(modules, stages)

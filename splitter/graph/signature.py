@@ -130,7 +130,9 @@ def identifier(text: str, taken: Collection[str], otherwise: str) -> str:
 def _named_tensors(
     names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any], parameters: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    several = next((name for name, one in parameters.items() if one.kind is one.VAR_POSITIONAL), "input")
+    several = next(
+        (name for name, parameter in parameters.items() if parameter.kind is parameter.VAR_POSITIONAL), "input"
+    )
     tensors: dict[str, Tensor] = {}
     for (which, *path), leaf in tree_flatten_with_path((tuple(args), dict(kwargs)))[0]:
         if not isinstance(leaf, Tensor):

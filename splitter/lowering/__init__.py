@@ -168,9 +168,9 @@ def proposed_for(kind: str) -> list[str]:
 def at_boundary(spec: TensorSpec, targets: Iterable[str], plan: Plan) -> TensorSpec:
     """A tensor as segments of these targets, which compute or read it, take and give it under a plan."""
     able = [capabilities(name) for name in targets]
-    if spec.dtype == "float32" and any(one.boundary_dtypes for one in able):
+    if spec.dtype == "float32" and any(offer.boundary_dtypes for offer in able):
         return spec.with_dtype(plan.boundary_dtype.dtype)
-    integers = {one.integers for one in able if one.integers} - {spec.dtype}
+    integers = {offer.integers for offer in able if offer.integers} - {spec.dtype}
     is_whole = np.dtype(spec.dtype).kind in "iub"
     return spec.with_packaged_dtype(min(integers)) if is_whole and integers else spec
 

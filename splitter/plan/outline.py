@@ -94,7 +94,7 @@ def _modules(program: Program, plan: Plan) -> list[Module]:
     stages: dict[str, set[str]] = {}  # of every module and of all that contain it
     order: dict[str, None] = {}
     stage_of = {node: segment.stage.name for segment in partition(program, plan).segments
-                for node in (one.name for one in segment.program.operators)}  # fmt: skip
+                for node in (operator.name for operator in segment.program.operators)}  # fmt: skip
     for node in program.operators:
         parts = node.meta["module"].split(".") if node.meta["module"] else []
         for depth in range(1, len(parts) + 1):

@@ -205,7 +205,7 @@ def _levels(program: Program, nodes: Sequence[fx.Node], parts: list[_Part]) -> d
     level: dict[int, tuple[int, str]] = {}
     for index in order:
         part = parts[index]
-        before = [level[one] for one in part.reads if one in level]
+        before = [level[source] for source in part.reads if source in level]
         if part.kind:
             deepest = max((depth + (kind != part.kind) for depth, kind in before), default=0)
             level[index] = (deepest, part.kind)
@@ -214,7 +214,7 @@ def _levels(program: Program, nodes: Sequence[fx.Node], parts: list[_Part]) -> d
             level[index] = (depth, kind) if kind != HOST else (depth + 1, _REST)
     for index in reversed(order):  # what nothing precedes joins what it leads to
         if index not in level:
-            after = [level[one] for one, part in enumerate(parts) if index in part.reads and one in level]
+            after = [level[reader] for reader, part in enumerate(parts) if index in part.reads and reader in level]
             depth, kind = min(after, key=lambda place: (place[0], _ORDER.index(place[1])), default=(0, _REST))
             level[index] = (depth, kind) if kind != HOST else (depth - 1, _REST)
     places: dict[tuple[int, int], list[str]] = {}
@@ -253,16 +253,16 @@ def _without_cycles(parts: list[_Part]) -> list[_Part]:
     grown = True
     while grown:
         before = sum(map(len, below))
-        below = [reads.union(*(below[one] for one in reads)) for reads in below]
+        below = [reads.union(*(below[source] for source in reads)) for reads in below]
         grown = sum(map(len, below)) > before
-    group = [min({index, *(one for one in below[index] if index in below[one])}) for index in range(len(parts))]
+    group = [min({index, *(other for other in below[index] if index in below[other])}) for index in range(len(parts))]
     leaders = sorted(set(group))
     place = {leader: index for index, leader in enumerate(leaders)}
     merged = []
     for leader in leaders:
-        members = [index for index, one in enumerate(group) if one == leader]
+        members = [index for index, its_leader in enumerate(group) if its_leader == leader]
         kinds = Counter(parts[index].kind for index in members if parts[index].kind)
-        reads = {place[group[one]] for index in members for one in parts[index].reads} - {place[leader]}
+        reads = {place[group[source]] for index in members for source in parts[index].reads} - {place[leader]}
         paths = [path for index in members for path in parts[index].paths]
         merged.append(_Part(paths, next(iter(kinds.most_common(1)), ("", 0))[0], reads))
     return merged
@@ -346,5 +346,5 @@ def _target(
             return name, tried
     raise LoweringError(
         f"no target lowers the stage {stage.name!r}",
-        received="; ".join(f"{one.target}: {one.refusal}" for one in tried),
+        received="; ".join(f"{attempt.target}: {attempt.refusal}" for attempt in tried),
     )

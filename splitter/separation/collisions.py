@@ -33,7 +33,7 @@ def check(separator: Separator, paths: Sequence[Path], out: Path) -> None:
     if not groups:
         return
     several = [path for group in groups for path in group]
-    template = next((one for one in _TEMPLATES if not _colliding(separator, several, out, one)), None)
+    template = next((candidate for candidate in _TEMPLATES if not _colliding(separator, several, out, candidate)), None)
     raise UsageError(
         "stems of several tracks would be the same files",
         received="; ".join(f"{folder} for {' and '.join(map(str, group))}" for group, folder in groups.items()),

@@ -142,7 +142,7 @@ def _means(node: fx.Node, keyword: str) -> bool:
     if keyword == "dtype":
         operand = next(iter(node.all_input_nodes), None)
         return value != (torch.float32 if operand is None else operand.meta["val"].dtype)
-    (argument,) = (one for one in node.target._schema.arguments if one.name == keyword)  # type: ignore[union-attr]
+    (argument,) = (candidate for candidate in node.target._schema.arguments if candidate.name == keyword)  # type: ignore[union-attr]
     return not argument.has_default_value() or argument.default_value != value
 
 
