@@ -8,16 +8,15 @@ from click.testing import CliRunner
 import splitter
 from splitter.cli.shell import command
 from splitter.errors import CheckpointError, UsageError
+from splitter.profiling import limits, memory
 
 from . import strangers
 from .conftest import snr_db
+from .reporting.conftest import FRESH, LIMITS
 
-GRAPH = {"family": "own", "outputs": ["y"], "stages": [{"name": "all", "target": "graph"}]}
 
-
-def built(model, directory, inputs, **plan):
-    plan = splitter.Plan.model_validate(GRAPH | plan) if plan else None
-    return splitter.build(model, directory / "b", inputs=inputs, plan=plan).members[0]
+def built(model, directory, inputs):
+    return splitter.build(model, directory / "b", inputs=inputs).members[0]
 
 
 def checks(report, kind):
@@ -76,6 +75,42 @@ def test_a_bundle_runs_in_packages(vit):
     engines = {segment.name: "mil" for segment in vit.segments}
     results = splitter.Orchestrator(vit, engines).run({"image": vit.goldens()["image"]})
     assert snr_db(vit.goldens()["output"], results["output"]) > 100
+
+
+def test_it_is_examined_and_profiled(stranger, monkeypatch):
+    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
+    monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)
+    report = splitter.doctor(stranger)
+    assert len(report.diagnoses) >= len(stranger.segments)
+    profile = splitter.profile(stranger, runs=1)
+    assert profile.samples is None
+    assert [one.name for one in profile.segments] == [one.name for one in stranger.segments]
+    assert all(one.flops > 0 for one in profile.segments)
+
+
+def test_the_report_has_no_sound(whisper, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
+    monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)
+    page = splitter.report(whisper, tmp_path / "r.html", runs=1)
+    assert page.verified
+    text = page.path.read_text()
+    assert "transformer_1" in text
+    assert "the model does not separate sound" in text
+
+
+def test_taps_are_what_modules_give(stranger, tmp_path):
+    taps = splitter.record_taps(stranger, out=tmp_path / "taps.safetensors")
+    model = strangers.mobilevit() if "image" in stranger.inputs else strangers.whisper()
+    seen = {}
+    for path, module in model.named_modules():
+        module.register_forward_hook(lambda m, args, result, path=path: seen.update({path: result.numpy()}))
+    with torch.no_grad():
+        model(torch.from_numpy(stranger.goldens()[stranger.inputs[0]]))
+    shared = (seen.keys() & taps.values.keys()) - set(stranger.tensors)
+    assert len(shared) > 20
+    assert all(np.array_equal(taps.values[name], seen[name]) for name in shared)
+    assert set(splitter.record_taps(stranger, tiny=True).values) == set(stranger.tensors)
+    assert taps.about["weights"] == "as the module had them"
 
 
 # ------------------------------------------------------------------------------------- command line

@@ -52,7 +52,7 @@ _CHECKED: dict[Any, Any] = {
 }
 # In inference it is `batch_norm`, which checks its parameters and gives one result.
 _BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
-_SINGLE = frozenset({torch.ops.aten.batch_norm.default})
+_ONE_RESULT = torch.ops.aten.batch_norm.default
 
 
 @torch.no_grad()
@@ -138,24 +138,24 @@ def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> 
             if node.target in _SAME_VALUE:
                 mapping[node] = mapping[node.all_input_nodes[0]]
                 continue
-            if node.target is operator.getitem and mapping[node.args[0]].target in _SINGLE:
+            if node.target is operator.getitem and mapping[node.args[0]].target is _ONE_RESULT:
                 mapping[node] = mapping[node.args[0]]  # the other results are of training
                 continue
-            if str(node.target) not in ALLOWED and torch.Tag.nondeterministic_seeded in getattr(
-                node.target, "tags", ()
-            ):
+            if _draws(node):
                 raise CaptureError(
                     f"forward draws random numbers{_at(node)}",
                     received=node.target,
                     fix="Give the noise as an input, or take the part of the model that draws none.",
                 )
-            copy = graph.node_copy(node, mapping.__getitem__)
-            copy.target = _CHECKED.get(copy.target, copy.target)
-            copy.meta = {"type": _type(node), "module": _module_path(node)}
-            if copy.target is _BATCH_NORM:
-                *tensors, momentum, eps = copy.args
-                copy.target, copy.args = torch.ops.aten.batch_norm.default, (*tensors, False, momentum, eps, False)
-                copy.meta["type"] = TensorType.of(node.meta["val"][0])
+            if node.target is _BATCH_NORM:
+                *tensors, momentum, eps = fx.node.map_arg(node.args, mapping.__getitem__)
+                arguments = (*tensors, False, momentum, eps, False)
+                copy = graph.create_node("call_function", _ONE_RESULT, arguments, name="batch_norm")
+                copy.meta = {"type": TensorType.of(node.meta["val"][0]), "module": _module_path(node)}
+            else:
+                copy = graph.node_copy(node, mapping.__getitem__)
+                copy.target = _CHECKED.get(copy.target, copy.target)
+                copy.meta = {"type": _type(node), "module": _module_path(node)}
         elif node.op == "output":
             signature = exported.graph_signature.output_specs
             returned = [

@@ -20,12 +20,13 @@ from .. import output
 from ..arrays import SUFFIXES, write
 from ..boundary import Array
 from ..bundle.directory import Bundle, Source, single
-from ..bundle.manifest import SegmentRecord
+from ..bundle.manifest import ModelRecord, SegmentRecord
 from ..errors import BundleError, UsageError
 from ..graph.program import Program
 from ..graph.shapes import TensorType
 from ..lowering import with_artifact
 from ..lowering.kernels.checks import with_stored_weights
+from .modules import TappedModules
 
 _aten = torch.ops.aten
 FORMAT = "splitter.taps/1"
@@ -165,22 +166,24 @@ class Taps:
 
 
 def record(source: Source, patterns: Sequence[str] = (), *, tiny: bool = False, out: Path | str | None = None) -> Taps:
-    """Record taps of the captured, untouched transformer on the bundle's golden input, for a port to be held against.
+    """Record taps of the captured, untouched model on the bundle's golden input, for a port to be held against.
+
+    Of a bundle with a transformer for the kernels they are the steps of that; of any other, what each module gives.
 
     Args:
         source: The bundle.
         patterns: Names or shell patterns (``layers.0.*``); every tap where there are none.
-        tiny: Only what tells which layer is wrong: inputs, embedded tokens, each layer's result, outputs.
+        tiny: Only what tells which part is wrong: inputs, embedded tokens, each layer's result, outputs; of a bundle
+            without such a transformer its boundary tensors.
         out: ``.safetensors`` or ``.npz`` file to write them to.
 
     Raises:
-        BundleError: The bundle has no transformer that the kernels implement.
         UsageError: A pattern fits no tap, or the file cannot be written.
     """
     if out is not None:
         output.check(Path(out), *SUFFIXES)
     bundle = single(source)
-    model = TappedTransformer(bundle)
+    model = TappedTransformer(bundle) if _has_transformer(bundle) else TappedModules(bundle)
     for pattern in patterns:
         if not fnmatch.filter(model.taps, pattern):
             raise UsageError(f"no tap fits the name or pattern {pattern!r}", fix="Try one like 'layers_t.2.*'.")
@@ -188,7 +191,7 @@ def record(source: Source, patterns: Sequence[str] = (), *, tiny: bool = False, 
         name for name in model.taps if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
     if tiny:
-        wanted &= skeleton(wanted)
+        wanted &= model.boundaries if isinstance(model, TappedModules) else skeleton(wanted)
     values: dict[str, Array] = {}
     model.run(lambda name, value: values.update({name: value.copy()} if name in wanted else {}))
     manifest = bundle.manifest
@@ -196,7 +199,7 @@ def record(source: Source, patterns: Sequence[str] = (), *, tiny: bool = False, 
         "format": FORMAT,
         "model": manifest.model.name,
         "audio": manifest.golden.audio,
-        "weights": manifest.model.checkpoint_sha256 or f"random, seed {manifest.model.random_init}",
+        "weights": _weights(manifest.model),
     }
     taps = Taps({name: values[name] for name in model.taps if name in values}, about)
     if out is not None:
@@ -207,6 +210,17 @@ def record(source: Source, patterns: Sequence[str] = (), *, tiny: bool = False, 
 def skeleton(names: Iterable[str]) -> set[str]:
     """Of some taps, those that tell which layer is wrong."""
     return {name for name in names if _SKELETON.fullmatch(name)}
+
+
+def _weights(model: ModelRecord) -> str:
+    if model.checkpoint_sha256:
+        return model.checkpoint_sha256
+    return "as the module had them" if model.random_init is None else f"random, seed {model.random_init}"
+
+
+def _has_transformer(bundle: Bundle) -> bool:
+    targets = with_artifact(weights.ARTIFACT)
+    return any(segment.artifact.target in targets for segment in bundle.segments)
 
 
 def _transformer(bundle: Bundle) -> SegmentRecord:
