@@ -47,7 +47,12 @@ class _Separate(click.Command):
         return super().parse_args(ctx, args)
 
 
-@command.command(cls=_Separate)
+_FORMATS = """Reads WAV, FLAC, MP3, Ogg (Vorbis, Opus), AIFF, CAF, AU, W64 and RF64; with the extra `av` also M4A and
+MP4 (AAC, ALAC), WebM and Matroska (Opus and others), Windows Media, AAC, AC-3, WavPack, Monkey's Audio, and the sound
+of videos. Writes WAV, FLAC and MP3."""
+
+
+@command.command(cls=_Separate, epilog=_FORMATS)
 @click.argument("files", nargs=-1, required=True)
 @click.option("-b", "--bundle", type=click.Path(path_type=Path), help="Bundle to run; overrides -n.")
 @trusted_key_option

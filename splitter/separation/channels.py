@@ -63,6 +63,11 @@ def positions(channels: int, *, mask: int | None = None, xiph: bool = False) -> 
     return (_XIPH if xiph else _STANDARD).get(channels)
 
 
+def are_known(places: Sequence[str]) -> bool:
+    """Whether each is a place that a downmix has a gain for."""
+    return all(place in _GAINS for place in places)
+
+
 def stereo_gains(places: Sequence[str]) -> NDArray[np.float32]:
     """``(channels, 2)``: what each channel gives to the left and the right."""
     return np.array([_GAINS[place] for place in places], np.float32)

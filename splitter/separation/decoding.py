@@ -1,4 +1,4 @@
-"""Sound files while they are decoded, block by block, by soundfile.
+"""Sound files while they are decoded, block by block, by soundfile, or else by FFmpeg's libraries.
 
 A file may come from anybody: what its header asks for is held against its bytes before anything is made of it.
 """
@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Generator, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ _UNKNOWN = 1 << 62  # frames, or more, of a file that does not say
 _XIPH = ("VORBIS", "OPUS")  # subtypes of Ogg whose channels have an order of their own
 
 
-class Source:
+class Source(ABC):
     """A file that is decoded.
 
     Attributes:
@@ -43,38 +44,49 @@ class Source:
         positions: Where its channels stand, if there are three or more and it is known.
     """
 
-    def __init__(self, path: Path, file: soundfile.SoundFile) -> None:
-        self._path, self._file = path, file
-        self.samplerate: int = file.samplerate
-        self.channels: int = file.channels
-        self.positions: Positions | None = None
-        if self.channels > 2:
-            noted = re.search(r"^ *Channel Mask *: 0x([0-9A-F]+) ", file.extra_info, re.MULTILINE)
-            mask = int(noted[1], 16) if noted else None
-            self.positions = channels.positions(self.channels, mask=mask, xiph=file.subtype in _XIPH)
+    samplerate: int
+    channels: int
+    positions: Positions | None = None
 
-    def blocks(self) -> Generator[Frames]:
+    @abstractmethod
+    def blocks(self) -> Iterator[Frames]:
         """All frames, in order.
 
         Raises:
             AudioError: There are fewer than the file says, or a sample is not finite.
         """
+
+
+class _SoundFile(Source):
+    """What libsndfile reads."""
+
+    def __init__(self, path: Path, file: soundfile.SoundFile) -> None:
+        self._path, self._file = path, file
+        self.samplerate, self.channels = file.samplerate, file.channels
+        if self.channels > 2:
+            noted = re.search(r"^ *Channel Mask *: 0x([0-9A-F]+) ", file.extra_info, re.MULTILINE)
+            mask = int(noted[1], 16) if noted else None
+            self.positions = channels.positions(self.channels, mask=mask, xiph=file.subtype in _XIPH)
+
+    def blocks(self) -> Iterator[Frames]:
         decoded = 0
         while len(frames := self._read()):
             check_finite(frames, str(self._path), start=decoded, samplerate=self.samplerate)
             decoded += len(frames)
             yield frames
         if missing := _missing_frames(self._file, decoded):
-            raise AudioError(
-                f"{self._path} is truncated",
-                expected=f"{decoded + missing:,} samples",
-                received=f"{decoded:,}",
-                fix="Export it again.",
-            )
+            raise truncated(self._path, decoded + missing, decoded)
 
     def _read(self) -> Frames:
         with _without_messages() if self._file.format == "MP3" else nullcontext():
             return self._file.read(_BLOCK, dtype="float32", always_2d=True)
+
+
+def truncated(path: Path, promised: int, decoded: int) -> AudioError:
+    """Of a file that holds fewer samples than it says."""
+    return AudioError(
+        f"{path} is truncated", expected=f"{promised:,} samples", received=f"{decoded:,}", fix="Export it again."
+    )
 
 
 def check_finite(frames: NDArray[np.floating], whose: str, *, start: int, samplerate: int) -> None:
@@ -127,11 +139,16 @@ def check_rate(samplerate: int, whose: str) -> None:
         )
 
 
+def check_format(path: Path, samplerate: int, count: int) -> None:
+    """Refuse a sample rate and a number of channels that no audio file has."""
+    check_rate(samplerate, str(path))
+    if not 0 < count <= _MOST_CHANNELS:
+        raise AudioError(f"{path} has too many channels", expected=f"at most {_MOST_CHANNELS}", received=count)
+
+
 def _check_header(path: Path, file: soundfile.SoundFile, size: int) -> None:
     """Refuse what its header asks for and no file of so many bytes has."""
-    check_rate(file.samplerate, str(path))
-    if file.channels > _MOST_CHANNELS:
-        raise AudioError(f"{path} has too many channels", expected=f"at most {_MOST_CHANNELS}", received=file.channels)
+    check_format(path, file.samplerate, file.channels)
     if size * _MOST_PER_BYTE < file.frames * file.channels and file.frames < _UNKNOWN:
         raise AudioError(
             f"{path} cannot be as long as its header says",
@@ -163,9 +180,17 @@ def opened(path: Path) -> Iterator[Source]:
     Raises:
         AudioError: It is missing, not audio, or has a sample rate, channels or a length that no audio file has.
     """
+    from . import media  # which is about sources, too
+
     try:
-        with _opened(path) as file:
-            yield Source(path, file)
+        with ExitStack() as stack:
+            try:
+                source: Source = _SoundFile(path, stack.enter_context(_opened(path)))
+            except soundfile.LibsndfileError:
+                if (kind := media.kind(path)) is None:
+                    raise
+                source = stack.enter_context(media.opened(path, kind))
+            yield source
     except (soundfile.LibsndfileError, OSError) as error:
         reason = "no such file" if not path.exists() else str(getattr(error, "error_string", error))
         raise AudioError(f"{path} cannot be read as audio", received=reason.rstrip(".")) from error
