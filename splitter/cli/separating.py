@@ -85,6 +85,7 @@ of videos. Writes WAV, FLAC and MP3."""
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
               help="Engine of a segment; repeat.  [default: the fastest, measured once]")  # fmt: skip
 @click.option("--fast", is_flag=True, help="Compute in bfloat16, where the processor does; the loss is measured.")
+@click.option("--no-tags", is_flag=True, help="Leave out the song's title, artist, cover and the like.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Files at a time, each in a process with its share of the cores.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Make stems again that are there already, of this song or another.")
@@ -114,6 +115,7 @@ def separate(
     filename: str,
     engines: tuple[tuple[str, str], ...],
     fast: bool,
+    no_tags: bool,
     jobs: int,
     force: bool,
     as_json: bool,
@@ -133,6 +135,7 @@ def separate(
         seed=seed,
         samplerate=samplerate,
         channels=channels,
+        tags=not no_tags,
     )
     model = _find_bundle(bundle, name, trusted_key)
     with bars(stderr, len(files)) as shown:

@@ -23,7 +23,7 @@ from ..errors import UsageError
 from ..names import path_fault, readable
 from ..runtime.heap import Trimming
 from ..runtime.orchestrator import Orchestrator
-from . import audio, resampling, selection
+from . import audio, resampling, selection, tags
 from .audio import Block, Sound, Statistics, Track, Window, statistics, survey
 from .channels import Channels
 from .decoding import check_rate
@@ -58,6 +58,7 @@ class Options:
         samplerate: Of the stems: ``keep`` for the file's, and its very length; ``model`` for the model's; or in Hz.
         channels: What becomes of three and more channels: ``downmix`` by ITU-R BS.775, or the ``first2`` (as demucs
             does).
+        tags: Copy title, artist, cover and the like to the stems; the title is followed by the stem's name.
     """
 
     shifts: int = 1
@@ -70,6 +71,7 @@ class Options:
     seed: int = 0
     samplerate: Literal["keep", "model"] | int = "keep"
     channels: Channels = "downmix"
+    tags: bool = True
 
 
 @dataclass(frozen=True)
@@ -445,6 +447,10 @@ class Separator:
                 for name, writer in writers.items():
                     writer.write(stems[name])
             gains = finish(writers.values(), torch.get_num_threads())
+        if self.options.tags and (song := tags.read(track.path)) is not None:
+            (title,) = song.fields.get("title", [track.path.stem])[:1]
+            for name, file in files.items():
+                tags.write(file, song, f"{title} ({name})")
         decibels = {name: 20 * math.log10(gain) for name, gain in zip(writers, gains, strict=True)}
         return Written(found.samplerate, rate, samples, found.downmix, decibels if encoding.has_gain else {})
 

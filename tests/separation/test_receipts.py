@@ -75,6 +75,7 @@ def test_what_was_changed_since_does_not(done, change):
         ({"encoding": Encoding(subtype="PCM_24")}, {}),
         ({"samplerate": "model"}, {}),
         ({"channels": "first2"}, {}),
+        ({"tags": False}, {}),
         ({}, {"encoder": "torch"}),
     ],
 )
