@@ -55,9 +55,8 @@ def read(path: Path) -> Tags | None:
             song = mutagen.File(file)
         if song is None or song.tags is None:
             return None
-        tags = Tags(
-            {name: texts for name, keys in _FIELDS.items() if (texts := _texts(song, name, *keys))}, _cover(song)
-        )
+        fields = {name: _texts(song, name, *keys) for name, keys in _FIELDS.items()}
+        tags = Tags({name: texts for name, texts in fields.items() if texts}, _cover(song))
     except Exception:  # a parser of files from anybody, and of a dozen formats
         return None
     return tags if tags.fields or tags.cover else None
@@ -76,20 +75,13 @@ def write(path: Path, tags: Tags, title: str) -> None:
     """
     fields = {**tags.fields, "title": [title]}
     try:
-        song = mutagen.File(path)
+        song: Any = mutagen.File(path)
         if isinstance(song, FLAC):
             song.update(fields)
             if tags.cover is not None:
                 song.add_picture(_picture(*tags.cover))
         elif isinstance(song, WAVE | MP3):
-            if song.tags is None:
-                song.add_tags()
-            for name, texts in fields.items():
-                frame = _FIELDS[name][0]
-                song.tags.setall(frame, [getattr(id3, frame)(encoding=3, text=texts)])
-            if tags.cover is not None:
-                mime, data = tags.cover
-                song.tags.setall("APIC", [id3.APIC(encoding=3, mime=mime, type=_FRONT, data=data)])
+            _set_frames(song, fields, tags.cover)
         else:  # RF64, which has no place for them
             return
         song.save()
@@ -99,14 +91,28 @@ def write(path: Path, tags: Tags, title: str) -> None:
         return
 
 
+def _set_frames(song: Any, fields: Mapping[str, list[str]], cover: tuple[str, bytes] | None) -> None:
+    """ID3 tags, of WAV and MP3."""
+    if song.tags is None:
+        song.add_tags()
+    for name, texts in fields.items():
+        frame = _FIELDS[name][0]
+        song.tags.setall(frame, [getattr(id3, frame)(encoding=id3.Encoding.UTF8, text=texts)])
+    if cover is not None:
+        mime, data = cover
+        song.tags.setall("APIC", [id3.APIC(encoding=id3.Encoding.UTF8, mime=mime, type=_FRONT, data=data)])
+
+
 def _texts(song: Any, name: str, frame: str, atom: str, attribute: str) -> list[str]:
     if isinstance(song.tags, id3.ID3):
         return [str(text) for found in song.tags.getall(frame) for text in found.text]
     key = atom if isinstance(song, MP4) else attribute if isinstance(song, ASF) else name
-    values = song.tags.get(key) or []
-    return [
-        "/".join(str(part) for part in value if part) if isinstance(value, tuple) else str(value) for value in values
-    ]
+    return [_text(value) for value in song.tags.get(key) or []]
+
+
+def _text(value: object) -> str:
+    """A value, of which MP4 has pairs: a track and how many there are, 0 where that is not known."""
+    return "/".join(str(part) for part in value if part) if isinstance(value, tuple) else str(value)
 
 
 def _cover(song: Any) -> tuple[str, bytes] | None:

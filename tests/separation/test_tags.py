@@ -94,6 +94,19 @@ def test_a_song_without_a_title_has_its_files_name(tmp_path, toy_path):
     assert tags.read(outcome.stems["rest"]).fields["title"] == ["a (rest)"]
 
 
+def test_a_full_disk_is_not_hidden_by_the_library(tmp_path, monkeypatch):
+    def fail(self, *given, **options):
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise mutagen.MutagenError(error) from error
+
+    stem = song(tmp_path / "a.flac")
+    monkeypatch.setattr(mutagen.flac.FLAC, "save", fail)
+    with pytest.raises(OSError, match="No space left"):
+        tags.write(stem, tags.Tags(FIELDS, None), "Song (bass)")
+
+
 def test_what_cannot_be_read_is_no_error(tmp_path, monkeypatch):
     assert tags.read(tmp_path / "missing.flac") is None
     for head in (b"fLaC", b"OggS", b"ID3\x04\0\0\x7f\x7f\x7f\x7f", b"\0\0\0\x20ftypM4A ", b"RIFF"):
@@ -101,6 +114,10 @@ def test_what_cannot_be_read_is_no_error(tmp_path, monkeypatch):
         assert tags.read(tmp_path / "x") is None
     monkeypatch.setattr(tags, "_MOST_COVER_BYTES", 10)
     assert tags.read(song(tmp_path / "a.flac")).cover is None
+
+
+def test_a_track_of_an_unknown_number_is_a_number():
+    assert [tags._text(value) for value in ((3, 12), (3, 0), "3")] == ["3/12", "3", "3"]
 
 
 def test_windows_media_calls_them_otherwise():
