@@ -25,13 +25,14 @@ from .. import output
 from ..bundle.directory import Bag, Bundle, file_record
 from ..bundle.manifest import FileRecord
 from ..errors import AudioError, BundleError, InternalError, SplitterError, UsageError, WorkerError
-from . import collisions, inputs, receipts
+from . import collisions, decoding, inputs, receipts
 from .selection import Engines
 from .separator import Advance, Options, Progress, Separator, Written, silent
 from .workers import Worker, share
 
 ATTEMPTS = 4  # of a file whose worker is killed
 _STAGING = "separating"
+_USUAL = 240.0  # seconds of a song that does not say
 _PROGRESS = struct.Struct("<dd")  # seconds done, seconds in all
 _PROGRESS_FILE = "progress"
 
@@ -107,7 +108,7 @@ def separate(
     with inputs.files(given) as shown:
         paths = [*shown]
         collisions.check(separator, paths, out)
-        engines = separator.engines(jobs)
+        engines = separator.engines(jobs, separator.runs(sum(decoding.seconds(path) or _USUAL for path in paths)))
         if force:
             _forget(separator, paths, out)
         outcomes: dict[Path, Outcome] = {}

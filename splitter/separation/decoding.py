@@ -173,6 +173,19 @@ def _missing_frames(file: soundfile.SoundFile, decoded: int) -> int:
     return max(0, file.frames - decoded) if file.seekable() else 0
 
 
+def seconds(path: Path) -> float | None:
+    """How long a file says it is; None if it does not, or libsndfile cannot tell."""
+    try:
+        with (
+            reading.opened(path) as raw,
+            _without_messages(),
+            soundfile.SoundFile(raw.fileno(), closefd=False) as file,
+        ):
+            return file.frames / file.samplerate if file.frames < _UNKNOWN else None
+    except (soundfile.LibsndfileError, OSError):
+        return None
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Source]:
     """A file to decode. Errors of the libraries in the block are raised as `AudioError`.

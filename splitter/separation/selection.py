@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +31,8 @@ from ..runtime.orchestrator import Orchestrator
 
 MIN_SNR_DB = 100.0  # of the stems to the untouched model's: far below what a 16-bit file keeps
 FAST = "bf16"  # precision
+_SHARE = 0.05  # of a job's time, for measuring
+_MEASURED_FROM = 20  # runs of the model in a job: two minutes of a song; a shorter job takes what is known
 _RUNS = 3  # timed, after one that warms up
 _PACKAGES = ("splitter", "torch")  # their versions may change the answer, beside those of the engines
 
@@ -43,6 +46,7 @@ class EngineTrial(BaseModel):
         seconds: The fastest of a few runs, see `_cost`; None if it failed or its outputs are too far from the golden
             ones.
         snr_db: The least over its outputs; None where all are equal or negligibly near.
+        load_seconds: Until it could run.
         failure: What it said instead of running; empty if it ran.
     """
 
@@ -52,6 +56,7 @@ class EngineTrial(BaseModel):
     engine: str
     seconds: float | None
     snr_db: float | None = None
+    load_seconds: float = 0.0
     failure: str = ""
 
 
@@ -62,14 +67,32 @@ class EngineChoice(BaseModel):
         engines: By segment.
         snr_db: Of the model's outputs, with these engines, to the recorded ones; None where they are equal.
         trials: What was measured.
+        complete: Whether all was that there is to measure. What is left is for later jobs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["splitter.choice/3"] = "splitter.choice/3"
+    format: Literal["splitter.choice/4"] = "splitter.choice/4"
     engines: dict[str, str]
     snr_db: float | None
     trials: tuple[EngineTrial, ...]
+    complete: bool = True
+
+    def for_runs(self, runs: int | None) -> EngineChoice:
+        """The same for a job of so many runs, None for any number: an engine must make up for the time it loads."""
+        if runs is None:
+            return self
+        seconds = {
+            (trial.segment, trial.engine): trial.load_seconds + runs * trial.seconds
+            for trial in self.trials
+            if trial.seconds is not None
+        }
+        defaults = {trial.segment: trial.engine for trial in reversed(self.trials)}  # the first of each
+        chosen = dict(self.engines)
+        for segment, default in defaults.items():
+            if seconds.get((segment, default), math.inf) < seconds.get((segment, chosen[segment]), math.inf):
+                chosen[segment] = default
+        return self.model_copy(update={"engines": chosen})
 
 
 @dataclass(frozen=True)
@@ -93,16 +116,20 @@ def fastest(
     members: Sequence[Bundle],
     requested: Mapping[str, str] | None = None,
     progress: Callable[[str], None] = lambda phrase: None,
+    runs: int | None = None,
 ) -> EngineChoice:
     """Which engine should run each segment of bundles on this machine, with the threads that PyTorch has now.
 
     Measured once; the answer is kept in the user's cache, for these bundles, processor, number of threads and versions.
+    A job of few runs is not worth measuring for, and takes what is known. Another begins no segment when measuring has
+    taken a twentieth of the job's time, and leaves it to the next job.
 
     Args:
         members: What to run: one bundle, or those of a bag, which have the same segments. Time is measured on the
             first, and the decibels of all together on each.
         requested: Engines by segment that are not in question.
-        progress: Told that measuring begins, which takes some runs of every segment.
+        progress: Told what is measured, which takes some runs of every segment.
+        runs: Of the model, in the job at hand; None for a job of any length, for which all is measured.
 
     Raises:
         UsageError: ``requested`` names a segment that the bundle does not have.
@@ -112,23 +139,27 @@ def fastest(
     for name, engine in given.items():
         engines.require_engine(engine, bundle.segment(name))
     key = f"{_fingerprint(members, given)}.json"
-    if (choice := _kept(key)) is not None:
-        return choice
+    if (choice := _kept(key)) is not None and choice.complete:
+        return choice.for_runs(runs)
     rivals = {s.name: [given[s.name]] if s.name in given else _rivals(s) for s in bundle.segments}
+    defaults = EngineChoice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
     if all(len(names) == 1 for names in rivals.values()):
-        return EngineChoice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
+        return defaults
+    if runs is not None and runs < _MEASURED_FROM:
+        return (choice or defaults).for_runs(runs)
     with _measuring_alone():
-        if (choice := _kept(key)) is not None:
-            return choice
+        known = _kept(key) or defaults
+        if known.complete and known.trials:
+            return known.for_runs(runs)
         progress("measuring the engines once for this bundle on this machine")
-        choice = _measured(members, rivals)
-        for trial in choice.trials:
+        choice = _measured(members, rivals, known.trials, progress, runs)
+        for trial in choice.trials[len(known.trials) :]:
             if trial.failure:
                 progress(f"{trial.engine} is out of the question for {trial.segment}: {trial.failure}")
         # A cache that cannot be written is measured again.
         with suppress(OSError, UsageError), output.whole(cache.directory("engines") / key) as waiting:
             waiting.write_text(choice.model_dump_json(indent=1), encoding="utf-8")
-        return choice
+        return choice.for_runs(runs)
 
 
 def _kept(key: str) -> EngineChoice | None:
@@ -195,11 +226,25 @@ def _rivals(segment: SegmentRecord) -> list[str]:
     return [default, *(name for name in automatic if name != default)]
 
 
-def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> EngineChoice:
+def _measured(
+    members: Sequence[Bundle],
+    rivals: Mapping[str, list[str]],
+    known: Sequence[EngineTrial],
+    progress: Callable[[str], None],
+    runs: int | None,
+) -> EngineChoice:
+    """A choice by the trials that are known, and as many more as the job at hand pays for, but one segment's."""
     bundle = members[0]
     golden = bundle.goldens()
-    contested = [segment for segment in bundle.segments if len(rivals[segment.name]) > 1]
-    trials = [trial for segment in contested for trial in _trials(bundle, segment, rivals[segment.name], golden)]
+    begun, trials = time.perf_counter(), [*known]
+    measured = {trial.segment for trial in known}
+    left = [segment for segment in bundle.segments if len(rivals[segment.name]) > 1 and segment.name not in measured]
+    while left:
+        record = left.pop(0)
+        progress(f"measuring {record.name} by {', '.join(rivals[record.name])}")
+        trials += _trials(bundle, record, rivals[record.name], golden)
+        if runs is not None and time.perf_counter() - begun > _SHARE * runs * _run_seconds(trials):
+            break
     chosen = {segment: names[0] for segment, names in rivals.items()}
     for segment, default in [*chosen.items()]:
         ran = {
@@ -210,7 +255,16 @@ def _measured(members: Sequence[Bundle], rivals: Mapping[str, list[str]]) -> Eng
     if snr is not None and snr < MIN_SNR_DB:  # each near enough, not all together
         chosen = {segment: names[0] for segment, names in rivals.items()}
         snr = end_to_end(members, chosen)
-    return EngineChoice(engines=chosen, snr_db=snr, trials=tuple(trials))
+    return EngineChoice(engines=chosen, snr_db=snr, trials=tuple(trials), complete=not left)
+
+
+def _run_seconds(trials: Sequence[EngineTrial]) -> float:
+    """Of a run of the segments that were measured, each by the fastest engine: no more than a run of the model."""
+    fastest: dict[str, float] = {}
+    for trial in trials:
+        if trial.seconds is not None:
+            fastest[trial.segment] = min(trial.seconds, fastest.get(trial.segment, trial.seconds))
+    return sum(fastest.values())
 
 
 def _best(seconds: Mapping[str, float], default: str) -> str:
@@ -228,12 +282,15 @@ def _trials(bundle: Bundle, segment: SegmentRecord, names: list[str], golden: Ma
     given = {tensor: golden[tensor] for tensor in segment.inputs}
     found = {name: EngineTrial(segment=segment.name, engine=name, seconds=None) for name in names}
     running: dict[str, engines.Engine] = {}
+    news: dict[str, Any]
     for turn in range(1 + _RUNS):
         for name in [name for name, trial in found.items() if not trial.failure]:
             try:
                 if turn == 0:
+                    begun = time.perf_counter()
                     running[name] = engines.loaded(name, bundle, segment, compute_units="ALL")
-                    news = _nearness(bundle, segment, running[name].run(given), golden)
+                    news = {"load_seconds": time.perf_counter() - begun}
+                    news |= _nearness(bundle, segment, running[name].run(given), golden)
                 else:
                     seconds = _cost(partial(running[name].run, given))
                     news = {"seconds": min(seconds, found[name].seconds or seconds)}

@@ -235,11 +235,17 @@ class Separator:
 
         return separate_into(self, file, sink, progress or self._progress)
 
-    def engines(self, jobs: int = 1) -> Engines:
-        """What runs what, measured if it must be.
+    def runs(self, seconds: float) -> int:
+        """How often a model runs on so much sound, in all passes of all members."""
+        passes = max(1, self.options.shifts)
+        return sum(passes * geometry.runs(round(seconds * self.samplerate), None) for geometry in self._geometries)
+
+    def engines(self, jobs: int = 1, runs: int | None = None) -> Engines:
+        """What runs what, measured if it must be. What is found first is kept.
 
         Args:
             jobs: So many files at a time share the cores.
+            runs: Of the model, in the work at hand; None for any number. See `selection.fastest`.
 
         Raises:
             UsageError: There is no core for each job, or an engine is asked for of a segment that there is not.
@@ -247,15 +253,15 @@ class Separator:
         """
         if jobs not in self._engines:
             with _share_of_threads(jobs):
-                self._engines[jobs] = self._fixed or self._measured()
+                self._engines[jobs] = self._fixed or self._measured(runs)
             if self._fast:
                 snr = selection.end_to_end(self.bag.members, self.requested_engines)
                 if snr is not None:
                     self._progress(f"fast: {snr:.1f} dB from float32 on the bundle's golden input")
         return self._engines[jobs]
 
-    def _measured(self) -> Engines:
-        choice = selection.fastest(self.bag.members, self.requested_engines, self._progress)
+    def _measured(self, runs: int | None) -> Engines:
+        choice = selection.fastest(self.bag.members, self.requested_engines, self._progress, runs)
         pairs = ", ".join(f"{segment}={engine}" for segment, engine in choice.engines.items())
         self._progress(f"engines: {pairs}")
         return Engines(self.requested_engines, choice.engines)

@@ -31,6 +31,7 @@ class Rival(TorchEngine):
     def __init__(self, bundle, segment, *, compute_units):
         super().__init__(bundle, segment, compute_units=compute_units)
         type(self).loads += 1
+        time.sleep(0.05)
 
     def run(self, inputs):
         if self.fails:
@@ -65,7 +66,10 @@ def test_the_faster_engine_is_chosen_and_only_where_it_can(packages_bundle, riva
     assert choice.engines == {
         "analysis": "torch", "encoder": "rival", "transformer": "torch", "decoder": "torch", "synthesis": "torch"
     }  # fmt: skip
-    assert said == ["measuring the engines once for this bundle on this machine"]
+    assert said == [
+        "measuring the engines once for this bundle on this machine",
+        "measuring encoder by torch, rival",
+    ]
     assert {one.engine for one in choice.trials} == {"torch", "rival"}
 
 
@@ -162,7 +166,7 @@ def test_engine_that_fails_is_named_with_its_reason(packages_bundle, rivals):
     rivals.fails = True
     choice, said = chosen(packages_bundle)
     assert choice.engines["encoder"] == "torch"
-    assert said[1] == "rival is out of the question for encoder: RuntimeError: no such instruction"
+    assert said[2] == "rival is out of the question for encoder: RuntimeError: no such instruction"
 
 
 def test_measured_once_for_a_bundle_and_its_circumstances(packages_bundle, rivals, monkeypatch):
@@ -178,11 +182,11 @@ def test_who_comes_meanwhile_waits_for_the_answer(packages_bundle, rivals, monke
     measured, begun = [], threading.Event()
     real = selection._measured
 
-    def slowly(members, names):
+    def slowly(members, names, *rest):
         measured.append(names)
         begun.set()
         time.sleep(0.3)
-        return real(members, names)
+        return real(members, names, *rest)
 
     monkeypatch.setattr(selection, "_measured", slowly)
     with ThreadPoolExecutor(2) as pool:
@@ -192,6 +196,46 @@ def test_who_comes_meanwhile_waits_for_the_answer(packages_bundle, rivals, monke
         assert first.result()[0] == second.result()[0]
     assert len(measured) == 1
     assert second.result()[1] == []
+
+
+def test_a_short_job_is_not_measured_for(packages_bundle, rivals):
+    choice, said = chosen(packages_bundle, runs=19)
+    assert (choice.engines["encoder"], said, rivals.loads) == ("torch", [], 0)
+    choice, said = chosen(packages_bundle, runs=20)
+    assert said
+    assert next(trial for trial in choice.trials if trial.engine == "rival").load_seconds >= 0.05
+    assert chosen(packages_bundle, runs=19)[0].engines["encoder"] == "rival", "it takes what is known"
+
+
+def test_an_engine_makes_up_for_the_time_it_loads():
+    trials = [
+        selection.EngineTrial(segment="encoder", engine="torch", seconds=1.0, load_seconds=0.5),
+        selection.EngineTrial(segment="encoder", engine="rival", seconds=0.6, load_seconds=2.6),
+        selection.EngineTrial(segment="decoder", engine="torch", seconds=None, failure="no"),
+        selection.EngineTrial(segment="decoder", engine="rival", seconds=9.0, load_seconds=9.0),
+    ]
+    choice = selection.EngineChoice(
+        engines={"encoder": "rival", "decoder": "rival", "synthesis": "torch"}, snr_db=None, trials=trials
+    )
+    others = {"decoder": "rival", "synthesis": "torch"}
+    assert choice.for_runs(5).engines == {"encoder": "torch"} | others
+    assert choice.for_runs(6).engines == choice.for_runs(None).engines == {"encoder": "rival"} | others
+
+
+def test_a_job_pays_for_a_twentieth_of_its_time_and_the_next_goes_on(packages_bundle, rivals, monkeypatch):
+    """But for a segment that has been begun."""
+    monkeypatch.setattr(rivals, "unsupported_reason", classmethod(lambda kind, segment: None))
+    segments = len(packages_bundle.segments)
+    choice, said = chosen(packages_bundle, runs=20)
+    first = [line for line in said if " by torch, rival" in line]
+    assert 1 <= len(first) < segments
+    assert not choice.complete
+    left = segments - len(first)
+    choice, said = chosen(packages_bundle)
+    assert len([line for line in said if " by torch, rival" in line]) == left
+    assert choice.complete
+    assert len(choice.trials) == 2 * segments
+    assert chosen(packages_bundle, runs=10_000)[1] == []
 
 
 def test_damaged_cache_is_measured_again(packages_bundle, rivals, tmp_path):

@@ -208,7 +208,7 @@ def measured(monkeypatch):
     """Stands in for the measurement; notes what it was asked, and with how many threads."""
     asked = []
 
-    def fastest(members, requested, progress):
+    def fastest(members, requested, progress, runs):
         asked.append((dict(requested), torch.get_num_threads()))
         names = dict.fromkeys((segment.name for segment in members[0].segments), "torch")
         return selection.EngineChoice(engines=names | {"encoder": "mil"} | requested, snr_db=None, trials=())
@@ -227,6 +227,25 @@ def test_engines_are_measured_once_and_not_before_they_are_needed(toy_path, meas
     assert separator.requested_engines == {}, "what measurement chose is no reason to make stems again"
     assert told[-1].startswith("engines: ")
     assert "encoder=mil" in told[-1]
+
+
+def test_what_is_at_hand_decides_what_measuring_may_take(toy_path, tmp_path, monkeypatch):
+    asked = []
+
+    def fastest(members, requested, progress, runs):
+        asked.append(runs)
+        return selection.EngineChoice(engines={}, snr_db=None, trials=())
+
+    monkeypatch.setattr(selection, "fastest", fastest)
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", np.full((4800, 2), 0.1), 8000)
+    (tmp_path / "c.wav").write_text("no sound")
+    options = Options(shifts=2, overlap=0.5)
+    separator = splitter.Separator(toy_path, options=options)  # 64 samples a run, 32 from one to the next
+    separator.separate([tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path / "out")
+    assert asked == [2 * 2 * 150]
+    splitter.Separator(toy_path, options=options).separate([tmp_path / "c.wav"], tmp_path / "out")
+    assert asked[1] == 2 * 240 * 8000 / 32, "what cannot be told may be a song"
 
 
 def test_an_engine_that_was_asked_for_is_not_in_question(toy_path, measured):
