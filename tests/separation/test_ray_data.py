@@ -45,7 +45,9 @@ def test_rows_may_bring_the_sound(tmp_path, toy_path):
 def test_engines_are_chosen_by_measurement_as_everywhere(tmp_path, toy_path, monkeypatch):
     chosen = selection.EngineChoice(engines={"encoder": "torch", "decoder": "torch"}, snr_db=None, trials=())
     asked = []
-    monkeypatch.setattr(selection, "fastest", lambda members, requested, progress: asked.append(requested) or chosen)
+    monkeypatch.setattr(
+        selection, "fastest", lambda members, requested, progress, runs: asked.append(requested) or chosen
+    )
     SeparateTracks(str(toy_path), str(tmp_path))
     SeparateTracks(str(toy_path), str(tmp_path), engines={"encoder": "torch"})
     assert asked == [{}, {"encoder": "torch"}]
