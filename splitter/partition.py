@@ -20,7 +20,7 @@ from .boundary import INPUT, OUTPUT, TensorSpec
 from .errors import PartitionError
 from .graph.program import Program, copy_nodes, free_of_strides, needs_strides
 from .graph.shapes import TensorType
-from .graph.signature import identifier, nearest
+from .graph.signature import NUMPY_LACKS, identifier, nearest
 from .plan.cuts import divide, live, operations
 from .plan.schema import Plan, Stage, TensorRule, rank
 
@@ -250,6 +250,12 @@ def _crossing(program: Program, placement: Mapping[fx.Node, int]) -> list[fx.Nod
                     f"the tuple {node.name} crosses a boundary",
                     expected="single tensors",
                     fix="Keep the operator and the accesses to its results in one stage.",
+                )
+            if node.meta["type"].dtype == NUMPY_LACKS:
+                raise PartitionError(
+                    f"{node.name} crosses a boundary in a type that arrays do not have",
+                    received=NUMPY_LACKS,
+                    fix="Build the model in another type: module.float().",
                 )
             crossing.append(node)
     return crossing

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import splitter
 from splitter.boundary import OUTPUT
-from splitter.errors import BoundaryError, CaptureError
+from splitter.errors import BoundaryError, CaptureError, PartitionError
 from splitter.plan.schema import Plan
 
 from .conftest import snr_db
@@ -218,3 +219,14 @@ def test_tensors_without_an_axis(tmp_path):
     results = splitter.Orchestrator(bundle, {"all": "mil"}).run(inputs)
     assert results["mean"].shape == ()
     assert results["twice"].tolist() == [2.0, 2.0]
+
+
+def test_types_and_values_that_no_golden_has_are_said(tmp_path):
+    with pytest.raises(
+        PartitionError, match=r"linear crosses a boundary in a type that arrays do not have; got bfloat16"
+    ):
+        built(lambda self, x: functional.linear(x.bfloat16(), self.a.weight.bfloat16()), tmp_path, {"x": X})
+    with pytest.raises(CaptureError, match=r"values in 'y' that are not finite, .*; got 4 of 4 NaN or infinite"):
+        built(lambda self, x: self.a(x) / 0, tmp_path, {"x": X})
+    with pytest.raises(CaptureError, match="a TorchScript module has no forward in Python"):
+        splitter.build(torch.jit.script(nn.ReLU()), tmp_path / "b", inputs={"input": X})

@@ -57,12 +57,19 @@ def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping
             call.run(model)
         returned = tree_leaves(call.run(model))
     for place, output in zip(program.returns, returned, strict=True):
+        if place.tensor and output.is_floating_point() and not output.isfinite().all():
+            raise CaptureError(
+                f"the model gives values in {place.tensor!r} that are not finite, on the example inputs",
+                received=f"{int((~output.isfinite()).sum())} of {output.numel()} NaN or infinite",
+                fix="Nothing can be compared with such a golden. Give other inputs.",
+            )
         if place.tensor and not torch.equal(output, expected[place.tensor]):
             raise CaptureError(
                 f"the capture gives another {place.tensor!r} than the model",
                 expected="max |Δ| = 0",
                 received=f"max |Δ| = {largest_difference(output, expected[place.tensor]):g}",
-                fix="The model's forward depends on something beside its input.",
+                fix="The model's forward depends on something beside its input, or the capture has an operator by its "
+                "definition, which rounds otherwise (as the norms of parametrizations: remove those first).",
             )
     if watcher.missing:
         raise CaptureError(

@@ -79,6 +79,8 @@ def capture(
     """
     if model.training:
         raise CaptureError("the model is in training mode", expected="eval mode", fix="Call model.eval() first.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise CaptureError("a TorchScript module has no forward in Python to capture", fix="Give the nn.Module itself.")
     call = bind(model, inputs)
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

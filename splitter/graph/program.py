@@ -226,7 +226,10 @@ def save(program: Program, path: Path) -> None:
     except RefusedError as error:
         module = next((node.meta["module"] for node in program.graph.nodes if node.name == error.node), "")
         where = f"the graph of {program.name}" + (f", in the module {module}" if module else "")
-        fix = "Patch what the module calls in splitter/graph/capture.py, or review the operator for operators.py."
+        fix = (
+            "A saved program uses reviewed operators alone (splitter/graph/operators.py). Use another function in the "
+            "model, or report the operator."
+        )
         raise error.as_error(CaptureError, where, fix) from error
     content = to_json(program)
     nodes = ",\n".join(json.dumps(node) for node in content.pop("nodes"))

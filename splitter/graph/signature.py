@@ -24,6 +24,7 @@ from torch.utils._pytree import GetAttrKey, MappingKey, SequenceKey, TreeSpec, t
 from ..errors import UsageError
 from .shapes import DTYPES, TensorType
 
+NUMPY_LACKS = "bfloat16"
 _CONSTANTS = (bool, int, float, str)
 # What the code that torch.fx generates calls something else.
 TAKEN = frozenset({"self", *torch.fx.graph._custom_builtins})
@@ -199,8 +200,12 @@ def _value(name: str, value: Any) -> Any:
             expected="an array, a tensor, a constant, or a list or dictionary of these",
             received=type(value).__name__,
         )
-    if (dtype := str(tensor.dtype).removeprefix("torch.")) not in DTYPES:
-        raise UsageError(f"the input {name!r} has elements of a type that no graph takes", received=dtype)
+    if (dtype := str(tensor.dtype).removeprefix("torch.")) not in DTYPES or dtype == NUMPY_LACKS:
+        raise UsageError(
+            f"the input {name!r} has elements of a type that no bundle takes",
+            received=dtype,
+            fix="Cast it, and for floating-point types the module too: module.float().",
+        )
     return tensor
 
 
