@@ -80,3 +80,23 @@ def test_a_spec_of_what_is_no_tensor_is_invalid(change):
     fold = Fold(length=4, rows=2, columns=2)
     with pytest.raises(ValidationError, match="dtype|shape"):
         TensorSpec(**{**SPEC.model_dump(exclude={"bytes"}), "fold": fold, **change})
+
+
+def test_integers_are_packaged_in_their_type_and_back():
+    spec = TensorSpec(name="ids", shape=(3,), dtype="int64", producer="input", consumers=("a",), packaged_dtype="int32")
+    ids = np.array([1, -2, 2**31 - 1])
+    packaged = spec.packaged(ids)
+    assert (packaged.dtype, packaged.tolist(), spec.element) == (np.int32, ids.tolist(), "int32")
+    assert spec.unpackaged(packaged).dtype == np.int64
+    with pytest.raises(BoundaryError, match=r"'ids' holds integers that packages cannot take.*found 0 to 2147483648"):
+        spec.packaged(np.array([0, 2**31, 5]))
+    truths = spec.model_copy(update={"dtype": "bool"})
+    assert truths.packaged(np.array([True, False, True])).dtype == np.int32
+    assert truths.unpackaged(np.array([1, 0, 1], np.int32)).tolist() == [True, False, True]
+
+
+def test_a_tensor_without_an_axis_has_one_in_packages():
+    spec = TensorSpec(name="gain", shape=(), dtype="float32", producer="input", consumers=("a",))
+    assert spec.packaged_shape == (1,)
+    assert spec.packaged(np.float32(2).reshape(())).shape == (1,)
+    assert spec.unpackaged(np.ones(1, np.float32)).shape == ()

@@ -94,7 +94,8 @@ def test_aliases_are_dropped_at_capture():
 def test_a_constant_keeps_its_own_dtype(tmp_path):
     """The export route gave zeros like truths the dtype of the truths, and a mask of attention lost its −∞."""
     forward = lambda self, x: torch.zeros_like(x > 0, dtype=torch.float32).masked_fill(x > 0, -3.5) + x  # noqa: E731
-    assert lowered(captured(forward), tmp_path)[1] > 120
+    _, snr, artifact = lowered(captured(forward), tmp_path)
+    assert (snr > 120, artifact.details) == (True, {}), "by the first route"
     forward = lambda self, x: x + torch.full_like(x > 0, 2.5, dtype=torch.float32) * x.new_full((8,), 0.5)  # noqa: E731
     assert lowered(captured(forward), tmp_path)[1] > 120
 
