@@ -22,14 +22,14 @@ CUDA_NAMES = re.compile(r"^(cuda-|nvidia-|triton==)")
 MORE_HASHES = {"torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]}
 # demucs takes no PyTorch on an Intel Mac that splitter could use; not all packages have files for Python 3.15 yet.
 ENVIRONMENTS = [
-    f"python_full_version < '3.15' and sys_platform == '{system}' and platform_machine == '{machine}'"
+    f"python_full_version < '3.15' and platform_python_implementation == 'CPython' and sys_platform == '{system}' and platform_machine == '{machine}'"
     for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
 ]
 
 
 def main() -> None:
     pins = "".join(
-        re.sub(r"\s*;.*|\s*\\$", "", line) + "\n"
+        re.sub(r"\s*\\$", "", line) + "\n"
         for path in sorted(ROOT.glob("constraints*.txt"))
         for line in path.read_text().splitlines()
         if re.match(r"[A-Za-z0-9]", line)
