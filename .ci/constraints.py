@@ -22,7 +22,8 @@ CUDA_NAMES = re.compile(r"^(cuda-|nvidia-|triton==)")
 MORE_HASHES = {"torch==2.13.0": ["6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"]}
 # demucs takes no PyTorch on an Intel Mac that splitter could use; not all packages have files for Python 3.15 yet.
 ENVIRONMENTS = [
-    f"python_full_version < '3.15' and platform_python_implementation == 'CPython' and sys_platform == '{system}' and platform_machine == '{machine}'"
+    "python_full_version < '3.15' and platform_python_implementation == 'CPython'"
+    f" and sys_platform == '{system}' and platform_machine == '{machine}'"
     for system, machine in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
 ]
 
