@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import click
 
-from . import batch, building, cuts, integrity, load, memory, packages, peers, profile, segments, separate, transformer
+from . import (
+    batch,
+    building,
+    cuts,
+    fourier,
+    integrity,
+    load,
+    memory,
+    packages,
+    peers,
+    profile,
+    segments,
+    separate,
+    transformer,
+)
 
 _BENCHMARKS = {
     "building": building.main,
@@ -18,6 +32,7 @@ _BENCHMARKS = {
     "transformer": transformer.main,
     "profile": profile.main,
     "cuts": cuts.main,
+    "fourier": fourier.main,
     "segments": segments.main,
 }
 

@@ -53,7 +53,7 @@ def _convert(checkpoint: str, out: Path) -> None:
     from splitter.plan import schema as plans
 
     whole, plan = captured(checkpoint)
-    (core,) = (one for one in partition(whole, plans.single_package(plan)).segments if one.stage.target == "coreml")
+    (core,) = (one for one in partition(whole, plans.laid_out(plan, "core")).segments if one.stage.target == "coreml")
     with quiet_and_quick():
         model = ct.convert(
             exported(core.program),

@@ -33,7 +33,7 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
     preset = models.presets()["htdemucs"]
     stages = [s.model_copy(update={"target": "coreml"}) if s.name == "transformer" else s for s in preset.stages]
     with tempfile.TemporaryDirectory() as scratch:
-        for plan in (plans.changed(preset, stages=stages), plans.single_package(preset)):
+        for plan in (plans.changed(preset, stages=stages), plans.laid_out(preset, "core")):
             made = _bundle(checkpoint, Path(scratch) / str(len(plan.stages)), plan)
             for segment in made.segments:
                 if segment.artifact.target == "coreml":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .plan.layouts import Layouts
     from .plan.layouts import compare as layouts
     from .plan.outline import NewPlan, new_plan
-    from .plan.schema import COMPRESSIONS, DeploymentTarget, Plan, Precision
+    from .plan.schema import COMPRESSIONS, PACKAGINGS, DeploymentTarget, Plan, Precision
     from .profiling.measurement import profile
     from .profiling.records import Profile
     from .reporting.page import report
@@ -59,6 +59,7 @@ _HOMES = {
     "Options": "separation.separator",
     "Orchestrator": "runtime.orchestrator",
     "Outcome": "separation.batch",
+    "PACKAGINGS": "plan.schema",
     "Plan": "plan.schema",
     "PortReport": "verification.port.report",
     "Precision": "plan.schema",
@@ -88,6 +89,7 @@ _HOMES = {
 _MODULES = ("errors", "formatting", "limits")
 __all__ = [
     "COMPRESSIONS",
+    "PACKAGINGS",
     "Advance",
     "Bag",
     "Bundle",

@@ -33,7 +33,7 @@ from .models.module import from_factory, is_reference
 from .partition import Partition, Segment, partition, run
 from .plan import proposal
 from .plan import schema as plans
-from .plan.schema import Plan, WeightForm
+from .plan.schema import Packaging, Plan, WeightForm
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -83,7 +83,7 @@ def build(
     random_init: int | None = None,
     golden_audio: str | Path | None = None,
     reference: bool = True,
-    single_package: bool = False,
+    layout: Packaging = "split",
     force: bool = False,
     skipped: Callable[[SkippedPlace], None] = lambda place: None,
     progress: Progress = lambda step: None,
@@ -119,7 +119,8 @@ def build(
         golden_audio: File whose beginning becomes the golden input; a synthesised song by default.
         reference: Also write the fp32 uncompressed artifact of segments whose target has one, under ``reference/``, by
             which `verify` tells conversion from precision and compression.
-        single_package: Keep all between the first and the last stage in one package, see `plan.schema.single_package`.
+        layout: ``split``: the plan's stages. ``core``: all between the first and the last in one package. ``whole``:
+            all in one, from the model's inputs to its outputs. See `plan.schema.laid_out`.
         force: Replace a bundle that is already there.
         skipped: Called with each place that a graph pass is made for and has left as it was.
         progress: Called with a phrase as each step begins.
@@ -148,7 +149,7 @@ def build(
         "weights": dict(weights) if weights else None,
         "passes": passes,
     }
-    arrange = partial(_arranged, target=format, single_package=single_package, compress=compress)
+    arrange = partial(_arranged, target=format, layout=layout, compress=compress)
     graph_passes.check_order(passes or (plan.passes if plan and plan.passes else ()))
     if plan is not None:
         plan = plans.changed(plan, **settings)
@@ -203,10 +204,10 @@ def _check_stems(family: models.Family, member: models.Model, plan: Plan) -> Non
         ) from error
 
 
-def _arranged(plan: Plan, *, target: str | None, single_package: bool, compress: WeightForm | None) -> Plan:
+def _arranged(plan: Plan, *, target: str | None, layout: Packaging, compress: WeightForm | None) -> Plan:
     """The plan with the options that depend on what its stages are, as far as their targets offer them."""
     plan = plan if target is None else plans.with_format(plan, target)
-    plan = plans.single_package(plan) if single_package else plan
+    plan = plans.laid_out(plan, layout)
     plan = plan if compress is None else plans.compressed(plan, compress)
     lowering.check(plan)
     return plan
@@ -425,6 +426,13 @@ def _passed(
             program, applied[name] = rewriting.program, rewriting.changes
             for place in rewriting.skipped:
                 skipped(SkippedPlace(segment.name, name, place.node, place.module, place.reason))
+            if rewriting.skipped and graph_passes.parsed(name).essential:
+                raise PassError(
+                    f"pass {name!r} leaves {rewriting.skipped[0].node!r} of segment {segment.name!r} as it is, and a "
+                    "package cannot compute it",
+                    received=rewriting.skipped[0].reason,
+                    fix="Leave that operator to a stage whose target runs on the host.",
+                )
     return program, applied
 
 

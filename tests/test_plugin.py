@@ -216,10 +216,10 @@ def test_a_stage_is_cut_where_the_target_allows_it():
 
 
 def test_one_package_is_made_by_the_stages_own_target():
-    merged = plans.single_package(lowered_to("toy"))
+    merged = plans.laid_out(lowered_to("toy"), "core")
     assert [(stage.name, stage.target) for stage in merged.stages[1:-1]] == [("core", "toy")]
     with pytest.raises(PlanError, match="no stage between the first and the last makes a package"):
-        plans.single_package(lowered_to("toy-plain"))
+        plans.laid_out(lowered_to("toy-plain"), "core")
 
 
 @pytest.mark.slow

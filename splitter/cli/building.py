@@ -14,7 +14,7 @@ from .shell import FINITE, FiniteRange, command, json_option, memory_option, pri
 
 _TARGETS = click.Choice([target.value for target in splitter.DeploymentTarget])
 _PRECISIONS = click.Choice([precision.value for precision in splitter.Precision])
-_LAYOUTS = click.Choice(["torch", "mlx"])
+_WEIGHT_LAYOUTS = click.Choice(["torch", "mlx"])
 _QKV = click.Choice(["fused", "split"])
 _COMPRESSIONS = click.Choice(["none", *splitter.COMPRESSIONS])
 
@@ -38,8 +38,8 @@ _inputs_option = click.option(
 @click.option("--target", type=_TARGETS, help="Oldest system the packages must run on.  [default: iOS17]")
 @click.option("--precision", type=_PRECISIONS, help="Arithmetic inside the packages.  [default: fp32]")
 @click.option("--boundary-dtype", type=_PRECISIONS, help="Element type of package inputs and outputs.  [default: fp32]")
-@click.option("--layout", type=_LAYOUTS, help="Names of the transformer's weights.  [default: torch]")
-@click.option("--qkv", type=_QKV, help="Its input projections, in one matrix or three.  [default: as in the layout]")
+@click.option("--weights-layout", type=_WEIGHT_LAYOUTS, help="Names of the transformer's weights.  [default: torch]")
+@click.option("--qkv", type=_QKV, help="Its input projections, in one matrix or three.  [default: as in that layout]")
 @click.option("--weights-dtype", type=_PRECISIONS, help="Element type of its matrices.  [default: fp32]")
 @click.option("--compress", type=_COMPRESSIONS, help="How all weights are stored.  [default: none]")
 @click.option("--passes", metavar="NAME,NAME", callback=_names_option,
@@ -56,7 +56,8 @@ _inputs_option = click.option(
 @click.option(
     "--no-reference", is_flag=True, help="Leave out the uncompressed fp32 packages that verify compares with."
 )
-@click.option("--single-package", is_flag=True, help="Everything between the host's stages in one package, to compare.")
+@click.option("--layout", type=click.Choice(splitter.PACKAGINGS), default="split", show_default=True,
+              help="The plan's stages; one package between the host's; or one from input to output.")  # fmt: skip
 @click.option("--explain", is_flag=True, help="Print each place that a graph pass left alone, and why.")
 @click.option("--force", is_flag=True, help="Replace a bundle that is already there.")
 @memory_option
@@ -65,7 +66,7 @@ def build(
     model: str,
     out: Path,
     target: str | None,
-    layout: str | None,
+    weights_layout: str | None,
     qkv: str | None,
     weights_dtype: str | None,
     no_reference: bool,
@@ -81,7 +82,7 @@ def build(
 
     from . import tables
 
-    weights = {"layout": layout, "qkv": qkv, "matrices": weights_dtype}
+    weights = {"layout": weights_layout, "qkv": qkv, "matrices": weights_dtype}
     skipped: list[splitter.SkippedPlace] = []
     with steps() as progress:
         bag = splitter.build(

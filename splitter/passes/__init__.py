@@ -18,6 +18,7 @@ from ..errors import PassError, PlanError
 from ..graph.program import Program, largest_difference
 from .conv1d_as_conv2d import Conv1dAsConv2d
 from .fold_long_axes import FoldLongAxes
+from .fourier_as_products import FourierAsProducts
 from .keep_broadcasts_small import KeepBroadcastsSmall
 from .means_in_stages import MeansInStages
 from .narrow_convs_as_products import NarrowConvsAsProducts
@@ -25,6 +26,7 @@ from .norms_into_convs import NormsIntoConvs
 from .norms_safe_in_half import NormsSafeInHalf
 from .rewriting import Pass, Rewriting, Skip
 from .rows_out_of_batch import RowsOutOfBatch
+from .stds_as_means import StdsAsMeans
 from .transposed_convs_as_convs import TransposedConvsAsConvs
 
 __all__ = ["PASSES", "PRESETS", "Pass", "Rewriting", "Skip", "apply", "check_order", "parsed", "preset"]
@@ -32,6 +34,8 @@ __all__ = ["PASSES", "PRESETS", "Pass", "Rewriting", "Skip", "apply", "check_ord
 PASSES: Mapping[str, type[Pass]] = {
     kind.name: kind
     for kind in (
+        FourierAsProducts,
+        StdsAsMeans,
         KeepBroadcastsSmall,
         NormsSafeInHalf,
         RowsOutOfBatch,

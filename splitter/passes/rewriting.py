@@ -59,11 +59,13 @@ class Pass(ABC):
         name: As a plan lists it.
         max_abs: Largest absolute change of any output value the pass may cause; 0.0 means bit for bit.
         requires: Names of passes that must have run before this one.
+        essential: What it skips, no package can compute: where it is asked for, a place that it leaves fails the build.
     """
 
     name: ClassVar[str]
     max_abs: ClassVar[float]
     requires: ClassVar[tuple[str, ...]] = ()
+    essential: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, program: Program) -> Rewriting:

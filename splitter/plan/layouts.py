@@ -126,7 +126,7 @@ def compare(
         asked = plans.with_segments(start, counts)
     layouts = {"a package a stage": start, "as planned": asked}
     with suppress(PlanError):  # a plan of which nothing between first and last stage makes packages
-        layouts = {"one package": plans.single_package(start), **layouts}
+        layouts = {"one package": plans.laid_out(start, "core"), **layouts}
     if out is not None:
         plans.save(asked, out)
     return Layouts(asked, tuple(_layout(name, partition(captured, way), way) for name, way in layouts.items()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
@@ -26,6 +26,10 @@ _MAX_BYTES = 1 << 18  # of a plan file
 CompressionForm: TypeAlias = Literal["int8", "pal8", "pal6", "pal4"]
 WeightForm: TypeAlias = Literal["none", CompressionForm]
 COMPRESSIONS: tuple[CompressionForm, ...] = get_args(CompressionForm)
+Packaging: TypeAlias = Literal["split", "core", "whole"]
+PACKAGINGS: tuple[Packaging, ...] = get_args(Packaging)
+# Passes for what host stages compute: before a plan's own, and behind them.
+_FOR_HOST, _FOR_LONG_MEANS = ("fourier-as-products", "stds-as-means"), ("means-in-stages",)
 
 
 class DeploymentTarget(StrEnum):
@@ -388,20 +392,40 @@ def with_format(plan: Plan, target: str) -> Plan:
     return changed(plan, stages=stages)
 
 
-def single_package(plan: Plan) -> Plan:
-    """The plan with everything between its first and its last stage in one package, for comparison.
+def laid_out(plan: Plan, layout: Packaging) -> Plan:
+    """The plan with its stages as they are, or in one package.
+
+    Args:
+        plan: With the targets that are wanted.
+        layout: ``split``: as the plan has it. ``core``: everything between the first and the last stage in one package.
+            ``whole``: from the model's inputs to its outputs, Fourier transforms as products, with no stage beside it.
 
     Raises:
-        PlanError: The target of none of these stages makes packages.
+        PlanError: The target of none of the stages in question makes packages.
     """
+    return {"split": lambda: plan, "core": lambda: _core(plan), "whole": lambda: _whole(plan)}[layout]()
+
+
+def _package_target(stages: Sequence[Stage], which: str) -> str:
+    for stage in stages:
+        if lowering.capabilities(stage.target).passes:
+            return stage.target
+    raise PlanError(
+        f"no stage {which} makes a package",
+        received=", ".join(f"{stage.name} → {stage.target}" for stage in stages),
+        fix="Give one of them a target that takes graph passes.",
+    )
+
+
+def _whole(plan: Plan) -> Plan:
+    stage = Stage(name="whole", target=_package_target(plan.stages, "of the plan"))
+    passes = tuple(dict.fromkeys((*_FOR_HOST, *plan.graph_passes, *_FOR_LONG_MEANS)))
+    return changed(plan, stages=[stage.model_dump()], tensors=(), passes=passes)
+
+
+def _core(plan: Plan) -> Plan:
     inner = plan.stages[1:-1]
-    target = next((stage.target for stage in inner if lowering.capabilities(stage.target).passes), None)
-    if target is None:
-        raise PlanError(
-            "no stage between the first and the last makes a package",
-            received=", ".join(f"{stage.name} → {stage.target}" for stage in inner),
-            fix="Give one of them a target that takes graph passes.",
-        )
+    target = _package_target(inner, "between the first and the last")
     core = Stage(name="core", target=target, modules=tuple(path for stage in inner for path in stage.modules))
     merged = {stage.name for stage in inner}
     tensors = [

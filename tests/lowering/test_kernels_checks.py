@@ -155,7 +155,7 @@ def test_command_line_builds_the_form_it_is_asked_for(tmp_path, monkeypatch):
         raise SystemExit(7)
 
     monkeypatch.setattr(compiler, "build", build)
-    arguments = ["build", "demo", "-o", str(tmp_path / "x"), "--layout", "mlx", "--compress", "pal6"]
+    arguments = ["build", "demo", "-o", str(tmp_path / "x"), "--weights-layout", "mlx", "--compress", "pal6"]
     assert CliRunner().invoke(cli.command, arguments).exit_code == 7
     assert (asked["weights"], asked["compress"]) == ({"layout": "mlx"}, "pal6")
     CliRunner().invoke(cli.command, ["build", "demo", "-o", "x", "--weights-dtype", "fp16", "--qkv", "split"])

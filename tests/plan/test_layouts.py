@@ -104,13 +104,14 @@ def test_only_packages_are_cut(demo):
         plans.with_segments(demo[1], {"middle": 2})
 
 
-@pytest.mark.parametrize("layout", ["single package", "segments"])
+@pytest.mark.parametrize("layout", ["core", "whole", "segments"])
 def test_every_layout_verifies(tmp_path, layout):
     plan = plans.with_segments(PACKAGES_PLAN, {"transformer": 3}) if layout == "segments" else PACKAGES_PLAN
-    bag = splitter.build(separating(), tmp_path / "b", plan=plan, single_package=layout == "single package")
+    bag = splitter.build(separating(), tmp_path / "b", plan=plan, layout="split" if layout == "segments" else layout)
     (bundle,) = bag.members
     expected = {
-        "single package": ["core"],
+        "core": ["core"],
+        "whole": ["whole"],
         "segments": ["encoder", "transformer_1", "transformer_2", "transformer_3", "decoder"],
     }
     assert [one.name for one in bundle.segments if one.artifact.target == "coreml"] == expected[layout]

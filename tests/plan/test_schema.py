@@ -139,7 +139,7 @@ def test_one_form_for_all_weights_of_a_bundle(tmp_path):
     whole = plans.compressed(plan, "int8")
     assert (whole.compression.form, whole.weights.compress) == ("int8", "int8")
     assert whole.compression.exceptions == {}
-    without = plans.compressed(plans.single_package(models.presets()["htdemucs"]), "pal6")
+    without = plans.compressed(plans.laid_out(models.presets()["htdemucs"], "core"), "pal6")
     assert (without.compression.form, without.weights.compress) == ("pal6", "none")
     plans.save(plan, tmp_path / "plan.toml")
     assert plans.load(tmp_path / "plan.toml") == plan

@@ -14,6 +14,7 @@ from torch import fx
 
 from ...graph.program import Program
 from ...graph.shapes import DTYPES, TensorType
+from . import axes
 
 _aten = torch.ops.aten
 
@@ -26,6 +27,7 @@ def prepared(program: Program) -> Program:
     for node in list(ready.graph.nodes):
         if node.op == "call_function" and (rewrite := _REWRITINGS.get(node.target)):
             rewrite(ready.graph, node)
+    axes.narrow(ready)
     _boundaries(ready)
     return ready
 
