@@ -38,13 +38,13 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
             "splitter": splitter_command(made, track, directory / "splitter"),
         }
         absent = dict(_ABSENT)
-        program, example = runtimes.core(Bundle.load(made))
+        program = runtimes.core(Bundle.load(made))
         for name, runtime in runtimes.RUNTIMES.items():
             if runtime.obstacle:
                 absent[name] = runtime.obstacle
                 continue
             file = directory / f"{name}{runtime.suffix}"
-            runtime.convert(program, example, file)
+            runtime.convert(program, file)
             peers[name] = [*demucs_command(checkpoint, track, directory / name), "--core", name, made, file]
         found = _in_turns({name: [*command, *_AS_GIVEN] for name, command in peers.items()}, runs)
         decibels = {name: _least_snr(directory / "demucs", directory / name) for name in peers}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,13 +24,13 @@ class Runtime:
     Attributes:
         needs: Modules without which it does not run here.
         suffix: Of its file.
-        convert: Writes a program, given with example inputs, to a file.
+        convert: Writes a program to a file.
         load: What the file holds, ready to run with PyTorch's number of threads.
     """
 
     needs: tuple[str, ...]
     suffix: str
-    convert: Callable[[Program, tuple[torch.Tensor, ...], Path], None]
+    convert: Callable[[Program, Path], None]
     load: Callable[[Path], Core]
 
     @property
@@ -48,24 +47,19 @@ def interface(bundle: Bundle) -> tuple[list[str], list[str]]:
     return entering, leaving
 
 
-def core(bundle: Bundle) -> tuple[Program, tuple[torch.Tensor, ...]]:
-    """What lies between, as one program, and its golden inputs."""
+def core(bundle: Bundle) -> Program:
+    """What lies between, as one program."""
     whole = bundle.program(bundle.manifest.whole)
     nodes = {node.name: node for node in whole.graph.nodes}
     entering, leaving = interface(bundle)
     sources, targets = ({name: nodes[bundle.manifest.nodes[name]] for name in names} for names in (entering, leaving))
-    golden = bundle.goldens()
-    return whole.part(sources, targets), tuple(torch.from_numpy(golden[name]) for name in entering)
+    return whole.part(sources, targets)
 
 
-def _to_onnx(program: Program, example: tuple[torch.Tensor, ...], file: Path) -> None:
-    module = program.module().eval().requires_grad_(False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        made = torch.onnx.export(
-            module, example, dynamo=True, verbose=False, input_names=program.inputs, output_names=program.outputs
-        )
-        made.save(file)
+def _to_onnx(program: Program, file: Path) -> None:
+    from splitter.lowering.onnx import export
+
+    file.write_bytes(export(program).SerializeToString())
 
 
 def _onnxruntime(file: Path) -> Core:
@@ -74,11 +68,11 @@ def _onnxruntime(file: Path) -> Core:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
+    names = [feature.name for feature in session.get_inputs()]
     return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
 
-def _to_openvino(program: Program, example: tuple[torch.Tensor, ...], file: Path) -> None:
+def _to_openvino(program: Program, file: Path) -> None:
     from splitter.runtime.engines.openvino_engine import converted, imported_silently
 
     imported_silently().serialize(converted(program), file)

@@ -26,6 +26,7 @@ from ..bundle.files import Files
 from ..bundle.manifest import Artifact, SegmentRecord
 from ..errors import BundleError, LoweringError
 from ..graph.capture import exported
+from ..graph.program import Program
 from ..partition import Segment
 from ..plan.schema import Plan, Precision
 from . import Capabilities, Target
@@ -70,7 +71,7 @@ class OnnxTarget(Target):
                 fix="Leave it out of the plan's `fp32_operations`.",
             )
         path = directory / f"{segment.name}.onnx"
-        model = _export(segment)
+        model = export(segment.program)
         if plan.precision is Precision.FP16:
             model = _halved(model)
         _describe(model, segment, plan)
@@ -98,29 +99,35 @@ class OnnxTarget(Target):
         return _differences(content, segment.name, inputs, outputs, plan)
 
 
-def _export(segment: Segment) -> onnx.ModelProto:
-    specs = (*segment.inputs, *segment.outputs)
-    if unknown := [spec.name for spec in specs if np.dtype(spec.dtype).kind == "c"]:
+def export(program: Program) -> onnx.ModelProto:
+    """A program as ONNX, by PyTorch's own exporter, with the program's names for inputs and outputs.
+
+    Raises:
+        LoweringError: It has complex numbers at its boundary, or the exporter refuses an operator.
+    """
+    types = {str(node.target): node.meta["type"] for node in program.input_nodes}
+    types |= dict(zip(program.outputs, (node.meta["type"] for node in program.output_nodes), strict=True))
+    if unknown := [name for name, kind in types.items() if kind.dtype.startswith("complex")]:
         raise LoweringError(
-            f"segment {segment.name!r} cannot be an ONNX file: ONNX has no complex numbers",
+            f"segment {program.name!r} cannot be an ONNX file: ONNX has no complex numbers",
             received=", ".join(unknown),
             fix="Cut the model before or behind its Fourier transforms.",
         )
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                exported(segment.program),
+            made = torch.onnx.export(
+                exported(program),
                 dynamo=True,
                 verbose=False,
                 opset_version=_OPSET,
-                input_names=[spec.name for spec in segment.inputs],
-                output_names=[spec.name for spec in segment.outputs],
+                input_names=list(program.inputs),
+                output_names=list(program.outputs),
             )
-        assert program is not None
-        return program.model_proto
+        assert made is not None
+        return made.model_proto
     except Exception as error:  # the exporter raises every kind
         raise LoweringError(
-            f"PyTorch's ONNX exporter refuses segment {segment.name!r}",
+            f"PyTorch's ONNX exporter refuses segment {program.name!r}",
             received=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             fix='Give the stage the target "graph" in the plan, or report the operator.',
         ) from error
@@ -173,7 +180,7 @@ def _metadata(segment: str, plan: Plan) -> dict[str, str]:
 def admitted(content: bytes, name: str) -> onnx.ModelProto:
     """The model of a file from anybody, before a runtime is given it.
 
-    It has what `_export` writes and no more: operators of ONNX itself, no bodies of loops, weights in the file, and a
+    It has what `export` writes and no more: operators of ONNX itself, no bodies of loops, weights in the file, and a
     shape for each value, which together stay within the memory limit.
 
     Args:

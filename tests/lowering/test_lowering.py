@@ -153,10 +153,10 @@ def test_audit_finds_edits(demo_bundle, tmp_path, change, finding):
 
 def test_unreadable_package_is_a_finding(demo_bundle, tmp_path):
     bundle = Bundle(tmp_path, demo_bundle.manifest)
-    assert "no directory there" in audit(bundle, "encoder")[0]
+    assert "there is no directory of this name" in audit(bundle, "encoder")[0]
     shutil.copytree(demo_bundle.path / "encoder.mlpackage", tmp_path / "encoder.mlpackage")
     next((tmp_path / "encoder.mlpackage").rglob("model.mlmodel")).write_bytes(b"\xff\xff\xff")
-    assert "readable Core ML package" in audit(bundle, "encoder")[0]
+    assert "cannot be read as a Core ML package" in audit(bundle, "encoder")[0]
 
 
 def test_operator_without_conversion_is_named(tmp_path):
@@ -262,7 +262,9 @@ def test_transformer_that_is_another_is_refused(tmp_path):
     stages[2]["target"] = "kernels"
     plan = plans.changed(HYBRID_PLAN, stages=stages)
     segment = partition(capture(Hybrid().eval(), {"mix": mix}, ("restored",)), plan).segments[2]
-    with pytest.raises(LoweringError, match="one tensor 'b c f t' and one 'b c t'"):
+    with pytest.raises(
+        LoweringError, match="other tensors than a cross-domain transformer: expected one 'b c f t' and one 'b c t'"
+    ):
         KernelsTarget().lower(segment, plan, {}, tmp_path)
 
 
