@@ -219,3 +219,5 @@ def test_every_parameter_is_annotated(register):
         @ops.operation("unclear")
         def unclear(x: Tensor, y) -> Tensor:
             return x
+
+    assert "unclear" not in ops.registered(), "and nothing of it is left"

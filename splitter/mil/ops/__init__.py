@@ -127,7 +127,7 @@ def operation(name: str, traits: Traits = Traits(), *, opset: str = OPSETS[0]) -
     """
 
     def register(function: Function) -> Function:
-        known = REGISTRY.setdefault(name, [])
+        known = REGISTRY.get(name, [])
         if any(record.opset == opset for record in known):
             raise ValueError(f"operation {name!r} is registered already for {opset}")
         if known and traits != Traits():
@@ -135,8 +135,8 @@ def operation(name: str, traits: Traits = Traits(), *, opset: str = OPSETS[0]) -
         parameters = parameters_of(function)
         takes_context = parameters.pop("context", None) is not None
         declared = known[0].traits if known else traits
-        known.append(OperationRecord(name, opset, function, parameters, takes_context, declared))
-        known.sort(key=lambda record: OPSETS.index(record.opset))
+        added = OperationRecord(name, opset, function, parameters, takes_context, declared)
+        REGISTRY[name] = sorted([*known, added], key=lambda record: OPSETS.index(record.opset))
         return function
 
     return register
