@@ -134,7 +134,7 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
                     compare(golden[name], local[name]) if name in local else None,
                 )
             )
-            if name in bundle.outputs and name in seen.arrays and bundle.manifest.model.audio is not None:
+            if name in bundle.outputs and name in seen.arrays and _holds_stems(bundle, golden[name]):
                 stems = seen.arrays[name][0]
                 points += _stems(bundle, segment, golden[name][0], stems)
     return Chain({n: engine.name for n, engine in orchestrator.engines.items()}, tuple(points), stems, error, why)
@@ -149,6 +149,12 @@ def _local(orchestrator: Orchestrator, segment: SegmentRecord, golden: Mapping[s
         )
     except SplitterError:
         return {}
+
+
+def _holds_stems(bundle: Bundle, output: Array) -> bool:
+    """Whether an output of the model is (1, stems, channels, samples), as a separator's is."""
+    audio = bundle.manifest.model.audio
+    return audio is not None and output.ndim == 4 and output.shape[:2] == (1, len(audio.stems))
 
 
 def _stems(bundle: Bundle, segment: SegmentRecord, reference: Array, candidate: Array) -> list[ChainPoint]:

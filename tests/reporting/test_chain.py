@@ -153,3 +153,11 @@ def test_engines_that_cannot_be_looked_into_say_so(demo_bundle, monkeypatch):
     found = run(demo_bundle, [("transformer", "numpy")])
     assert found.taps == "the engine 'opaque' cannot be looked into"
     assert not any(one.kind == "tap" for one in found.points)
+
+
+def test_an_output_that_holds_no_stems_is_told_of_as_a_tensor(packages_bundle):
+    """Of a module that names what it separates, and returns (1, channels, samples)."""
+    assert packages_bundle.audio.stems == ("restored",)
+    found = run(packages_bundle, [])
+    assert found.stems is None
+    assert {point.kind for point in found.points} == {"boundary"}
