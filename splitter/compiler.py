@@ -421,7 +421,8 @@ def _passed(
     applied: dict[str, int] = {}
     if _can(segment).passes:
         example = {spec.name: golden[spec.name] for spec in segment.inputs}
-        for name in plan.graph_passes:
+        needed = _can(segment).needed_passes if plan.passes is None else ()
+        for name in dict.fromkeys((*plan.graph_passes, *needed)):
             rewriting = graph_passes.apply(name, program, example)
             program, applied[name] = rewriting.program, rewriting.changes
             for place in rewriting.skipped:

@@ -43,6 +43,8 @@ class Capabilities:
         device_engine: The one on the device that the artifacts are made for: it also runs them in `separate`, where it
             can. Empty if there is none.
         passes: Its segments go through the plan's graph passes, and long tensors may be folded at its boundaries.
+        needed_passes: Those that its files are inexact without in any precision; applied behind the plan's, where the
+            plan does not name its passes.
         divisible: A stage of it can be cut into several segments.
         reference: It is lowered once more in fp32 without compression, and once more without compression alone, so that
             `verify` tells conversion, precision and compression apart.
@@ -62,6 +64,7 @@ class Capabilities:
     engines: tuple[str, ...] = ()
     device_engine: str = ""
     passes: bool = False
+    needed_passes: tuple[str, ...] = ()
     divisible: bool = False
     reference: bool = False
     on_host: bool = False

@@ -47,6 +47,7 @@ class OnnxTarget(Target):
         artifact=KIND,
         engines=("onnxruntime",),
         passes=True,
+        needed_passes=("norms-safe-in-half", "means-in-stages"),  # ONNX Runtime adds a norm's values one by one
         divisible=True,
         reference=True,
         precisions=frozenset(Precision),

@@ -419,7 +419,8 @@ def _package_target(stages: Sequence[Stage], which: str) -> str:
 
 def _whole(plan: Plan) -> Plan:
     stage = Stage(name="whole", target=_package_target(plan.stages, "of the plan"))
-    passes = tuple(dict.fromkeys((*_FOR_HOST, *plan.graph_passes, *_FOR_LONG_MEANS)))
+    needed = lowering.capabilities(stage.target).needed_passes if plan.passes is None else ()
+    passes = tuple(dict.fromkeys((*_FOR_HOST, *plan.graph_passes, *needed, *_FOR_LONG_MEANS)))
     return changed(plan, stages=[stage.model_dump()], tensors=(), passes=passes)
 
 

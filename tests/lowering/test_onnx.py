@@ -306,3 +306,9 @@ def test_integers_truths_and_single_numbers_cross_as_they_are(tmp_path):
     splitter.build(Counted(), tmp_path / "b", inputs=inputs, plan=plan)
     assert not failures(tmp_path / "b")
     assert {spec.dtype for spec in directory.single(tmp_path / "b").tensors.values()} == {"int64", "bool", "float32"}
+
+
+def test_norms_are_written_out_unless_the_plan_names_its_passes(bundle, tmp_path):
+    assert {"norms-safe-in-half", "means-in-stages"} <= bundle.segment("transformer").passes.keys()
+    bag = splitter.build(separating(), tmp_path / "b", plan=PACKAGES_PLAN, format="onnx", passes=())
+    assert bag.members[0].segment("transformer").passes == {}
