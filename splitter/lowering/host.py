@@ -167,12 +167,7 @@ def _is_plain(a: dict[str, Any]) -> bool:
 
 
 def _stft(a: dict[str, Any], node: fx.Node) -> _Lowered | None:
-    if (
-        a["win_length"] not in (None, a["n_fft"])
-        or a["onesided"] is False
-        or not a["return_complex"]
-        or a["window"] is None
-    ):
+    if not _is_plain(a) or not a["return_complex"]:
         return None
     scale = 1 / math.sqrt(a["n_fft"]) if a["normalized"] else 1.0
     parameters = {"fft_length": a["n_fft"], "hop_length": a["hop_length"] or a["n_fft"] // 4, "scale": scale}
@@ -180,12 +175,7 @@ def _stft(a: dict[str, Any], node: fx.Node) -> _Lowered | None:
 
 
 def _istft(a: dict[str, Any], node: fx.Node) -> _Lowered | None:
-    if (
-        a["win_length"] not in (None, a["n_fft"])
-        or a["onesided"] is False
-        or a["return_complex"]
-        or a["window"] is None
-    ):
+    if not _is_plain(a) or a["return_complex"]:
         return None
     scale = 1 / math.sqrt(a["n_fft"]) if a["normalized"] else 1.0
     parameters = {

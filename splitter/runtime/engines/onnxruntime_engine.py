@@ -13,6 +13,7 @@ from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
 from ...errors import EngineError
+from ...lowering.onnx import KIND, admitted
 from . import Engine
 
 _WARNING = 3  # in its own log: errors only
@@ -22,7 +23,7 @@ class OnnxRuntimeEngine(Engine):
     """On an NVIDIA GPU where the build has CUDA; on a Mac by its Core ML provider (not run here); else on the CPU."""
 
     name: ClassVar[str] = "onnxruntime"
-    artifacts: ClassVar[frozenset[str] | None] = frozenset({"onnx"})
+    artifacts: ClassVar[frozenset[str] | None] = frozenset({KIND})
     precision: ClassVar[str | None] = None
     distributions: ClassVar[tuple[str, ...]] = ("onnxruntime",)
 
@@ -34,8 +35,6 @@ class OnnxRuntimeEngine(Engine):
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         import onnxruntime
-
-        from ...lowering.onnx import admitted
 
         content = bundle.files.read(bundle.path / segment.artifact.path)
         admitted(content, segment.artifact.path)
