@@ -11,8 +11,10 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import tomli_w
 import torch
 from pydantic import ValidationError
@@ -20,6 +22,7 @@ from rich.console import Console
 from splitter_weights import checkpoints
 
 from splitter import arrays
+from splitter.boundary import TensorSpec
 from splitter.bundle import directory
 from splitter.cli import tables
 from splitter.errors import BundleError
@@ -27,6 +30,7 @@ from splitter.graph import program as programs
 from splitter.graph.weights import Weights
 from splitter.plan import schema
 from splitter.runtime import host
+from splitter.runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from splitter.separation.audio import Track, statistics
 
 from . import packages
@@ -277,3 +281,62 @@ def sound_read(path):
 
 FORMATS["audio"] = Format(by_bytes, sound_read)
 FORMATS["mlpackage"] = Format(packages.mutated, packages.read, 0.1)
+
+
+# --------------------------------------------------------------------------------------------- ONNX
+
+
+def onnx_mutated(path, generator):
+    """Fields of the model that a runtime would follow."""
+    model = onnx.load_model_from_string(path.read_bytes())
+    graph = model.graph
+    names = [name for node in graph.node for name in (*node.input, *node.output)]
+    for _ in range(generator.choice([1, 1, 2, 4])):
+        if not graph.node:  # the last one went
+            break
+        node, weight = generator.choice(graph.node), generator.choice(graph.initializer)
+        match generator.randrange(9):
+            case 0:
+                node.op_type = generator.choice(OPERATORS)
+            case 1 if node.input:
+                node.input[generator.randrange(len(node.input))] = generator.choice([*names, "", "nowhere"])
+            case 2:
+                node.output[0] = generator.choice([*names, ""])
+            case 3 if weight.dims:
+                weight.dims[generator.randrange(len(weight.dims))] = generator.choice(NUMBERS) % (1 << 63)
+            case 4:
+                weight.data_type = generator.randrange(24)
+            case 5 if node.attribute:
+                attribute = generator.choice(node.attribute)
+                attribute.i, attribute.f = generator.choice(NUMBERS) % (1 << 63), generator.choice([0.0, -1.0, 1e38])
+                attribute.ints[:] = [generator.choice([-1, 0, 1, 7, 1 << 40]) for _ in attribute.ints]
+            case 6:
+                graph.node.remove(node)
+            case 7:
+                values = np.array([generator.choice([-1, 0, 1, 3, 1 << 20, 1 << 40]) for _ in weight.dims or [1]])
+                weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+            case _:
+                feature = generator.choice([*graph.input, *graph.output]).type.tensor_type
+                feature.elem_type = generator.randrange(24)
+                for axis in feature.shape.dim:
+                    axis.dim_value = generator.choice([axis.dim_value, 1, 0, 1 << 40])
+    path.write_bytes(model.SerializeToString())
+
+
+def onnx_read(path):
+    """As the engine does, on the inputs of the file that was changed."""
+    bundle = SimpleNamespace(path=path.parent, files=SimpleNamespace(read=Path.read_bytes), tensors=ONNX_TENSORS)
+    segment = SimpleNamespace(artifact=SimpleNamespace(path=path.name), outputs=(ONNX_OUTPUTS[path.stem],))
+    engine = OnnxRuntimeEngine(bundle, segment, compute_units="ALL")
+    engine.run({name: np.zeros(ONNX_TENSORS[name].shape, np.float32) for name in ONNX_INPUTS[path.stem]})
+
+
+OPERATORS = ("Add", "Conv", "ConvTranspose", "MatMul", "Reshape", "Transpose", "Slice", "Gather", "Split", "Expand", "Pad",
+             "Tile", "ConstantOfShape", "Resize", "Loop", "Range", "TopK", "ScatterND", "GridSample", "LSTM")  # fmt: skip
+ONNX_INPUTS = {"encoder": ("waveform",), "transformer": ("down",)}
+ONNX_OUTPUTS = {"encoder": "down", "transformer": "mix_norm2"}
+ONNX_TENSORS = {
+    name: TensorSpec(name=name, shape=shape, dtype="float32", producer="input", consumers=())
+    for name, shape in {"waveform": (1, 2, 64), "down": (1, 8, 16), "mix_norm2": (1, 16, 8)}.items()
+}
+FORMATS["onnx"] = Format(mutation(onnx_mutated), onnx_read)

@@ -20,7 +20,7 @@ from splitter.boundary import TensorSpec
 from splitter.plan import schema
 from splitter.runtime import host
 
-from ..toys import GRAPHS_PLAN, HYBRID_PLAN, duo
+from ..toys import GRAPHS_PLAN, HYBRID_PLAN, PACKAGES_PLAN, duo, separating
 from . import packages
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -114,6 +114,13 @@ def sounds(home):
     soundfile.write(home / "audio" / "float.wav", sound[:, 0], 48_000, subtype="FLOAT")
 
 
+def onnx_files(home):
+    with tempfile.TemporaryDirectory() as scratch:
+        splitter.build(separating(), Path(scratch, "b"), plan=PACKAGES_PLAN, format="onnx", reference=False)
+        for name in ("encoder", "transformer"):
+            shutil.copy(Path(scratch, "b", f"{name}.onnx"), home / "onnx")
+
+
 def main():
     shutil.rmtree(CORPUS, ignore_errors=True)
     for name in (
@@ -128,9 +135,10 @@ def main():
         "checkpoint",
         "audio",
         "mlpackage",
+        "onnx",
     ):
         (CORPUS / name).mkdir(parents=True)
-    for make in (bundles, hosts, plans, arrays, checkpoints, sounds):
+    for make in (bundles, hosts, plans, arrays, checkpoints, sounds, onnx_files):
         make(CORPUS)
     with tempfile.TemporaryDirectory() as scratch:
         packages.build(Path(scratch))
