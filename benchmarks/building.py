@@ -46,9 +46,9 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
 
 
 def _convert(checkpoint: str, out: Path) -> None:
-    from splitter.compiler import captured
     from splitter.graph.capture import exported
     from splitter.mil.coreml_tools import ct, quiet_and_quick
+    from splitter.opening import captured
     from splitter.partition import partition
     from splitter.plan import schema as plans
 

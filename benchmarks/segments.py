@@ -12,7 +12,7 @@ from rich.table import Table
 
 import splitter
 from splitter.bundle.directory import Bundle
-from splitter.compiler import captured
+from splitter.opening import captured
 from splitter.plan import schema as plans
 from splitter.plan.schema import Plan
 from splitter.runtime.orchestrator import Orchestrator

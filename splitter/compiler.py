@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,22 +16,18 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from . import arrays, lowering, models, names
+from . import lowering, models, names, opening
 from . import passes as graph_passes
 from .boundary import INPUT, Array, TensorSpec
 from .bundle import goldens
 from .bundle.directory import Bag, Bundle, file_records, load, staged, write_manifest
 from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
 from .errors import CheckpointError, PartitionError, PassError, PlanError, UsageError
-from .graph import diagnosis
 from .graph import program as programs
 from .graph.capture import capture
-from .graph.signature import bind
 from .lowering.weights import check_names, compressed_forms
-from .models import Ensemble, Example, Family, Model
-from .models.module import from_factory, is_reference
+from .models import Example, Family, Model
 from .partition import Partition, Segment, partition, run
-from .plan import proposal
 from .plan import schema as plans
 from .plan.schema import Packaging, Plan, WeightForm
 
@@ -132,7 +128,7 @@ def build(
         SplitterError: Of the kind that names what went wrong. Nothing is left behind.
     """
     out = Path(out)
-    given = None if inputs is None else _given(inputs)
+    given = None if inputs is None else opening.given(inputs)
     if given is not None and golden_audio is not None:
         raise UsageError("the golden input is either given as inputs or made from audio, not both")
     plan = plans.load(Path(plan)) if isinstance(plan, Path | str) else plan
@@ -157,8 +153,8 @@ def build(
     else:  # what contradicts itself under every preset should not wait for the download of a model
         _check_settings(settings, arrange)
     with staged(out, force=force) as directory:
-        family, ensemble = _opened(model, random_init, progress)
-        ensemble = ensemble if name is None else _renamed(ensemble, name)
+        family, ensemble = opening.opened(model, random_init, progress)
+        ensemble = ensemble if name is None else opening.renamed(ensemble, name)
         for member in ensemble.members:
             _check_name(member)
             single = len(ensemble.members) == 1
@@ -166,10 +162,12 @@ def build(
             target.mkdir(exist_ok=True)
             label = "" if single else f"{member.name}: "
             told = partial(_labelled, progress, label)
-            asked = _Asked(plan, settings, given, segment, None if golden_audio is None else Path(golden_audio))
-            obeyed = _planned(family, member, asked, arrange, told)
+            request = opening.Request(
+                plan, settings, given, segment, None if golden_audio is None else Path(golden_audio)
+            )
+            obeyed = opening.planned(family, member, request, arrange, told)
             _check_stems(family, member, obeyed)
-            example = asked.example(family, member.module, obeyed)
+            example = request.example(family, member.module, obeyed)
             _build_one(family, member, target, obeyed, example, reference, skipped, told)
         if len(ensemble.members) > 1:
             members = tuple(member.name for member in ensemble.members)
@@ -177,13 +175,6 @@ def build(
             manifest = BagManifest(name=ensemble.name, members=members, digests=digests, weights=ensemble.weights)
             write_manifest(directory, manifest)
     return load(out)
-
-
-def _renamed(ensemble: models.Ensemble, name: str) -> models.Ensemble:
-    """Called otherwise; the members of several keep their names, by which they are told apart."""
-    single = len(ensemble.members) == 1
-    members = tuple(replace(member, name=name) if single else member for member in ensemble.members)
-    return replace(ensemble, name=name, members=members)
 
 
 def _check_name(member: models.Model) -> None:
@@ -224,119 +215,6 @@ def _check_settings(settings: Mapping[str, object], arrange: Callable[[Plan], Pl
         else:
             return
     raise refusals[0]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What a build was asked for, as far as it decides the plan and the golden input.
-
-    Attributes:
-        plan: To obey, settings included; None for a preset or a proposal.
-        settings: What overrides those.
-        inputs: Example inputs and what they are; None for the family's own.
-        seconds: Length of one run of a separator.
-        recording: What the family's example is made from.
-    """
-
-    plan: Plan | None = None
-    settings: Mapping[str, object] = field(default_factory=dict)
-    inputs: Example | None = None
-    seconds: float | None = None
-    recording: Path | None = None
-
-    def example(self, family: Family, module: nn.Module, plan: Plan) -> Example:
-        if self.inputs is None:
-            return family.example(module, plan, self.recording)
-        # What a user gives may not fit, and a trace may not notice: it computes nothing.
-        diagnosis.check(module, bind(module, self.inputs.inputs))
-        return self.inputs
-
-
-def _given(inputs: Mapping[str, Any] | Path | str) -> Example:
-    if isinstance(inputs, Mapping):
-        return Example(inputs, "example inputs, as they were given")
-    return Example(arrays.read(Path(inputs)), Path(inputs).name)
-
-
-def _opened(model: str | Path | nn.Module, random_init: int | None, progress: Progress) -> tuple[Family, Ensemble]:
-    if isinstance(model, nn.Module):
-        return models.of_module(model)
-    progress(f"loading {model}")
-    if not is_reference(model):
-        return models.load(model, random_init=random_init)
-    if random_init is not None:
-        raise UsageError("the weights of a model of your own are those that your code gives it", received="a seed")
-    return models.of_model(from_factory(str(model)))
-
-
-def _planned(
-    family: Family, member: Model, asked: _Asked, arranged: Callable[[Plan], Plan], progress: Progress
-) -> Plan:
-    """The plan to obey, prepared with the module: the one asked for, the preset of its class, or a proposed one."""
-    start = asked.plan
-    if start is None and (preset := models.preset_for(member)) is not None:
-        start = plans.changed(preset, **asked.settings)
-    if start is not None:
-        return family.prepared(member.module, arranged(start), asked.seconds)
-    draft = plans.changed(proposal.blank(type(member.module).__name__, member.class_path), **asked.settings)
-    draft = family.prepared(member.module, draft, asked.seconds)
-    progress("capturing the graph")
-    return arranged(_proposed(family, member, asked, draft, progress)[1].plan)
-
-
-def _proposed(
-    family: Family, member: Model, asked: _Asked, draft: Plan, progress: Progress
-) -> tuple[programs.Program, proposal.Proposal]:
-    example = asked.example(family, member.module, draft)
-    whole = capture(member.module, example.inputs, (), family.patches())
-    progress("proposing stages, and trying to lower them")
-    return whole, proposal.propose(whole, draft, bind(member.module, example.inputs).tensors)
-
-
-def captured(
-    model: str | Path | nn.Module,
-    *,
-    inputs: Mapping[str, Any] | Path | str | None = None,
-    plan: Plan | None = None,
-    random_init: int | None = None,
-    progress: Progress = lambda step: None,
-) -> tuple[programs.Program, Plan]:
-    """The graph that a build would cut, and the plan it would obey; of a bag its first member.
-
-    Args:
-        model: As for `build`.
-        inputs: As for `build`.
-        plan: The preset for the model's class, or a proposed one, by default.
-        random_init: Seed of random weights for a named configuration.
-        progress: Called with a phrase as each step begins.
-    """
-    family, ensemble = _opened(model, random_init, progress)
-    member = ensemble.members[0]
-    asked = _Asked(plan=plan, inputs=None if inputs is None else _given(inputs))
-    obeyed = _planned(family, member, asked, lambda found: found, progress)
-    example = asked.example(family, member.module, obeyed)
-    return capture(member.module, example.inputs, obeyed.outputs, family.patches()), obeyed
-
-
-def propose(
-    model: str | Path | nn.Module,
-    *,
-    inputs: Mapping[str, Any] | Path | str | None = None,
-    random_init: int | None = None,
-    progress: Progress = lambda step: None,
-) -> tuple[programs.Program, proposal.Proposal]:
-    """The graph of a model, and a new plan for it, whether or not there is a preset; of a bag its first member.
-
-    Args:
-        model: As for `build`, as the others.
-    """
-    family, ensemble = _opened(model, random_init, progress)
-    member = ensemble.members[0]
-    asked = _Asked(inputs=None if inputs is None else _given(inputs))
-    draft = proposal.blank(type(member.module).__name__, member.class_path)
-    draft = family.prepared(member.module, draft, None)
-    progress("capturing the graph")
-    return _proposed(family, member, asked, draft, progress)
 
 
 def _labelled(progress: Progress, label: str, step: str) -> None:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import splitter
-from splitter import compiler, mil, models, passes
+from splitter import compiler, mil, models, opening, passes
 from splitter.bundle.directory import load
 from splitter.diagnosis import examine
 from splitter.errors import AudioError, CheckpointError, PartitionError, PlanError, UsageError
@@ -68,7 +68,7 @@ def test_a_model_is_called_as_asked(tmp_path):
     assert Separator(bag, "default").home(tmp_path) == tmp_path / "mine"
     with pytest.raises(UsageError, match="'a/b' cannot be the name of a model: it holds '/'"):
         splitter.build(duo(), tmp_path / "c", plan=GRAPHS_PLAN, name="a/b")
-    several = compiler._renamed(models.Ensemble("pair", (models.Model("a", None), models.Model("b", None)), ()), "mine")
+    several = opening.renamed(models.Ensemble("pair", (models.Model("a", None), models.Model("b", None)), ()), "mine")
     assert (several.name, [member.name for member in several.members]) == ("mine", ["a", "b"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from .. import compiler, lowering, output
+from .. import lowering, opening, output
 from ..boundary import INPUT, OUTPUT
 from ..diagnosis.compiling import compile_time
 from ..errors import PlanError, UsageError
@@ -108,7 +108,7 @@ def compare(
     if out is not None:
         output.check(out)
     start = plans.load(plan) if isinstance(plan, Path) else plan
-    captured, start = compiler.captured(model, inputs=inputs, plan=start, random_init=random_init, progress=progress)
+    captured, start = opening.captured(model, inputs=inputs, plan=start, random_init=random_init, progress=progress)
     asked = plans.with_segments(start, segments or {})
     lowering.check(asked)
     progress("cutting")

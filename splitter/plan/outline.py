@@ -11,7 +11,7 @@ from typing import Any
 from torch import fx, nn
 from torch._ops import OpOverload
 
-from .. import compiler, output
+from .. import opening, output
 from ..graph.program import Program
 from ..partition import partition, within
 from ..profiling import work
@@ -83,7 +83,7 @@ def new_plan(
     """
     if out is not None:
         output.check(out)
-    program, proposal = compiler.propose(model, inputs=inputs, random_init=random_init, progress=progress)
+    program, proposal = opening.propose(model, inputs=inputs, random_init=random_init, progress=progress)
     if out is not None:
         plans.save(proposal.plan, out)
     return NewPlan(proposal.plan, tuple(_modules(program, proposal.plan)), proposal.trials)

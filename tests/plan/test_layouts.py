@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import splitter
-from splitter.compiler import captured
 from splitter.errors import PlanError, UsageError
+from splitter.opening import captured
 from splitter.partition import partition, run
 from splitter.plan import schema as plans
 from splitter.plan.cuts import live, operations
