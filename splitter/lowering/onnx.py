@@ -206,15 +206,15 @@ def admitted(content: bytes, name: str) -> onnx.ModelProto:
     attributes = [attribute for node in graph.node for attribute in node.attribute]
     tensors = [*graph.initializer, *(attribute.t for attribute in attributes)]
     faults = {
-        "operators of other domains": domains - {"", "ai.onnx"},
+        "operators of other domains": sorted(domains - {"", "ai.onnx"}),
         "functions": [function.name for function in model.functions],
         "bodies of control flow": [part.name for part in attributes if part.HasField("g") or part.graphs],
         "weights in other files": [tensor.name for tensor in tensors if tensor.external_data or tensor.data_location],
         "sparse weights": [weight.values.name for weight in graph.sparse_initializer],
     }
-    if found := {what: list(which) for what, which in faults.items() if which}:
-        fault, which = next(iter(found.items()))
-        raise BundleError(f"{name} has {fault}", received=", ".join(which[:5]), fix="Build the bundle again.")
+    for fault, which in faults.items():
+        if which:
+            raise BundleError(f"{name} has {fault}", received=", ".join(which[:5]), fix="Build the bundle again.")
     try:  # both follow what was refused above
         onnx.checker.check_model(model, full_check=True)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)

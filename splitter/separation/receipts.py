@@ -117,9 +117,9 @@ def of_another_song(path: Path, home: Path, outputs: Mapping[str, Path]) -> Path
     receipts = iter([nearest]) if nearest is not None else _all(home)
     with suppress(OSError):  # no track: that is said when its turn comes
         for receipt in receipts:
-            for name in receipt.stems.keys() & there.keys():
-                if not _is(path, receipt.source) and _still(there[name], receipt.stems[name]):
-                    return there[name]
+            for name, target in there.items():
+                if name in receipt.stems and not _is(path, receipt.source) and _still(target, receipt.stems[name]):
+                    return target
     return None
 
 
