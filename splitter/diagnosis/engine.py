@@ -18,6 +18,7 @@ from .chips import (
     PITFALLS,
     WORKING_SET,
 )
+from .load import padded_axes
 from .rules import Note, Severity, rule
 from .subject import Subject
 
@@ -182,15 +183,11 @@ def line(subject: Subject) -> Iterator[Note]:
 )
 def padding(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type != "pad":
-            continue
-        amounts = node.integers("pad")
-        rank = len(node.outputs[0].shape)
-        axes = {rank - len(amounts) // 2 + index // 2 for index, amount in enumerate(amounts) if amount}
-        if node.text("mode") == "reflect" and not subject.chip.texture_engine:
-            yield Note(f"reflects, which needs the M2 or later (this is the {subject.chip.name.upper()})", node)
-        elif any(axis < rank - 2 for axis in axes):
+        rank, axes = padded_axes(node)
+        if any(axis < rank - 2 for axis in axes):
             yield Note(f"pads axis {min(axes)} of {rank}", node)
+        elif axes and node.text("mode") == "reflect" and not subject.chip.texture_engine:
+            yield Note(f"reflects, which needs the M2 or later (this is the {subject.chip.name.upper()})", node)
 
 
 @rule(

@@ -77,6 +77,7 @@ CASES = [
     Case("engine-padding", pad([1, 1], "reflect"), IMAGE, ["pad"]),
     Case("engine-padding", pad([1, 1], "reflect"), IMAGE, chip="m2"),
     Case("engine-padding", pad([1, 1, 0, 0]), IMAGE),
+    Case("engine-padding", pad([1, 1, 0, 0, 0, 0], "replicate"), IMAGE, ["pad"], chip="m5"),
     Case("engine-padding", pad([0, 1, 0, 0, 0, 0]), IMAGE, ["pad"], chip="m5"),
     Case("engine-padding", pad([0, 0, 0, 0, 1, 0]), IMAGE),
     Case("engine-argument", lambda x: mb.reduce_argmax(x=x, axis=1), {"x": f16(1, 2049)}, ["reduce_argmax"]),

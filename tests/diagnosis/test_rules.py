@@ -8,13 +8,21 @@ from splitter.diagnosis import Severity, rules
 from splitter.diagnosis.__main__ import page
 from splitter.diagnosis.rules import rule
 
-from . import test_artefacts, test_compiling, test_engine, test_half, test_ranges
+from . import test_artefacts, test_compiling, test_engine, test_half, test_load, test_ranges
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor-rules.md"
 # With tests of their own kind: they need a label, or a package that the builder cannot write.
-BY_THEMSELVES = {"engine-flexible", *(name for name in rules() if name.startswith("requested-"))}
+BY_THEMSELVES = {
+    "engine-flexible",
+    "load-rank",
+    "load-no-input",
+    "load-empty",
+    *(name for name in rules() if name.startswith("requested-")),
+}
 CASES = [
-    case for module in (test_artefacts, test_compiling, test_engine, test_half, test_ranges) for case in module.CASES
+    case
+    for module in (test_artefacts, test_compiling, test_engine, test_half, test_load, test_ranges)
+    for case in module.CASES
 ]
 
 
