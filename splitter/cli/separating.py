@@ -36,6 +36,10 @@ def _rate_option(context: click.Context, parameter: click.Parameter, value: str)
     return value if value in ("keep", "model") else int(value)
 
 
+def _stems_option(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(name for part in value.split(",") if (name := part.strip()))
+
+
 class _Separate(click.Command):
     """A command that tells a file whose name begins with a dash from an option."""
 
@@ -60,6 +64,7 @@ of videos. Writes WAV, FLAC and MP3."""
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("separated"), show_default=True,
               help="Directory for the stems; -: the one stem to standard output.")  # fmt: skip
 @click.option("-r", "--recursive", is_flag=True, help="Take the sound files of the folders in a folder, too.")
+@click.option("--stems", metavar="STEM,STEM", callback=_stems_option, help="Only these stems.")
 @click.option("--two-stems", metavar="STEM", help="Only this stem and the rest.")
 @click.option("--other-method", type=click.Choice(["add", "minus", "none"]), default="add", show_default=True,
               help="The rest: add: all other stems; minus: the mixture minus the stem; none: left out.")  # fmt: skip
@@ -98,6 +103,7 @@ def separate(
     name: str | None,
     out: Path,
     recursive: bool,
+    stems: tuple[str, ...] | None,
     two_stems: str | None,
     other_method: Any,
     shifts: int,
@@ -128,6 +134,7 @@ def separate(
         shifts=shifts,
         overlap=overlap,
         segment=segment,
+        stems=stems,
         two_stems=two_stems,
         other_method="none" if out == _STDOUT else other_method,
         encoding=_encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode),

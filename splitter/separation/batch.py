@@ -133,7 +133,7 @@ def separate_into(separator: Separator, file: str | Path, sink: BinaryIO, progre
         raise UsageError(
             "a stream holds one stem",
             received=", ".join(separator.written),
-            fix="Choose one by --two-stems STEM --other-method none.",
+            fix="Choose one by --stems STEM.",
         )
     found = inputs.tracks([file], Path(os.devnull))
     if len(found) != 1:

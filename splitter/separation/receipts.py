@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic_core import to_jsonable_python
 
 from .. import output, reading
 from ..bundle.directory import file_record
@@ -58,7 +59,7 @@ def made(separator: Separator, source: FileRecord, home: Path, stems: Mapping[Pa
     return Receipt(
         source=source,
         bundle=separator.bag.fingerprint,
-        options=asdict(separator.options),
+        options=_options(separator),
         engines=separator.requested_engines,
         stems={_below(home, target): file_record(waiting) for target, waiting in stems.items()},
         written=written,
@@ -94,7 +95,7 @@ def complete(separator: Separator, path: Path, home: Path, outputs: Mapping[str,
         return (
             receipt is not None
             and receipt.bundle == separator.bag.fingerprint
-            and receipt.options == asdict(separator.options)
+            and receipt.options == _options(separator)
             and receipt.engines == separator.requested_engines
             and receipt.stems.keys() == names.keys()
             and _is(path, receipt.source)
@@ -121,6 +122,12 @@ def of_another_song(path: Path, home: Path, outputs: Mapping[str, Path]) -> Path
                 if name in receipt.stems and not _is(path, receipt.source) and _still(target, receipt.stems[name]):
                     return target
     return None
+
+
+def _options(separator: Separator) -> dict[str, Any]:
+    """As a receipt gives them back: JSON has lists only."""
+    options: dict[str, Any] = to_jsonable_python(asdict(separator.options))
+    return options
 
 
 def _all(home: Path) -> Iterator[Receipt]:

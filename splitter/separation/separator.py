@@ -31,12 +31,12 @@ from .encoding import MP3_RATES, Encoding, StemWriter, finish
 from .named import named
 from .overlap_add import Geometry, Model, SongPass, Stems
 from .selection import Engines
+from .wanted import OtherMethod, Wanted
 from .workers import share
 
 if TYPE_CHECKING:
     from .batch import Outcome
 
-OtherMethod: TypeAlias = Literal["add", "minus", "none"]
 DEFAULT_FILENAME = "{track}/{stem}.{ext}"
 _FIELDS = frozenset({"folder", "track", "trackext", "stem", "ext"})
 
@@ -49,6 +49,7 @@ class Options:
         shifts: Passes with a random shift to average; 0 for one plain pass.
         overlap: Fraction of a segment shared with the next.
         segment: Seconds of the song in one run of the model; all it takes where None.
+        stems: Only these stems; all where None. Models of a bag that have no share in them are not run.
         two_stems: Only this stem and the rest.
         other_method: What "the rest" is: the sum of the other stems, the mixture minus the stem, or nothing.
         encoding: File format and clip handling.
@@ -64,6 +65,7 @@ class Options:
     shifts: int = 1
     overlap: float = 0.25
     segment: float | None = None
+    stems: tuple[str, ...] | None = None
     two_stems: str | None = None
     other_method: OtherMethod = "add"
     encoding: Encoding = field(default_factory=Encoding)
@@ -159,10 +161,8 @@ class Separator:
         self.bag, self.options, self._progress = _opened(model, progress), options, progress
         sound = self.bag.members[0].audio
         self.stems, self.samplerate, self.channels = sound.stems, sound.samplerate, sound.channels
-        if options.two_stems is not None and options.two_stems not in self.stems:
-            raise UsageError(
-                f"{self.bag.name} has no stem {options.two_stems!r}", fix=f"It has {', '.join(self.stems)}."
-            )
+        self._wanted = Wanted.of(self.stems, options.stems, options.two_stems, options.other_method)
+        self._members = self._wanted.members(self.bag.weights)
         if options.shifts < 0:
             raise UsageError("--shifts is negative", expected="0 or more", received=options.shifts)
         _check_filename(options.filename)
@@ -238,7 +238,8 @@ class Separator:
     def runs(self, seconds: float) -> int:
         """How often a model runs on so much sound, in all passes of all members."""
         passes = max(1, self.options.shifts)
-        return sum(passes * geometry.runs(round(seconds * self.samplerate), None) for geometry in self._geometries)
+        samples = round(seconds * self.samplerate)
+        return sum(passes * self._geometries[member].runs(samples, None) for member in self._members)
 
     def engines(self, jobs: int = 1, runs: int | None = None) -> Engines:
         """What runs what, measured if it must be. What is found first is kept.
@@ -276,8 +277,10 @@ class Separator:
 
     @cached_property
     def _orchestrators(self) -> list[Orchestrator]:
-        engines = self.engines().by_segment
-        return [Orchestrator(member, engines) for member in self.bag.members]
+        engines, members = self.engines().by_segment, self.bag.members
+        if len(self._members) < len(members):
+            self._progress(f"{len(self._members)} of {len(members)} models give what is asked for")
+        return [Orchestrator(members[member], engines) for member in self._members]
 
     def track(self, path: Path) -> Track:
         return Track(path, self.samplerate, self.channels, self.options.channels)
@@ -293,7 +296,8 @@ class Separator:
             progress: Told of every run of a model.
 
         Yields:
-            All stems in the model's order, ``(stems, channels, n)`` at a time, at the track's loudness.
+            The stems that the options need, in the model's order, ``(stems, channels, n)`` at a time, at the track's
+            loudness.
         """
         return self._separated(track.path, self._window(track), track_statistics, progress)
 
@@ -301,20 +305,12 @@ class Separator:
         self, track: Track | Sound, track_statistics: Statistics, progress: Progress = silent
     ) -> Iterator[dict[str, Block]]:
         """The same, as the stems that the options ask for, by name."""
-        two, method = self.options.two_stems, self.options.other_method
         window = self._window(track)
         position = 0
         for block in self._separated(track.path, window, track_statistics, progress):
-            stems: dict[str, Block] = dict(zip(self.stems, block, strict=True))
-            if two is not None:
-                rest = [stem for name, stem in stems.items() if name != two]
-                stems = {two: stems[two]}
-                if method == "add":
-                    stems[f"no_{two}"] = np.sum(rest, axis=0, dtype=np.float32)
-                elif method == "minus":
-                    stems[f"minus_{two}"] = window.read(position, position + block.shape[-1]) - stems[two]
-            position += block.shape[-1]
-            yield stems
+            stop = position + block.shape[-1]
+            yield self._wanted.blocks(block, partial(window.read, position, stop))
+            position = stop
 
     def _window(self, track: Track | Sound) -> Window:
         """What all passes read from. One may be a stride and a chunk ahead of another, and that read back half a chunk
@@ -324,30 +320,32 @@ class Separator:
     def _separated(
         self, path: Path, window: Window, track_statistics: Statistics, progress: Progress
     ) -> Generator[Stems]:
-        totals = np.asarray(self.bag.weights, np.float32).sum(axis=0)[:, None, None]
+        all_weights = np.asarray(self.bag.weights, np.float32)[:, self._wanted.indices]
+        totals = all_weights.sum(axis=0)[:, None, None]
         step, shifts = self._geometries[0].stride, max(1, self.options.shifts)
         passes = cycle(self._passes(path, window, track_statistics, progress))
         for start in range(0, track_statistics.samples, step):
             samples = min(step, track_statistics.samples - start)
-            mixed = np.zeros((len(self.stems), self.channels, samples), np.float32)
-            for weights in self.bag.weights:
+            mixed = np.zeros((len(totals), self.channels, samples), np.float32)
+            for weights in all_weights[[*self._members]]:
                 shifted = next(passes).read(samples)
                 for _ in range(1, shifts):
                     shifted = shifted + next(passes).read(samples)
-                mixed += shifted / np.float32(shifts) * np.asarray(weights, np.float32)[:, None, None]
+                mixed += shifted / np.float32(shifts) * weights[:, None, None]
             yield track_statistics.restored(mixed / totals)
 
     def _passes(self, path: Path, window: Window, track_statistics: Statistics, progress: Progress) -> list[SongPass]:
         """The passes over the track of the first member, of the second, and so on."""
-        orchestrators = self._orchestrators
         shifts = random.Random(self.options.seed)
-        plan: list[list[int] | list[None]] = [
+        # Of every member, so that a stem is the same whatever else is asked for.
+        drawn: list[list[int] | list[None]] = [
             [shifts.randint(0, geometry.max_shift) for _ in range(self.options.shifts)] or [None]
             for geometry in self._geometries
         ]
+        plan = [(self._geometries[member], drawn[member]) for member in self._members]
         total = sum(
             geometry.runs(track_statistics.samples, offset) * geometry.stride / self.samplerate
-            for geometry, offsets in zip(self._geometries, plan, strict=True)
+            for geometry, offsets in plan
             for offset in offsets
         )
         done = 0.0
@@ -364,12 +362,12 @@ class Separator:
                 window,
                 track_statistics,
                 geometry,
-                stems=len(self.stems),
+                stems=len(self._wanted.indices),
                 channels=self.channels,
                 offset=offset,
                 advanced=partial(advance, geometry.stride / self.samplerate),
             )
-            for orchestrator, geometry, offsets in zip(orchestrators, self._geometries, plan, strict=True)
+            for orchestrator, (geometry, offsets) in zip(self._orchestrators, plan, strict=True)
             for offset in offsets
         ]
 
@@ -385,7 +383,7 @@ class Separator:
         def run(mix: Block) -> Stems:
             stems: Stems = orchestrator.run({given: mix[None]})[returned][0]
             self._trimming.after_run()
-            return stems
+            return stems[[*self._wanted.indices]] if len(self._wanted.indices) < len(stems) else stems
 
         return run
 
@@ -396,11 +394,7 @@ class Separator:
     @property
     def written(self) -> tuple[str, ...]:
         """The stems that each track gets, by name."""
-        two = self.options.two_stems
-        if two is None:
-            return self.stems
-        rest = {"add": [f"no_{two}"], "minus": [f"minus_{two}"], "none": []}[self.options.other_method]
-        return (two, *rest)
+        return self._wanted.written
 
     def outputs(self, path: Path, out: Path, template: str | None = None) -> dict[str, Path]:
         """Where each stem of a file will be written.

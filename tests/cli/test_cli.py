@@ -132,6 +132,10 @@ FAILURES = {
     "no bundle to run": (["separate", "SONG"], "-b DIR"),
     "bundle not found": (["separate", "SONG", "-b", "nowhere"], "splitter build"),
     "unknown name": (["separate", "SONG", "-n", "htdemuxx"], "Names are demo"),
+    "no such stem": (
+        ["separate", "SONG", "-b", "BUNDLE", "--stems", "bass, piano"],
+        "no stem 'piano'. It has drums, bass,",
+    ),
     "unknown stem": (["separate", "SONG", "-b", "BUNDLE", "--two-stems", "piano"], "drums, bass, other, vocals"),
     "overlap of one": (["separate", "SONG", "-b", "BUNDLE", "--overlap", "1"], "less than 1"),
     "more jobs than cores": (["separate", "SONG", "-b", "BUNDLE", "-j", "4096"], "(available cores), found 4096"),
@@ -287,8 +291,8 @@ def test_a_name_that_looks_like_an_option_is_explained(splitter, toy_path, song_
 
 
 def test_a_stem_goes_through_a_pipe(toy_path, song_path, tmp_path):
-    """In and out: as `cat song | splitter separate - -o - --two-stems vocals | player`."""
-    command = [SPLITTER, "separate", "-", "-b", toy_path, "-o", "-", "--two-stems", "kept", "--shifts", "0"]
+    """In and out: as `cat song | splitter separate - -o - --stems vocals | player`."""
+    command = [SPLITTER, "separate", "-", "-b", toy_path, "-o", "-", "--stems", "kept", "--shifts", "0"]
     with song_path.open("rb") as song:
         done = subprocess.run(command, stdin=song, capture_output=True, check=True, cwd=tmp_path)
     (tmp_path / "stem.wav").write_bytes(done.stdout)

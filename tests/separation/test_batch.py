@@ -1,5 +1,6 @@
 """Batches of files: all stems or none, each file once, resumed after whatever ended them."""
 
+import dataclasses
 import errno
 import os
 import random
@@ -80,6 +81,19 @@ def test_two_stems(tmp_path, bag, song_path, method):
     elif method == "minus":
         mix = soundfile.read(song_path, dtype="float32")[0].T
         assert snr_db(mix - read(every["vocals"]), read(two["minus_vocals"])) >= 120
+
+
+def test_only_the_stems_that_are_asked_for(tmp_path, bag, song_path):
+    encoding = Encoding(subtype="FLOAT", clip="none")
+    every = separate([song_path], bag, tmp_path / "all", options=Options(shifts=0, encoding=encoding))[0].stems
+    options = Options(shifts=0, encoding=encoding, stems=("vocals", "drums"))
+    some = separate([song_path], bag, tmp_path / "some", options=options)[0]
+    assert list(some.stems) == ["drums", "vocals"]
+    assert all(np.array_equal(read(path), read(every[name])) for name, path in some.stems.items())
+    (again,) = separate([song_path], bag, tmp_path / "some", options=options)
+    assert again.attempts == 0, "a receipt knows the stems that were asked for"
+    (fewer,) = separate([song_path], bag, tmp_path / "some", options=dataclasses.replace(options, stems=("vocals",)))
+    assert fewer.attempts == 1
 
 
 def test_one_bad_file_does_not_stop_the_others(tmp_path, bag, song_path):

@@ -115,6 +115,30 @@ def test_silence_and_one_sample_are_songs_too(tmp_path, bag):
         assert np.isfinite(result).all()
 
 
+def test_only_models_with_a_share_in_what_is_asked_for_are_run(tmp_path, demo_bundle):
+    """As in a bag of fine-tuned models, each of one stem; with shifts, of which each model has its own."""
+    one_each = Bag(demo_bundle.path, "ft", (demo_bundle,) * 4, tuple(map(tuple, np.eye(4).tolist())))
+    path = clip(tmp_path, 2.0)
+    every, mix = ours(one_each, path, shifts=2)
+    runs, full = Separator(one_each, "default", options=Options(shifts=2)).runs(2.0), math.nan
+    for options, separated, share in [
+        ({"two_stems": "other", "other_method": "add"}, list(songs.STEMS), 1),
+        ({"stems": ("vocals",)}, ["vocals"], 1 / 4),
+        ({"stems": ("vocals", "bass")}, ["bass", "vocals"], 2 / 4),
+        ({"two_stems": "other", "other_method": "minus"}, ["other"], 1 / 4),
+    ]:
+        told = []
+        separator = Separator(one_each, "default", options=Options(shifts=2, **options), progress=told.append)
+        stems = separator(mix, 44_100)
+        for name in set(stems) & set(separated):
+            assert np.array_equal(stems[name], every[songs.STEMS.index(name)]), name
+        assert separator.runs(2.0) == runs * share
+        (total,) = {step.total for step in told if not isinstance(step, str)}
+        full = full if share < 1 else total
+        assert total / full == pytest.approx(share, abs=0.1), "a shift may take another run"
+        assert any("models give what is asked for" in str(step) for step in told) == (share < 1)
+
+
 def test_progress_ends_at_its_total(tmp_path, bag):
     told = []
     separator = Separator(bag, "default", options=Options(shifts=3))
@@ -299,7 +323,11 @@ def test_a_name_is_a_bundle_in_the_cache(demo_bundle, tmp_path, monkeypatch):
         ({"segment": 0.149}, r"at least 0\.15 s"),
         ({"overlap": 0.995}, r"an overlap of at most 0\.99, found 0\.995"),
         ({"shifts": -1}, "--shifts is negative: expected 0 or more, found -1"),
-        ({"two_stems": "piano"}, "drums, bass, other, vocals"),
+        ({"two_stems": "piano"}, "the model has no stem 'piano'. It has drums, bass, other, vocals"),
+        ({"stems": ("bass", "piano")}, "the model has no stem 'piano'. It has drums, bass, other, vocals"),
+        ({"stems": ("bass", "bass")}, "the stem 'bass' is asked for twice"),
+        ({"stems": ()}, "no stem is asked for: expected one or more of drums, bass, other, vocals"),
+        ({"stems": ("bass",), "two_stems": "bass"}, "--stems and --two-stems exclude each other"),
         ({"filename": "{track}.wav"}, "does not tell the stems apart"),
         ({"filename": "{stem}/{title}"}, "title"),
         ({"filename": "{stem"}, "is malformed"),
