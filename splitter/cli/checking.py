@@ -139,16 +139,22 @@ def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
 @click.option("--static", is_flag=True, help="Look at the programs alone; run nothing.")
 @click.option("--fail-on", type=click.Choice(["error", "warning", "info", "never"]), default="error",
               show_default=True, help="Exit with 1 if something at least as bad is found.")  # fmt: skip
+@click.option("--all", "everything", is_flag=True, help="Show every finding, and why it matters.")
 @memory_option
 @json_option
-def doctor(path: Path, chip: str, inputs: Path | None, static: bool, fail_on: str, as_json: bool) -> None:
-    """Examine PATH, a bundle or any .mlpackage: Neural Engine, half precision, what was asked for, compile time."""
+def doctor(
+    path: Path, chip: str, inputs: Path | None, static: bool, fail_on: str, everything: bool, as_json: bool
+) -> None:
+    """Examine PATH, a bundle or any .mlpackage: loading, Neural Engine, half precision, what was asked for.
+
+    It begins with what to do, at most five lines, then shows the causes of all findings, the costliest first.
+    """
     from . import tables
 
     if static and inputs is not None:
         raise errors.UsageError("--inputs and --static exclude each other", fix="Leave one of them out.")
     with steps() as progress:
         report = splitter.doctor(path, chip=chip, inputs=inputs, run=not static, progress=progress)
-    print_result(as_json, report.to_dict, lambda: tables.doctor_tables(report))
+    print_result(as_json, report.to_dict, lambda: tables.doctor_tables(report, everything=everything))
     if report.fails(None if fail_on == "never" else fail_on):
         raise click.exceptions.Exit(1)

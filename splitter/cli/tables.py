@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
@@ -33,7 +34,11 @@ _COLOURS = {
 }
 
 _SEVERITIES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-_PLACES = 3  # of a rule's findings; the JSON document has all
+_PLACES = 3  # of operators of a module
+# So that the doctor fits a screen: 5 actions of two lines, and these rows.
+_CAUSES = 10
+_PACKAGES = 6
+_PUBLISHED = "Limits of the engine are published by people who measured it, not by Apple; compile times are rough."
 
 
 def _audio(sound: AudioRecord | None) -> str:
@@ -246,11 +251,8 @@ def _status(*statuses: splitter.Status) -> Text:
     return Text(str(worst), style=_COLOURS[worst])
 
 
-def doctor_tables(report: DoctorReport) -> RenderableType:
-    """What the doctor found: for each package a row per rule, and its placement on the engine."""
-    parts: list[RenderableType] = []
-    for diagnosis in report.diagnoses:
-        parts += [_findings_table(diagnosis), _engine_table(diagnosis, report.chip)]
+def doctor_tables(report: DoctorReport, *, everything: bool) -> RenderableType:
+    """What to do, the causes of what the doctor found, and placement on the engine; or every finding besides."""
     counts = ", ".join(f"{count} {severity}" for severity, count in report.counts.items())
     worst = next((severity for severity, count in report.counts.items() if count), None)
     shares = " and ".join(
@@ -260,26 +262,89 @@ def doctor_tables(report: DoctorReport) -> RenderableType:
     verdict = Text(
         f"{report.path}: {counts}; FLOPs on the engine {shares}", style=_SEVERITIES[worst] if worst else "green"
     )
-    note = Text("Limits of the engine are published by people who measured it, not by Apple; the estimate is rough.")
-    return Group(*parts, note, verdict)
+    parts = [*_actions(report), _causes_table(report, everything), _placements_table(report, everything)]
+    if everything:
+        parts += [_findings_table(diagnosis) for diagnosis in report.diagnoses]
+        parts.append(Text(_PUBLISHED))
+    elif report.causes:
+        parts.append(Text("--all shows every finding, --json all there is."))
+    return Group(*parts, verdict)
+
+
+def _actions(report: DoctorReport) -> list[RenderableType]:
+    """What to do, a line or two each."""
+    lines: list[RenderableType] = [Text("Do this", style="bold")] if report.actions else []
+    for number, action in enumerate(report.actions, 1):
+        moved = f": moves {share(action.flop_share)} of the FLOPs onto the engine" if action.flop_share else ""
+        cause, others = action.causes[0], len(action.causes) - 1
+        rules = f"{cause.rule.id}{f' and {others} more' if others else ''}"
+        places = (
+            f"{action.places} places, first {_place(cause.example)}" if action.places > 1 else _place(cause.example)
+        )
+        lines.append(Text(f"{number}. {action.do}{moved} ({rules}: {places})."))
+    return lines
+
+
+def _place(finding: Finding) -> str:
+    return f"{finding.operation} {finding.output}".strip() or "the package"
+
+
+def _causes_table(report: DoctorReport, everything: bool) -> RenderableType:
+    table = Table(title="causes, the costliest first", title_justify="left")
+    for column in ("severity", "rule"):
+        table.add_column(column, no_wrap=True)
+    for column in ("places", "FLOPs off"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("first", overflow="fold")
+    shown = report.causes if everything else report.causes[:_CAUSES]
+    for cause in shown:
+        severity, first = cause.rule.severity, f"{_place(cause.example)}: {cause.example.what}"
+        table.add_row(
+            Text(str(severity), style=_SEVERITIES[severity]),
+            cause.rule.id,
+            f"{cause.places}",
+            share(cause.flop_share) if cause.flop_share else "",
+            Text(first) if everything else Text(first, no_wrap=True, overflow="ellipsis"),
+        )
+    if len(shown) < len(report.causes):
+        table.add_row("", f"… {len(report.causes) - len(shown)} more", "", "", "")
+    return table
+
+
+def _placements_table(report: DoctorReport, everything: bool) -> RenderableType:
+    """A row for each function: what can run on the engine as it is; with everything, in half precision too."""
+    table = Table(title=f"Neural Engine, {report.chip.upper()}", title_justify="left")
+    table.add_column("package", overflow="fold")
+    for column in ("operations there", "FLOPs there", "changes", "values that cross", "compile, estimated"):
+        table.add_column(column, justify="right")
+    shown = report.diagnoses if everything else report.diagnoses[:_PACKAGES]
+    for diagnosis in shown:
+        name = Path(diagnosis.package).name + ("" if diagnosis.function == "main" else f" ({diagnosis.function})")
+        states = [(diagnosis.placement, diagnosis.compile_time, "")]
+        if everything:
+            states.append((diagnosis.placement_in_half, diagnosis.compile_time_in_half, ", in half precision"))
+        for placement, estimate, how in states:
+            crossing = f"{len(placement.crossing)} ({size(placement.crossing_bytes)})" if placement.crossing else "0"
+            table.add_row(
+                name + how, share(placement.operation_share), share(placement.flop_share), f"{placement.changes}",
+                crossing, duration(estimate.bounds),
+            )  # fmt: skip
+    if len(shown) < len(report.diagnoses):
+        table.add_row(f"… {len(report.diagnoses) - len(shown)} more")
+    return table
 
 
 def _findings_table(diagnosis: Diagnosis) -> RenderableType:
+    """A row for each finding; what a rule means, with its first."""
     ran = "run on its inputs" if diagnosis.measured else "not run"
     table = Table(title=f"{diagnosis.package} ({diagnosis.function}), {ran}", title_justify="left")
     for column in ("severity", "rule", "where", "what", "likely fix"):
         table.add_column(column, overflow="fold")
-    by_rule: dict[str, list[Finding]] = {}
+    before = ""
     for finding in diagnosis.findings:
-        by_rule.setdefault(finding.rule, []).append(finding)
-    for rule, found in by_rule.items():
-        names = [f"{finding.operation} {finding.output}".strip() for finding in found[:_PLACES]]
-        more = f"\n… {len(found)} in all" if len(found) > _PLACES else ""
-        texts = "\n".join(dict.fromkeys(finding.what for finding in found[:_PLACES]))
-        severity = found[0].severity
-        table.add_row(
-            Text(str(severity), style=_SEVERITIES[severity]), rule, "\n".join(names) + more, texts, found[0].fix
-        )
+        severity, fix = Text(str(finding.severity), style=_SEVERITIES[finding.severity]), finding.fix
+        table.add_row(severity, finding.rule, _place(finding), finding.what, "" if finding.rule == before else fix)
+        before = finding.rule
     return table
 
 
@@ -325,24 +390,6 @@ def sizes_table(choice: compression.WeightChoice) -> RenderableType:
                 style="bold" if point is choice.chosen else "",
             )  # fmt: skip
         table.add_section()
-    return table
-
-
-def _engine_table(diagnosis: Diagnosis, chip: str) -> RenderableType:
-    table = Table(title=f"Neural Engine, {chip.upper()}", title_justify="left")
-    table.add_column("")
-    table.add_column("as it is", justify="right")
-    table.add_column("in half precision", justify="right")
-    placements = (diagnosis.placement, diagnosis.placement_in_half)
-    times = (diagnosis.compile_time, diagnosis.compile_time_in_half)
-    table.add_row("operations that can run there", *(share(p.operation_share) for p in placements))
-    table.add_row("FLOPs of convolutions and products", *(share(p.flop_share) for p in placements))
-    table.add_row("changes of device", *(f"{p.changes}" for p in placements))
-    table.add_row(
-        "values that cross",
-        *(f"{len(p.crossing)} ({size(p.crossing_bytes)})" if p.crossing else "0" for p in placements),
-    )
-    table.add_row("compile time, estimated", *(duration(t.bounds) for t in times))
     return table
 
 

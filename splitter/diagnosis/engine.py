@@ -23,6 +23,7 @@ from .rules import Note, Severity, rule
 from .subject import Subject
 
 DTYPE_RULE = "engine-dtype"
+ON_ENGINE = "--for ane"
 _LAST_AXIS_BYTES = 64  # what the last axis of a buffer is padded to
 
 
@@ -42,6 +43,7 @@ def _operands(node: Node) -> tuple[Value, ...]:
     fix="Build with --precision fp16 once the half-precision findings are clear.",
     source=CAPABILITIES,
     off_engine=True,
+    option=ON_ENGINE,
 )
 def wide_types(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
@@ -78,6 +80,7 @@ def unsupported_operation(subject: Subject) -> Iterator[Note]:
     fix="Fold the long axis into two.",
     source=CAPABILITIES,
     off_engine=True,
+    option=ON_ENGINE,
 )
 def long_axis(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
@@ -165,6 +168,7 @@ def volume(subject: Subject) -> Iterator[Note]:
     why="Convolutions of the engine have four axes. Core ML has to add one, where it can.",
     fix="Write it with a height of 1.",
     source=CAPABILITIES,
+    option=ON_ENGINE,
 )
 def line(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:

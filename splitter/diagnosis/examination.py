@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from ..bundle.directory import Bag, Bundle, Source, load
 from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
 from ..mil.graph import Node, graph_of
+from ..passes import preset
+from ..plan.schema import Plan
 from ..reading import Read
+from . import advice
+from .advice import Action, Cause
 from .chips import CHIPS, Chip
 from .compiling import CompileTime, compile_time
-from .engine import DTYPE_RULE
+from .engine import DTYPE_RULE, ON_ENGINE
 from .placement import Placement, placed
 from .ranges import measured
-from .requested import by_metadata, by_plan
+from .requested import HALF_BOUNDARIES, by_metadata, by_plan
 from .rules import Severity, rules
 from .subject import Asked, Subject
 
@@ -64,6 +68,8 @@ class Diagnosis:
         placement_in_half: The same, that rule not counted: what would run there, were it in half precision.
         compile_time: For ``placement``.
         compile_time_in_half: For ``placement_in_half``.
+        refused_flops: FLOPs by the set of rules that keep their operations off the engine.
+        options: Of ``splitter build``, that the package was built without and could be built with.
     """
 
     package: str
@@ -74,6 +80,8 @@ class Diagnosis:
     placement_in_half: Placement
     compile_time: CompileTime
     compile_time_in_half: CompileTime
+    refused_flops: Mapping[frozenset[str], int]
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,16 @@ class DoctorReport:
     def counts(self) -> dict[Severity, int]:
         found = Counter(finding.severity for diagnosis in self.diagnoses for finding in diagnosis.findings)
         return {severity: found[severity] for severity in Severity}
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """What to do first, a few at most."""
+        return advice.actions(self.diagnoses)
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """Findings by rule, the costliest first."""
+        return advice.causes(self.diagnoses)
 
     def flop_share(self, *, in_half: bool) -> float | None:
         """Share of all packages' convolution and product FLOPs that can run on the engine; None if there are none."""
@@ -111,6 +129,8 @@ class DoctorReport:
                 "dtype_rule_counted": self.flop_share(in_half=False),
                 "dtype_rule_not_counted": self.flop_share(in_half=True),
             },
+            "actions": [action.to_dict() for action in self.actions],
+            "causes": [cause.to_dict() for cause in self.causes],
             "packages": [_json(diagnosis) for diagnosis in self.diagnoses],
         }
 
@@ -145,9 +165,11 @@ def examine(
     if isinstance(inputs, Path):
         inputs = arrays.read(inputs, expected=input_shapes(path))
     found: list[Diagnosis] = []
-    for package, read, given, asked in _packages(path, inputs, run=run):
+    for package, read, given, asked, options in _packages(path, inputs, run=run):
         progress(f"examining {package.name}")
-        found.extend(_diagnoses(package, read, CHIPS[chip], given, asked))
+        found.extend(
+            replace(diagnosis, options=options) for diagnosis in _diagnoses(package, read, CHIPS[chip], given, asked)
+        )
     if not found:
         raise UsageError(f"{path} is a bundle without Core ML packages")
     return DoctorReport(str(path), chip, tuple(found))
@@ -171,10 +193,11 @@ def _is_package(path: Path) -> bool:
 
 def _packages(
     path: Path, inputs: Mapping[str, Array] | None, *, run: bool
-) -> Iterator[tuple[Path, Read, Mapping[str, Array] | None, tuple[Asked, ...]]]:
-    """Packages, each with what reads its files, the inputs it is to run on, if it is, and what is asked of it."""
+) -> Iterator[tuple[Path, Read, Mapping[str, Array] | None, tuple[Asked, ...], tuple[str, ...]]]:
+    """Packages, each with what reads its files, the inputs it is to run on, if it is, what is asked of it, and with
+    which options it could be built again."""
     if _is_package(path):
-        yield path, Path.read_bytes, inputs if run else None, ()
+        yield path, Path.read_bytes, inputs if run else None, (), ()
         return
     for bundle in load(path).members:
         segments = [segment for segment in bundle.segments if segment.artifact.path.endswith(".mlpackage")]
@@ -182,7 +205,17 @@ def _packages(
         for segment in segments:
             package = bundle.path / segment.artifact.path
             asked = (by_plan(bundle.manifest.plan, segment),)
-            yield package, bundle.files.read, _inputs_of(bundle, segment, given), asked
+            yield package, bundle.files.read, _inputs_of(bundle, segment, given), asked, _options(bundle.manifest.plan)
+
+
+def _options(plan: Plan) -> tuple[str, ...]:
+    """Options that mend what a rule finds, and that a plan does without."""
+    open_options = []
+    if not {*preset("ane")} <= {name.partition("(")[0] for name in plan.graph_passes}:
+        open_options.append(ON_ENGINE)
+    if plan.boundary_dtype.value != "fp16":
+        open_options.append(HALF_BOUNDARIES)
+    return tuple(open_options)
 
 
 def _inputs_of(bundle: Bundle, segment: SegmentRecord, given: Mapping[str, Array] | None) -> Mapping[str, Array] | None:
@@ -212,19 +245,19 @@ def _diagnosis(model: mil.Model, chip: Chip, inputs: Mapping[str, Array] | None,
     claims = (*asked, *by_metadata(model.spec))
     subject = Subject(model.spec, graph, chip, claims, ranges, measured=inputs is not None)
     findings: list[Finding] = []
-    refused: set[Node] = set()
-    wide: set[Node] = set()
+    refused: dict[Node, set[str]] = {}
     for rule in rules().values():
         for note in rule.check(subject):
             if rule.off_engine and note.node is not None:
-                (wide if rule.id == DTYPE_RULE else refused).add(note.node)
+                refused.setdefault(note.node, set()).add(rule.id)
             operation = note.node.type if note.node is not None else ""
             output = note.node.name if note.node is not None else note.output
             findings.append(
                 Finding(rule.id, rule.severity, operation, output, note.what, rule.why, rule.fix, rule.source)
             )
     order = list(Severity)
-    as_it_is, in_half = placed(graph, refused | wide), placed(graph, refused)
+    as_it_is = placed(graph, refused.keys())
+    in_half = placed(graph, {node for node, by in refused.items() if by != {DTYPE_RULE}})
     return Diagnosis(
         package=str(model.path),
         function=model.function_name,
@@ -234,6 +267,7 @@ def _diagnosis(model: mil.Model, chip: Chip, inputs: Mapping[str, Array] | None,
         placement_in_half=in_half,
         compile_time=compile_time(as_it_is.operations_on_engine),
         compile_time_in_half=compile_time(in_half.operations_on_engine),
+        refused_flops=advice.refused_flops(refused),
     )
 
 

@@ -12,6 +12,7 @@ from ..plan.schema import Plan
 from .rules import Note, Severity, rule
 from .subject import Asked, Subject
 
+HALF_BOUNDARIES = "--boundary-dtype fp16"
 _CONVERTER = "com.github.apple.coremltools."
 _PRECISION = "https://apple.github.io/coremltools/docs-guides/source/typed-execution.html"
 _WIDE = re.compile(r"\b(fp|float|f)[ -]?32\b|\bsingle[ -]precision\b")
@@ -130,6 +131,7 @@ def compression(subject: Subject) -> Iterator[Note]:
     why="Each run converts these tensors at the boundary, outside the engine.",
     fix="Build with --boundary-dtype fp16 (iOS16 and later).",
     source=_PRECISION,
+    option=HALF_BOUNDARIES,
 )
 def boundary_casts(subject: Subject) -> Iterator[Note]:
     graph = subject.graph

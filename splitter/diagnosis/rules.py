@@ -58,6 +58,7 @@ class Rule:
         fix: What mends it, likely.
         source: Where this is published or measured.
         off_engine: The Neural Engine does not run an operation it finds.
+        option: Of ``splitter build``, that mends it; empty if there is none.
         check: Finds.
     """
 
@@ -68,6 +69,7 @@ class Rule:
     fix: str
     source: str
     off_engine: bool
+    option: str
     check: Check
 
 
@@ -83,6 +85,7 @@ def rule(
     fix: str,
     source: str,
     off_engine: bool = False,
+    option: str = "",
 ) -> Callable[[Check], Check]:
     """Register a function as a rule.
 
@@ -93,7 +96,7 @@ def rule(
     def register(check: Check) -> Check:
         if id in _REGISTRY:
             raise ValueError(f"rule {id!r} is registered already")
-        _REGISTRY[id] = Rule(id, severity, title, why, fix, source, off_engine, check)
+        _REGISTRY[id] = Rule(id, severity, title, why, fix, source, off_engine, option, check)
         return check
 
     return register
