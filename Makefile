@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow browser real mutants fuzz fuzz-corpus lint types audit check format constraints schema \
-	mil-ops doctor-rules docs bench clean
+	aten-ops mil-ops doctor-rules docs bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -79,6 +79,9 @@ schema: .venv/.installed ## Write the JSON Schemas under docs/ from the code.
 	$(BIN)/python -m splitter.bundle.manifest > docs/manifest.schema.json
 	$(BIN)/python -m splitter_weights.transformer > docs/transformer.schema.json
 	$(BIN)/python -m splitter.profiling > docs/profile.schema.json
+
+aten-ops: .venv/.installed ## Write docs/aten-ops.md from the code.
+	$(BIN)/python -m splitter.aten.ops > docs/aten-ops.md
 
 mil-ops: .venv/.installed ## Write docs/mil-ops.md from the code.
 	$(BIN)/python -m splitter.mil.ops > docs/mil-ops.md

@@ -83,6 +83,10 @@ class OperationError(SplitterError):
     """An operation of an ML Program that cannot be executed on what it was given."""
 
 
+class OperatorError(SplitterError):
+    """An operator of a captured graph that is not implemented, or not for what it was given."""
+
+
 class AudioError(SplitterError):
     """An audio file that cannot be read or written."""
 

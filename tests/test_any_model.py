@@ -77,6 +77,14 @@ def test_a_bundle_runs_in_packages(vit):
     assert snr_db(vit.goldens()["output"], results["output"]) > 100
 
 
+def test_every_stage_has_a_second_implementation(stranger):
+    golden = stranger.goldens()
+    engines = splitter.Orchestrator(stranger, {segment.name: "jax" for segment in stranger.segments}).engines
+    for segment in stranger.segments:
+        results = engines[segment.name].run({name: golden[name] for name in segment.inputs})
+        assert min(snr_db(golden[name], results[name]) for name in segment.outputs) >= 115
+
+
 def test_it_is_examined_and_profiled(stranger, monkeypatch):
     monkeypatch.setattr(limits, "measured", lambda: LIMITS)
     monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)

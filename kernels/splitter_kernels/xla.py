@@ -75,7 +75,7 @@ def compiled(config: Config, taps: Collection[str] = ()) -> Callable[..., Any]:
     if unknown := sorted(set(taps) - points.taps(config).keys()):
         raise SpecError(f"taps must be among those of kernels.taps for this configuration; got {unknown}")
     traced = partial(_tapped, config, frozenset(taps)) if taps else partial(transformer, config)
-    jitted = jax.jit(traced, compiler_options=_compiler_options())
+    jitted = jax.jit(traced, compiler_options=compiler_options())
 
     def checked(weights: Mapping[str, Any], freq: Any, time: Any) -> Any:
         check_inputs(config, freq, time, DTYPES)
@@ -85,7 +85,7 @@ def compiled(config: Config, taps: Collection[str] = ()) -> Callable[..., Any]:
 
 
 @cache
-def _compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str]:
     """Matrix products by Eigen where this XLA has the choice, rather than by YNNPACK.
 
     YNNPACK adds all terms of a product in one row of float32 sums: 122 dB over 2048 terms, where Eigen has 132, and

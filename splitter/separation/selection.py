@@ -219,9 +219,7 @@ def _rivals(segment: SegmentRecord) -> list[str]:
         return [default]
     kinds = {name: engines.engine(name) for name in engines.names()}
     automatic = [
-        name
-        for name, kind in kinds.items()
-        if kind.max_time_ratio is not None and kind.unsupported_reason(segment) is None
+        name for name, kind in kinds.items() if kind.is_measured(segment) and kind.unsupported_reason(segment) is None
     ]
     return [default, *(name for name in automatic if name != default)]
 

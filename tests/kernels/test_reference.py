@@ -270,7 +270,7 @@ def test_sums_of_many_terms_keep_their_digits():
     """The library XLA prefers for products has 122 dB here."""
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((1, 128, 2048), np.float32), rng.standard_normal((256, 2048), np.float32)
-    products = jax.jit(xla._products, compiler_options=xla._compiler_options())(x, weight)
+    products = jax.jit(xla._products, compiler_options=xla.compiler_options())(x, weight)
     assert snr_db(x.astype(np.float64) @ weight.T.astype(np.float64), np.asarray(products)) >= 127
 
 

@@ -174,8 +174,8 @@ def test_nothing_to_count_is_refused(demo_bundle, counts):
 
 
 def test_engine_that_cannot_run_is_refused_wherever_it_stands(demo_bundle):
-    with pytest.raises(EngineError, match="engine 'jax' cannot run segment 'encoder'"):
-        profiling.profile(demo_bundle, [("encoder", "torch"), ("encoder", "jax")])
+    with pytest.raises(EngineError, match="engine 'numpy' cannot run segment 'encoder'"):
+        profiling.profile(demo_bundle, [("encoder", "torch"), ("encoder", "numpy")])
 
 
 # ----------------------------------------------------------------------------------------- work

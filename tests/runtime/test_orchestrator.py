@@ -63,11 +63,10 @@ def test_engines_are_found_by_name():
     ("engines", "message"),
     [
         (
-            {"encoder": "jax"},
-            "engine 'jax' cannot run segment 'encoder': it runs cross-domain transformer, the segment is mlpackage.*"
-            "--engine SEGMENT=NAME",
+            {"encoder": "numpy"},
+            "engine 'numpy' cannot run segment 'encoder': it runs cross-domain transformer or host specification, the "
+            "segment is mlpackage.*--engine SEGMENT=NAME",
         ),
-        ({"encoder": "numpy"}, "it runs cross-domain transformer or host specification, the segment is mlpackage"),
         ({"analysis": "coreml"}, "it runs mlpackage, the segment is host specification"),
         ({"encoder": "coreml"}, "Core ML exists on macOS only"),
         ({"analysis": "mil"}, "it runs mlpackage, the segment is host specification"),

@@ -68,6 +68,11 @@ class Engine(ABC):
             return None
         return f"it runs {' or '.join(sorted(cls.artifacts))}, the segment is {artifact or 'a captured graph'}"
 
+    @classmethod
+    def is_measured(cls, segment: SegmentRecord) -> bool:
+        """Whether it may be taken for a segment that it can run without being asked for, if it is quick enough."""
+        return cls.max_time_ratio is not None
+
     @abstractmethod
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         """Load what the segment needs.
