@@ -23,7 +23,7 @@ from .harness import f16, mb, package
 
 SOURCES = Path(splitter.__file__).parent
 # Operators of captured graphs share names with those of ML Programs; these rooms know only the former.
-CAPTURED = {SOURCES / "graph", SOURCES / "passes"}
+CAPTURED = {SOURCES / "graph", SOURCES / "passes", SOURCES / "aten"}
 
 
 def tables(tree):
