@@ -9,8 +9,8 @@ BUNDLE ?= demo.bundle
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow browser real mutants fuzz fuzz-corpus lint types audit check format constraints schema \
-	aten-ops mil-ops doctor-rules docs bench clean
+.PHONY: help demo test slow browser real swift-test mutants fuzz fuzz-corpus lint types audit check format constraints \
+	schema aten-ops mil-ops doctor-rules docs bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,13 +38,23 @@ browser: ## Install Chromium and its driver, for the tests of the report; on Deb
 	} || echo "No chromium and chromedriver: the tests that open a report in a browser are skipped. Install both."
 
 test: .venv/.installed browser ## Run the tests that need neither the released model nor many minutes.
-	$(BIN)/python -m pytest -m "not real and not slow" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "not real and not slow and not swift" -n auto --dist loadfile
 
 slow: .venv/.installed ## Run the tests that take long: whole-size models, whole command lines, a cluster.
-	$(BIN)/python -m pytest -m "slow and not real" -n auto --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not real and not swift" -n auto --dist loadfile
 
 real: .venv/.installed ## Run the tests on the released model and recorded music ($$SPLITTER_DATA or ../shared/data).
 	$(BIN)/python -m pytest -m real
+
+SWIFT := swift/toolchain.sh swift
+SWIFT_FLAGS := --package-path swift -c release -Xswiftc -warnings-as-errors -Xswiftc -enable-testing
+
+swift-test: .venv/.installed ## Build the host for Apple devices and run it on stand-ins; fetches Swift on Debian.
+	$(SWIFT) format lint --strict --recursive swift/Package.swift swift/Sources swift/Standins swift/Tests
+	$(SWIFT) build $(SWIFT_FLAGS) --build-tests
+	$(BIN)/splitter build demo -o swift/.build/demo.bundle --force >/dev/null
+	$(SWIFT) test $(SWIFT_FLAGS) --skip-build --disable-swift-testing
+	$(BIN)/python -m pytest -m swift tests/swift
 
 mutants: .venv/.installed ## Change COUNT places of ROOM, drawn by SEED, one at a time: its tests must notice 95 % of them.
 	$(BIN)/python -m tests.mutants $(ROOM) --seed $(SEED) --count $(COUNT)

@@ -1,0 +1,1 @@
+../../../../kernels/splitter_kernels/metal/layer_norm.metal

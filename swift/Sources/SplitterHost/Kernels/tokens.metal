@@ -1,0 +1,1 @@
+../../../../kernels/splitter_kernels/metal/tokens.metal
