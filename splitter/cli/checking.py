@@ -48,8 +48,9 @@ def verify(bundle: Path, compute_units: str, trusted_key: Path | None, as_json: 
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Outputs by name: .npz or .safetensors."
 )
 @click.option("--function", help="Function to run.  [default: the package's]")
-@click.option("--values", type=click.Choice(["stored", "fp32", "fp16"]), default="stored", show_default=True,
-              help="Types of values: as the program declares; all fp32; all fp16.")  # fmt: skip
+@click.option("--values", type=click.Choice(["stored", "fp32", "fp16", "ane"]), default="stored", show_default=True,
+              help="Types of values: as the program declares; all fp32; all fp16; ane: as declared, and what is fp16 "
+              "as published measurements say of the Neural Engine.")  # fmt: skip
 @click.option("--accumulators", type=click.Choice(["fp32", "staged", "half"]), default="fp32", show_default=True,
               help="Type in which sums of fp16 terms are accumulated.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of random operations.")
@@ -66,13 +67,16 @@ def predict(
     as_json: bool,
 ) -> None:
     """Run PACKAGE, any .mlpackage, on this machine. This models rounding, not Apple's kernels."""
+    departures: list[str] = []
     results = splitter.predict(
-        package, inputs, out=out, function=function, values=values, accumulators=accumulators, seed=seed
-    )
+        package, inputs, out=out, function=function, values=values, accumulators=accumulators, seed=seed,
+        notice=departures.append,
+    )  # fmt: skip
     shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in results.items()}
     if as_json:
-        print_json({"out": str(out), "outputs": shapes})
+        print_json({"out": str(out), "outputs": shapes} | ({"departures": departures} if values == "ane" else {}))
     else:
+        print_lines(*departures)
         for name, kind in shapes.items():
             print_lines(f"{name} {kind['shape']} {kind['dtype']}")
 

@@ -241,9 +241,11 @@ def _diagnoses(
 
 def _diagnosis(model: mil.Model, chip: Chip, inputs: Mapping[str, Array] | None, asked: tuple[Asked, ...]) -> Diagnosis:
     graph = graph_of(model.function)
-    ranges = {} if inputs is None else measured(model, graph, inputs)
+    run = None if inputs is None else measured(model, graph, inputs)
     claims = (*asked, *by_metadata(model.spec))
-    subject = Subject(model.spec, graph, chip, claims, ranges, measured=inputs is not None)
+    subject = Subject(model.spec, graph, chip, claims)
+    if run is not None:
+        subject = replace(subject, **vars(run), measured=True)
     findings: list[Finding] = []
     refused: dict[Node, set[str]] = {}
     for rule in rules().values():

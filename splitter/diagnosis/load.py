@@ -68,8 +68,9 @@ def padding_amount(subject: Subject) -> Iterator[Note]:
 )
 def norm_rank(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        if node.type in ("batch_norm", "instance_norm") and len(node.extents("x")) == _MAX_RANK:
-            yield Note(f"{node.type} of 5 axes", node)
+        most, axes = node.traits.gpu_max_rank, len(node.extents("x"))
+        if most is not None and axes > most:
+            yield Note(f"{node.type} of {axes} axes", node)
 
 
 @rule(

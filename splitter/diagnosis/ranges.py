@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..boundary import Array
+from ..mil.departures import Departure, LimitWatch
 from ..mil.graph import Graph, Node
 from ..mil.model import Model
 from ..mil.program import Operation
@@ -23,34 +24,69 @@ from .half import IEEE, LARGEST, SMALLEST_NORMAL, is_half
 from .rules import Note, Severity, rule
 from .subject import Range, Subject
 
+T = TypeVar("T")
+
 _NEAR = LARGEST / 4  # two bits of headroom
 
 
 @dataclass
 class _Watch:
-    """A listener that keeps the largest magnitude of every operation's results."""
+    """A listener that keeps what every operation's results were, and where they went beyond limits."""
 
+    limits: LimitWatch
     seen: dict[int, Range] = field(default_factory=dict)
+    nans: dict[int, int] = field(default_factory=dict)
+    _sound: bool = True
 
     def before(self, operation: Operation, inputs: Mapping[str, Any]) -> None:
-        pass
+        self.limits.before(operation, inputs)
+        self._sound = not any(map(_nans, inputs.values()))
 
     def after(self, operation: Operation, outputs: Mapping[str, Any]) -> None:
+        self.limits.after(operation, outputs)
+        if self._sound and (count := sum(map(_nans, outputs.values()))):
+            self.nans[id(operation)] = count
         for value in outputs.values():
             if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
                 self.seen[id(operation)] = _joined(self.seen.get(id(operation)), _range(value))
 
 
-def measured(model: Model, graph: Graph, inputs: Mapping[str, Array]) -> dict[Node, Range]:
-    """Run a model opened with `RoundingMode.FP32` once and note the range of every operation's results.
+@dataclass(frozen=True)
+class Measured:
+    """What a run showed, by operation: see `Subject`."""
+
+    ranges: Mapping[Node, Range]
+    departures: Mapping[Node, tuple[Departure, ...]]
+    nans: Mapping[Node, int]
+
+
+def measured(model: Model, graph: Graph, inputs: Mapping[str, Array]) -> Measured:
+    """Run a model opened with `RoundingMode.FP32` once and note what every operation gives.
 
     Raises:
         UsageError: An input is missing, unknown, or not what the package takes.
     """
-    watch = _Watch()
+    watch = _Watch(LimitWatch(model.function.opset))
     with np.errstate(over="ignore"):  # in the outputs' declared types, at which nobody looks
         model.predict(inputs, model.make_state() if model.spec.states else None, listener=watch)
-    return {node: watch.seen[id(node.operation)] for node in graph.nodes if id(node.operation) in watch.seen}
+    departures: dict[int, tuple[Departure, ...]] = {}
+    for departure in watch.limits.found:
+        of = id(departure.operation)
+        departures[of] = (*departures.get(of, ()), departure)
+    return Measured(_by_node(graph, watch.seen), _by_node(graph, departures), _by_node(graph, watch.nans))
+
+
+def _by_node(graph: Graph, found: Mapping[int, T]) -> dict[Node, T]:
+    return {node: found[id(node.operation)] for node in graph.nodes if id(node.operation) in found}
+
+
+def _nans(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_nans, value))
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+        return 0
+    # Of a sum it is quick to see that it is a number; one that is not may be ∞ − ∞.
+    return 0 if not bool(torch.isnan(value.sum())) else int(torch.isnan(value).sum())
 
 
 def _range(value: Tensor) -> Range:

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from ..mil.graph import Node
 from .subject import Subject
 
-GROUPS = ("load", "engine", "half", "ranges", "requested", "artefacts", "compiling")
+GROUPS = ("load", "limits", "engine", "half", "ranges", "requested", "artefacts", "compiling")
 
 
 class Severity(StrEnum):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..mil.departures import Departure
 from ..mil.graph import Graph, Node
 from ..mil.model import PackageInfo
 from .chips import Chip
@@ -50,6 +51,8 @@ class Subject:
 
     Attributes:
         ranges: By operation; empty if the package was not run.
+        departures: Where it went beyond limits of the Neural Engine, by operation.
+        nans: How many NaN an operation in half precision made of numbers.
         measured: Whether it was.
     """
 
@@ -58,4 +61,6 @@ class Subject:
     chip: Chip
     asked: tuple[Asked, ...] = ()
     ranges: Mapping[Node, Range] = field(default_factory=dict)
+    departures: Mapping[Node, tuple[Departure, ...]] = field(default_factory=dict)
+    nans: Mapping[Node, int] = field(default_factory=dict)
     measured: bool = False

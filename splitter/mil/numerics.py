@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import accumulation
+from ..errors import UsageError
+from . import accumulation, neural_engine
 from .ops import OperationRecord
 from .types import DType
 
@@ -26,11 +27,14 @@ class RoundingMode(StrEnum):
         STORED: Each result is rounded to the type the program declares for it.
         FP32: Every floating-point value is float32; nothing is rounded to half.
         FP16: Inputs, weights and every floating-point result are rounded to half.
+        ANE: As declared; what is in half precision is computed as people measured the Neural Engine to compute it,
+            see `splitter.mil.neural_engine`. A model from published measurements, not the device.
     """
 
     STORED = "stored"
     FP32 = "fp32"
     FP16 = "fp16"
+    ANE = "ane"
 
 
 class AccumulatorType(StrEnum):
@@ -57,6 +61,19 @@ class Numerics:
 
     values: RoundingMode = RoundingMode.STORED
     accumulators: AccumulatorType = AccumulatorType.FP32
+
+    def __post_init__(self) -> None:
+        """Refuse a choice of sums where the values bring their own.
+
+        Raises:
+            UsageError: The Neural Engine's accumulator is asked to be another.
+        """
+        if self.values is RoundingMode.ANE and self.accumulators is not AccumulatorType.FP32:
+            raise UsageError(
+                "the Neural Engine's model has an accumulator of its own",
+                received=f"accumulators {self.accumulators}",
+                fix="Leave out --accumulators.",
+            )
 
     def constant(self, value: Any) -> Any:
         """A constant of the program as it enters the arithmetic.
@@ -91,6 +108,11 @@ class Numerics:
 
     def compute(self, record: OperationRecord, arguments: dict[str, Any]) -> Any:
         """Call an implementation, its half-precision sums accumulated as chosen; takes the arguments it widens."""
+        bent, moves = record.traits.on_engine, record.traits.moves
+        on_engine = self.values is RoundingMode.ANE and record.traits.engine is not None and (bent or not moves)
+        if on_engine and any(map(_holds_half, arguments.values())):
+            given = {key: neural_engine.entering(arguments.pop(key)) for key in list(arguments)}
+            return neural_engine.leaving(bent(record.function, given) if bent else record.function(**given))
         if not record.traits.accumulate_fp32 or not any(_holds_half(value) for value in arguments.values()):
             return record.function(**arguments)
         strict = record.traits.half_sums
@@ -101,7 +123,7 @@ class Numerics:
         ):
             total = accumulation.staged if self.accumulators is AccumulatorType.STAGED else accumulation.sequential
             return strict(total, **arguments)
-        return record.function(**{key: _widened(arguments.pop(key)) for key in list(arguments)})
+        return record.function(**{key: neural_engine.widened(arguments.pop(key)) for key in list(arguments)})
 
 
 def _holds_half(value: Any) -> bool:
@@ -112,9 +134,3 @@ def _holds_half(value: Any) -> bool:
 
 def _holds_wider(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.dtype != _HALF
-
-
-def _widened(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_widened(element) for element in value]
-    return value.to(_SINGLE) if isinstance(value, Tensor) and value.dtype == _HALF else value

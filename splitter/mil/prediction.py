@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .. import output
 from ..arrays import SUFFIXES, read, write
 from ..boundary import Array
-from .model import load
+from ..errors import UsageError
+from .departures import LimitWatch
+from .model import Model, load
 from .numerics import AccumulatorType, Numerics, RoundingMode
 
 
@@ -21,6 +23,7 @@ def predict(
     values: str = "stored",
     accumulators: str = "fp32",
     seed: int = 0,
+    notice: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Array]:
     """Run any ``.mlpackage``. This models rounding, not Apple's kernels.
 
@@ -32,6 +35,8 @@ def predict(
         values: Types that values are rounded to, see `RoundingMode`.
         accumulators: What sums of half-precision terms are held in, see `AccumulatorType`.
         seed: Of random operations.
+        notice: With the values ``ane``, told of each operation that the Neural Engine computes otherwise than the
+            program says, in order.
 
     Returns:
         The outputs by name.
@@ -39,14 +44,36 @@ def predict(
     Raises:
         PackageError: The package cannot be read.
         OperationError: It holds an operation that cannot be executed, or fails on the inputs.
-        UsageError: A file cannot be read or written, or the inputs do not fit.
+        UsageError: A file cannot be read or written, the inputs do not fit, or with the values ``ane`` nothing is
+            computed in half precision.
     """
     if out is not None:
         output.check(Path(out), *SUFFIXES)
     numerics = Numerics(RoundingMode(values), AccumulatorType(accumulators))
     model = load(Path(package), function_name=function, numerics=numerics, seed=seed)
     arrays = inputs if isinstance(inputs, Mapping) else read(Path(inputs), expected=model.input_shapes)
-    results = model.predict(arrays, model.make_state() if model.spec.states else None)
+    watch = None
+    if numerics.values is RoundingMode.ANE:
+        check_half(model)
+        watch = LimitWatch(model.function.opset)
+    results: dict[str, Array] = model.predict(arrays, model.make_state() if model.spec.states else None, listener=watch)
+    for departure in watch.found if watch is not None else ():
+        notice(str(departure))
     if out is not None:
         write(Path(out), results)
     return results
+
+
+def check_half(model: Model) -> None:
+    """Refuse a package of which the Neural Engine would run nothing.
+
+    Raises:
+        UsageError: None of its operations computes in half precision.
+    """
+    if not any(dtype == "fp16" for _, dtype in model.spec.float_values):
+        raise UsageError(
+            f"the Neural Engine runs nothing of {model.path.name}",
+            expected="operations in half precision",
+            received=", ".join(sorted({dtype for _, dtype in model.spec.float_values})) or "none of floating type",
+            fix="Build it with --precision fp16.",
+        )

@@ -74,6 +74,6 @@ def test_every_turn_of_a_loop_counts(tmp_path):
         )[1]
 
     model = mil.load(package(build, {"x": f16(1, 4)}, tmp_path), numerics=mil.Numerics(mil.RoundingMode.FP32))
-    ranges = measured(model, graph_of(model.function), {"x": f16(1, 4)})
+    ranges = measured(model, graph_of(model.function), {"x": f16(1, 4)}).ranges
     (product,) = (seen for node, seen in ranges.items() if node.type == "mul")
     assert (product.largest, product.total) == (8.0, 12)

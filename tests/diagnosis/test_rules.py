@@ -8,7 +8,7 @@ from splitter.diagnosis import Severity, rules
 from splitter.diagnosis.__main__ import page
 from splitter.diagnosis.rules import rule
 
-from . import test_artefacts, test_compiling, test_engine, test_half, test_load, test_ranges
+from . import test_artefacts, test_compiling, test_engine, test_half, test_limits, test_load, test_ranges
 
 PAGE = Path(__file__).parents[2] / "docs" / "doctor-rules.md"
 # With tests of their own kind: they need a label, or a package that the builder cannot write.
@@ -21,7 +21,7 @@ BY_THEMSELVES = {
 }
 CASES = [
     case
-    for module in (test_artefacts, test_compiling, test_engine, test_half, test_load, test_ranges)
+    for module in (test_artefacts, test_compiling, test_engine, test_half, test_limits, test_load, test_ranges)
     for case in module.CASES
 ]
 

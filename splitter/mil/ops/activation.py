@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
+from .. import bounds, neural_engine
 from . import operation
 from .traits import M1, Engine, Fp32Rule, Mask, Rows, Traits
 
 
-@operation("relu", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation("relu", Traits(rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(0, math.inf)))
 def relu(x: Tensor) -> Tensor:
     return torch.relu(x)
 
 
-@operation("relu6", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation("relu6", Traits(rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(0, 6)))
 def relu6(x: Tensor) -> Tensor:
     """min(max(x, 0), 6)."""
     return torch.clamp(x, 0, 6)
@@ -53,7 +56,16 @@ def elu(x: Tensor, alpha: float) -> Tensor:
     return functional.elu(x, alpha)
 
 
-@operation("gelu", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, engine=M1))
+@operation(
+    "gelu",
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.ELEMENTWISE,
+        engine=M1,
+        on_engine=neural_engine.gelu,
+        bounds=bounds.between(-0.18, math.inf),
+    ),
+)
 def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     """x · Φ(x), or one of its approximations.
 
@@ -73,18 +85,21 @@ def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
     )
 
 
-@operation("silu", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation(
+    "silu",
+    Traits(rows=Rows.ELEMENTWISE, engine=M1, on_engine=neural_engine.silu, bounds=bounds.between(-0.28, math.inf)),
+)
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x)."""
     return functional.silu(x)
 
 
-@operation("sigmoid", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation("sigmoid", Traits(rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(0, 1)))
 def sigmoid(x: Tensor) -> Tensor:
     return torch.sigmoid(x)
 
 
-@operation("sigmoid_hard", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, engine=M1))
+@operation("sigmoid_hard", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(0, 1)))
 def sigmoid_hard(x: Tensor, alpha: float, beta: float) -> Tensor:
     """min(max(alpha · x + beta, 0), 1)."""
     return torch.mul(x, alpha).add_(beta).clamp_(0, 1)
@@ -109,19 +124,40 @@ def scaled_tanh(x: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.mul(x, beta).tanh_().mul_(alpha)
 
 
-@operation("softsign", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, engine=M1))
+@operation(
+    "softsign",
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.ELEMENTWISE,
+        engine=M1,
+        on_engine=neural_engine.softsign,
+        bounds=bounds.between(-1, 1),
+    ),
+)
 def softsign(x: Tensor) -> Tensor:
     """x / (1 + |x|)."""
     return functional.softsign(x)
 
 
-@operation("softplus", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation(
+    "softplus",
+    Traits(
+        rows=Rows.ELEMENTWISE,
+        engine=M1,
+        limits=(neural_engine.SOFTPLUS_INPUT,),
+        on_engine=neural_engine.softplus,
+        bounds=bounds.between(0, math.inf),
+    ),
+)
 def softplus(x: Tensor) -> Tensor:
     """log(1 + e^x)."""
     return functional.softplus(x)
 
 
-@operation("softplus_parametric", Traits(accumulate_fp32=True, engine=M1))
+@operation(
+    "softplus_parametric",
+    Traits(accumulate_fp32=True, engine=M1, limits=(neural_engine.SOFTPLUS_INPUT,), on_engine=neural_engine.softplus),
+)
 def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """alpha · log(1 + e^(beta · x)), with an alpha and a beta for each channel (axis 1)."""
     return functional.softplus(_per_channel(x, beta) * x).mul_(_per_channel(x, alpha))
@@ -129,7 +165,14 @@ def softplus_parametric(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
 
 @operation(
     "softmax",
-    Traits(accumulate_fp32=True, rows=Rows.OTHER_AXES, mask=Mask.ENDS, fp32_rules=(Fp32Rule.SOFTMAX,), engine=M1),
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.OTHER_AXES,
+        mask=Mask.ENDS,
+        fp32_rules=(Fp32Rule.SOFTMAX,),
+        engine=M1,
+        bounds=bounds.between(0, 1),
+    ),
 )
 def softmax(x: Tensor, axis: int = -1) -> Tensor:
     return torch.softmax(x, axis)

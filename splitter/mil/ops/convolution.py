@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
+from .. import bounds, neural_engine
 from . import check_result_size, operation
 from .traits import M1, Rows, Traits
 
@@ -30,7 +31,18 @@ def _transposed_multiplications(node: Node) -> int:
     return math.prod(node.extents("x")) * math.prod(node.extents("weight")[1:])
 
 
-@operation("conv", Traits(accumulate_fp32=True, rows=Rows.CONVOLUTION, multiplications=_multiplications, engine=M1))
+@operation(
+    "conv",
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.CONVOLUTION,
+        multiplications=_multiplications,
+        engine=M1,
+        limits=(neural_engine.CONVOLVED,),
+        on_engine=neural_engine.convolved,
+        bounds=bounds.weighted,
+    ),
+)
 def conv(
     x: Tensor,
     weight: Tensor,
@@ -109,6 +121,8 @@ def _per_output(values: Tensor, weight: Tensor) -> Tensor:
         result_shape="output_shape",
         multiplications=_transposed_multiplications,
         engine=M1,
+        limits=(neural_engine.TRANSPOSED,),
+        on_engine=neural_engine.transposed,
     ),
 )
 def conv_transpose(

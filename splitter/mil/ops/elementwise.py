@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...errors import OperationError
+from .. import bounds, neural_engine
 from ..types import BY_NAME
 from . import Context, check_result_size, operation
 from .traits import M1, M3, Fp32Rule, Mask, Rows, Traits, always
@@ -33,12 +35,17 @@ def _broadcast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-@operation("add", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, mask=Mask.APPLIES | Mask.PASSES, engine=M1))
+@operation(
+    "add",
+    Traits(rows=Rows.ELEMENTWISE, broadcasts=True, mask=Mask.APPLIES | Mask.PASSES, engine=M1, bounds=bounds.total),
+)
 def add(x: Tensor, y: Tensor) -> Tensor:
     return torch.add(*_broadcast(x, y))
 
 
-@operation("sub", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, mask=Mask.APPLIES, engine=M1))
+@operation(
+    "sub", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, mask=Mask.APPLIES, engine=M1, bounds=bounds.difference)
+)
 def sub(x: Tensor, y: Tensor) -> Tensor:
     return torch.sub(*_broadcast(x, y))
 
@@ -47,7 +54,17 @@ def _of_itself(node: Node) -> bool:
     return node.value("x") is node.value("y")
 
 
-@operation("mul", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, is_square=_of_itself, mask=Mask.APPLIES, engine=M1))
+@operation(
+    "mul",
+    Traits(
+        rows=Rows.ELEMENTWISE,
+        broadcasts=True,
+        is_square=_of_itself,
+        mask=Mask.APPLIES,
+        engine=M1,
+        bounds=bounds.product,
+    ),
+)
 def mul(x: Tensor, y: Tensor) -> Tensor:
     return torch.mul(*_broadcast(x, y))
 
@@ -60,6 +77,7 @@ def mul(x: Tensor, y: Tensor) -> Tensor:
         steep_at_zero=True,
         fp32_rules=(Fp32Rule.NORMS, Fp32Rule.DIVISIONS),
         engine=M1,
+        limits=(neural_engine.DIVISOR,),
     ),
 )
 def real_div(x: Tensor, y: Tensor) -> Tensor:
@@ -117,12 +135,12 @@ def pow_(x: Tensor, y: Tensor) -> Tensor:
     return torch.pow(x, y)
 
 
-@operation("maximum", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, engine=M1))
+@operation("maximum", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, engine=M1, bounds=bounds.larger))
 def maximum(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(*_broadcast(x, y))
 
 
-@operation("minimum", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, engine=M1))
+@operation("minimum", Traits(rows=Rows.ELEMENTWISE, broadcasts=True, engine=M1, bounds=bounds.smaller))
 def minimum(x: Tensor, y: Tensor) -> Tensor:
     return torch.minimum(*_broadcast(x, y))
 
@@ -180,51 +198,70 @@ def logical_not(x: Tensor) -> Tensor:
     return torch.logical_not(x)
 
 
-@operation("abs", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation("abs", Traits(rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(0, math.inf)))
 def abs_(x: Tensor) -> Tensor:
     return torch.abs(x)
 
 
-@operation("sign", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation("sign", Traits(rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(-1, 1)))
 def sign(x: Tensor) -> Tensor:
     """NaN stays NaN."""
     return torch.where(torch.ne(x, x), x, torch.sign(x))
 
 
 @operation(
-    "square", Traits(rows=Rows.ELEMENTWISE, is_square=always, fp32_rules=(Fp32Rule.SQUARE, Fp32Rule.NORMS), engine=M1)
+    "square",
+    Traits(
+        rows=Rows.ELEMENTWISE,
+        is_square=always,
+        fp32_rules=(Fp32Rule.SQUARE, Fp32Rule.NORMS),
+        engine=M1,
+        bounds=bounds.between(0, math.inf),
+    ),
 )
 def square(x: Tensor) -> Tensor:
     return torch.mul(x, x)
 
 
-@operation("sqrt", Traits(rows=Rows.ELEMENTWISE, steep_at_zero=True, fp32_rules=(Fp32Rule.NORMS,), engine=M1))
+@operation(
+    "sqrt",
+    Traits(
+        rows=Rows.ELEMENTWISE,
+        steep_at_zero=True,
+        fp32_rules=(Fp32Rule.NORMS,),
+        engine=M1,
+        bounds=bounds.between(0, math.inf),
+    ),
+)
 def sqrt(x: Tensor) -> Tensor:
     return torch.sqrt(x)
 
 
-@operation("exp", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation(
+    "exp",
+    Traits(rows=Rows.ELEMENTWISE, engine=M1, limits=(neural_engine.EXPONENT,), bounds=bounds.between(0, math.inf)),
+)
 def exp(x: Tensor) -> Tensor:
     return torch.exp(x)
 
 
-@operation("exp2", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation("exp2", Traits(rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(0, math.inf)))
 def exp2(x: Tensor) -> Tensor:
     """2^x. Of integers, a negative power is 0 and one beyond 31 wraps around."""
     return torch.exp2(x) if x.is_floating_point() else torch.pow(2, x)
 
 
-@operation("erf", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation("erf", Traits(rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(-1, 1)))
 def erf(x: Tensor) -> Tensor:
     return torch.erf(x)
 
 
-@operation("sin", Traits(rows=Rows.ELEMENTWISE, engine=M3))
+@operation("sin", Traits(rows=Rows.ELEMENTWISE, engine=M3, bounds=bounds.between(-1, 1)))
 def sin(x: Tensor) -> Tensor:
     return torch.sin(x)
 
 
-@operation("cos", Traits(rows=Rows.ELEMENTWISE, engine=M3))
+@operation("cos", Traits(rows=Rows.ELEMENTWISE, engine=M3, bounds=bounds.between(-1, 1)))
 def cos(x: Tensor) -> Tensor:
     return torch.cos(x)
 
@@ -259,7 +296,7 @@ def cosh(x: Tensor) -> Tensor:
     return torch.cosh(x)
 
 
-@operation("tanh", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation("tanh", Traits(rows=Rows.ELEMENTWISE, engine=M1, bounds=bounds.between(-1, 1)))
 def tanh(x: Tensor) -> Tensor:
     return torch.tanh(x)
 
@@ -279,7 +316,9 @@ def ceil(x: Tensor) -> Tensor:
     return torch.ceil(x)
 
 
-@operation("round", Traits(rows=Rows.ELEMENTWISE, engine=M1))
+@operation(
+    "round", Traits(rows=Rows.ELEMENTWISE, engine=M1, limits=(neural_engine.ROUNDED,), on_engine=neural_engine.rounding)
+)
 def round_(x: Tensor) -> Tensor:
     """Halves go to the even neighbour."""
     return torch.round(x)
@@ -299,7 +338,17 @@ def inverse(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor
     return torch.reciprocal(x + _epsilon(epsilon, 1e-4, context))
 
 
-@operation("log", Traits(accumulate_fp32=True, rows=Rows.ELEMENTWISE, steep_at_zero=True, engine=M1))
+@operation(
+    "log",
+    Traits(
+        accumulate_fp32=True,
+        rows=Rows.ELEMENTWISE,
+        steep_at_zero=True,
+        engine=M1,
+        limits=(neural_engine.LOG_INPUT,),
+        on_engine=neural_engine.log,
+    ),
+)
 def log(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
     """log of x + epsilon, epsilon 1e-45 by default, which is 0 in half precision."""
     return torch.log(x + _epsilon(epsilon, 1e-45, context))
@@ -313,6 +362,7 @@ def log(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
         steep_at_zero=True,
         fp32_rules=(Fp32Rule.NORMS, Fp32Rule.DIVISIONS),
         engine=M1,
+        bounds=bounds.between(0, math.inf),
     ),
 )
 def rsqrt(x: Tensor, context: Context, epsilon: float | None = None) -> Tensor:
@@ -331,7 +381,7 @@ def threshold(x: Tensor, alpha: Tensor) -> Tensor:
     return torch.clamp(x, min=alpha.item())
 
 
-@operation("clip", Traits(rows=Rows.ELEMENTWISE, clamps=True, engine=M1))
+@operation("clip", Traits(rows=Rows.ELEMENTWISE, clamps=True, engine=M1, bounds=bounds.clipped))
 def clip(x: Tensor, alpha: float, beta: float) -> Tensor:
     """min(max(x, alpha), beta)."""
     return torch.clamp(x, alpha, beta)
@@ -345,7 +395,7 @@ def clip_ordered(x: Tensor, alpha: float, beta: float) -> Tensor:
     return torch.clamp(x, alpha, beta)
 
 
-@operation("cast", Traits(rows=Rows.ELEMENTWISE, mask=Mask.APPLIES | Mask.PASSES, engine=M1))
+@operation("cast", Traits(rows=Rows.ELEMENTWISE, mask=Mask.APPLIES | Mask.PASSES, engine=M1, bounds=bounds.moved))
 def cast(x: Tensor, dtype: str) -> Tensor:
     """Floats go towards zero to integers, at most to the nearest end of their range, and NaN to 0; integers wrap
     around; anything but zero is true.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import OperationError
-from .. import accumulation
+from .. import accumulation, bounds, neural_engine
 from . import check_result_size, operation
 from .traits import M1, Engine, Mask, Rows, Traits
 
@@ -51,6 +51,9 @@ def _attention_multiplications(node: Node) -> int:
         half_sums=accumulation.linear,
         multiplications=_linear_multiplications,
         engine=Engine(1, max_rank=4),
+        limits=(neural_engine.SUMS,),
+        on_engine=neural_engine.saturated,
+        bounds=bounds.weighted,
     ),
 )
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -69,6 +72,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rows=Rows.PRODUCT,
         multiplications=_product_multiplications,
         engine=Engine(1, max_rank=4),
+        limits=(neural_engine.SUMS,),
+        on_engine=neural_engine.saturated,
     ),
 )
 def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = False) -> Tensor:
@@ -86,7 +91,16 @@ def matmul(x: Tensor, y: Tensor, transpose_x: bool = False, transpose_y: bool = 
     return torch.matmul(x, y)
 
 
-@operation("einsum", Traits(accumulate_fp32=True, multiplications=_einsum_multiplications, engine=M1))
+@operation(
+    "einsum",
+    Traits(
+        accumulate_fp32=True,
+        multiplications=_einsum_multiplications,
+        engine=M1,
+        limits=(neural_engine.SUMS,),
+        on_engine=neural_engine.saturated,
+    ),
+)
 def einsum(values: list[Tensor], equation: str) -> Tensor:
     """``nchw,nwhu->nchu`` or ``chw,whu->chu``, in any letters: axes −1 and −3 multiplied, others broadcast."""
     if len(values) != 2:

@@ -23,7 +23,7 @@ def _spatial_axes(node: Node) -> Sequence[int]:
     return range(2, len(node.extents("x")))
 
 
-@operation("batch_norm", Traits(accumulate_fp32=True, fp32_rules=(Fp32Rule.NORMS,), engine=M1))
+@operation("batch_norm", Traits(accumulate_fp32=True, fp32_rules=(Fp32Rule.NORMS,), engine=M1, gpu_max_rank=4))
 def batch_norm(
     x: Tensor,
     mean: Tensor,
@@ -37,7 +37,7 @@ def batch_norm(
     return functional.batch_norm(x, mean, variance, _like(gamma, x), _like(beta, x), training=False, eps=epsilon)
 
 
-@operation("instance_norm", Traits(accumulate_fp32=True, reduced_axes=_spatial_axes, engine=M1))
+@operation("instance_norm", Traits(accumulate_fp32=True, reduced_axes=_spatial_axes, engine=M1, gpu_max_rank=4))
 def instance_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
     """gamma · (x − mean) / √(variance + epsilon) + beta, statistics over the spatial axes of each channel.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
-from .. import accumulation
+from .. import accumulation, bounds, neural_engine
 from ..types import BY_NAME
 from . import axes_of, operation
 from .traits import M1, Engine, Fp32Rule, Rows, Traits, always, stated_axes
@@ -57,17 +57,20 @@ def reduce_sum(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False
     return _over(x, axes, keep_dims, torch.sum)
 
 
-@operation("reduce_mean", replace(_SUM, half_sums=accumulation.reduce_mean, fp32_rules=(Fp32Rule.NORMS, *_KEPT)))
+@operation(
+    "reduce_mean",
+    replace(_SUM, half_sums=accumulation.reduce_mean, fp32_rules=(Fp32Rule.NORMS, *_KEPT), bounds=bounds.moved),
+)
 def reduce_mean(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _like(x, _over(_real(x), axes, keep_dims, torch.mean))
 
 
-@operation("reduce_max", replace(_REDUCTION, fp32_rules=_KEPT))
+@operation("reduce_max", replace(_REDUCTION, fp32_rules=_KEPT, bounds=bounds.moved))
 def reduce_max(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _over(x, axes, keep_dims, torch.amax)
 
 
-@operation("reduce_min", _REDUCTION)
+@operation("reduce_min", replace(_REDUCTION, bounds=bounds.moved))
 def reduce_min(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     return _over(x, axes, keep_dims, torch.amin)
 
@@ -106,7 +109,10 @@ def reduce_log_sum(x: Tensor, axes: list[int] | None = None, keep_dims: bool = F
     return _like(x, _over(_real(x), axes, keep_dims, torch.sum).log())
 
 
-@operation("reduce_log_sum_exp", _LOG_SUM)
+@operation(
+    "reduce_log_sum_exp",
+    replace(_LOG_SUM, limits=(neural_engine.EXPONENTIALS,), on_engine=neural_engine.log_sum_exp),
+)
 def reduce_log_sum_exp(x: Tensor, axes: list[int] | None = None, keep_dims: bool = False) -> Tensor:
     """ln Σeˣ, without overflow."""
     return _like(x, _over(_real(x), axes, keep_dims, torch.logsumexp))

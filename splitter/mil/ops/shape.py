@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
+from .. import neural_engine
 from . import axes_of, check_result_size, operation
 from .traits import M1, Mask, Rows, Traits
 
@@ -131,7 +132,7 @@ def _slices(
     return tuple(slices), flipped, dropped
 
 
-@operation("slice_by_index", Traits(moves=True, slices=True, engine=M1))
+@operation("slice_by_index", Traits(moves=True, slices=True, engine=M1, on_engine=neural_engine.offset_slice))
 def slice_by_index(
     x: Tensor,
     begin: list[int],
@@ -173,7 +174,7 @@ def slice_update(
     return result
 
 
-@operation("slice_by_size", Traits(moves=True, slices=True, engine=M1))
+@operation("slice_by_size", Traits(moves=True, slices=True, engine=M1, on_engine=neural_engine.offset_slice))
 def slice_by_size(x: Tensor, begin: list[int], size: list[int]) -> Tensor:
     """A size of -1 takes all that follow ``begin``; a negative ``begin`` counts from the end."""
     if not len(begin) == len(size) == x.dim():

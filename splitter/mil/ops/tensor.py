@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import OperationError
+from .. import bounds
 from . import axes_of, check_result_size, operation
 from .traits import M1, M2, Mask, Rows, Traits
 
@@ -101,7 +102,7 @@ def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return torch.where(cond, a, b)
 
 
-@operation("pad", Traits(moves=True, engine=M1))
+@operation("pad", Traits(moves=True, engine=M1, bounds=bounds.padded))
 def pad(x: Tensor, pad: list[int], mode: str = "constant", constant_val: float = 0.0) -> Tensor:
     """Pairs of before and after, the last pair for the last axis.
 

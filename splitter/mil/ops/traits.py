@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, Flag, StrEnum, auto
 from typing import TYPE_CHECKING, Any
+
+from ..bounds import Bounds, Interval
+from ..neural_engine import Limit
 
 if TYPE_CHECKING:
     from ..graph import Node
@@ -94,6 +97,10 @@ class Traits:
         fp32_rules: By which it is commonly kept in float32.
         blocks: How many bodies it has; None if nobody counts.
         engine: None if the Neural Engine has no path for it.
+        gpu_max_rank: Axes that Metal's kernel for it has at most; with more the process aborts. None if any are taken.
+        limits: Where the Neural Engine departs from the program, as measured by others.
+        on_engine: What it computes instead; takes the operation's function and its arguments, in float32.
+        bounds: Between which numbers its results lie, from where its arguments do; None if that says nothing.
     """
 
     accumulate_fp32: bool = False
@@ -112,6 +119,10 @@ class Traits:
     fp32_rules: tuple[Fp32Rule, ...] = ()
     blocks: int | None = None
     engine: Engine | None = None
+    gpu_max_rank: int | None = None
+    limits: tuple[Limit, ...] = ()
+    on_engine: Callable[[Callable[..., Any], Mapping[str, Any]], Any] | None = None
+    bounds: Callable[[Node, Bounds], Interval] | None = None
 
 
 def stated_axes(node: Node) -> Sequence[int]:
