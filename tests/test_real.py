@@ -26,7 +26,7 @@ from splitter.separation.separator import Options, Separator
 from splitter.tuning import compression
 from splitter.verification.checks import Status
 from splitter.verification.port import verify_port
-from splitter.verification.taps import TappedTransformer
+from splitter.verification.transformer import TappedTransformer
 from splitter.verification.verify import verify_bundle
 
 from .conftest import DATA, snr_db

@@ -87,13 +87,16 @@ def predict(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="File to write: .safetensors or .npz."
 )
 @click.option("--taps", "patterns", multiple=True, help="Only these, by name or pattern, e.g. 'layers_t.2.*'; repeat.")
-@click.option("--tiny/--full", default=False, help="Inputs, each layer's result and outputs; or every tap.  "
+@click.option("--stage", "stages", multiple=True, help="Only what this segment is given and computes; repeat.")
+@click.option("--tiny/--full", default=False, help="Boundary tensors and each layer's result; or every tap.  "
               "[default: full]")  # fmt: skip
 @memory_option
 @json_option
-def goldens(bundle: Path, out: Path, patterns: tuple[str, ...], tiny: bool, as_json: bool) -> None:
-    """Record the taps of BUNDLE's captured, untouched transformer, to check a port with."""
-    taps = splitter.record_taps(bundle, patterns, tiny=tiny, out=out)
+def goldens(
+    bundle: Path, out: Path, patterns: tuple[str, ...], stages: tuple[str, ...], tiny: bool, as_json: bool
+) -> None:
+    """Record the taps of BUNDLE's captured, untouched model, to check a port of any part of it with."""
+    taps = splitter.record_taps(bundle, patterns, stages=stages, tiny=tiny, out=out)
     if as_json:
         print_json({"out": str(out), **taps.to_dict()})
     else:
@@ -118,18 +121,19 @@ def sign(bundle: Path, key: Path, as_json: bool) -> None:
 @command.command(name="verify-port")
 @click.argument("dumps", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-b", "--bundle", type=click.Path(path_type=Path), required=True, help="Bundle to compare with.")
+@click.option("--failures", is_flag=True, help="Show only what fails.")
 @memory_option
 @json_option
-def verify_port(dumps: tuple[Path, ...], bundle: Path, as_json: bool) -> None:
-    """Check what a port of the transformer computed, tap by tap; exit with 0 if every tap present passes.
+def verify_port(dumps: tuple[Path, ...], bundle: Path, failures: bool, as_json: bool) -> None:
+    """Check what a port computed, of any part of the model, tap by tap; exit with 0 if every tap present passes.
 
     A dump is a .safetensors or .npz file, a folder of .npy files, or a .json index of raw values, named as
-    `splitter goldens` names them and made from BUNDLE's golden transformer input. Further DUMPS are repeated runs.
+    `splitter goldens` names them and made from BUNDLE's golden tensors. Further DUMPS are repeated runs.
     """
     from . import tables
 
     report = splitter.verify_port(dumps, bundle)
-    print_result(as_json, report.to_dict, lambda: tables.port_table(report))
+    print_result(as_json, report.to_dict, lambda: tables.port_table(report, failures=failures))
     if not report.passed:
         raise click.exceptions.Exit(1)
 

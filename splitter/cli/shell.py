@@ -39,7 +39,7 @@ _VERBS = {
     "Checks": {
         "verify": ("checking", "Check a bundle from its saved files."),
         "doctor": ("checking", "Examine packages for the Neural Engine and half precision."),
-        "goldens": ("checking", "Record reference tensors for a port of the transformer."),
+        "goldens": ("checking", "Record reference tensors for a port."),
         "verify-port": ("checking", "Check the tensors that a port computed."),
         "predict": ("checking", "Run one package on this machine."),
     },

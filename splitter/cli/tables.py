@@ -210,8 +210,13 @@ def new_plan_tables(new: NewPlan) -> RenderableType:
     return Group(modules, stages)
 
 
-def port_table(report: PortReport) -> RenderableType:
-    """A row per tap of a dump, what is missing or misnamed, and where the port first leaves the model."""
+def port_table(report: PortReport, *, failures: bool) -> RenderableType:
+    """Where the port first leaves the model, a row per tap of a dump, and what is missing or misnamed.
+
+    Args:
+        failures: Only rows of taps that fail.
+    """
+    verdict = Text(report.verdict, style=_COLOURS[splitter.Status.PASS if report.passed else splitter.Status.FAIL])
     table = Table(title="port against the captured model", title_justify="left")
     for column in ("tap", "dtype", "scope"):
         table.add_column(column)
@@ -219,7 +224,8 @@ def port_table(report: PortReport) -> RenderableType:
         table.add_column(column, justify="right")
     table.add_column("")
     table.add_column("likely cause", overflow="fold")
-    for tap in report.taps:
+    shown = [tap for tap in report.taps if not failures or tap.check.status is splitter.Status.FAIL]
+    for tap in shown:
         check, parity = tap.check, tap.check.parity
         table.add_row(
             check.subject,
@@ -237,11 +243,10 @@ def port_table(report: PortReport) -> RenderableType:
         Text(f"{name!r} is no tap" + (f"; is it {near}?" if near else ""), style=_COLOURS[splitter.Status.FAIL])
         for name, near in report.misnamed.items()
     ]
-    if report.missing:
-        shown = ", ".join(report.missing[:6]) + (", …" if len(report.missing) > 6 else "")
-        notes.append(Text(f"{len(report.missing)} taps are not in the dump: {shown}"))
-    verdict = Text(report.verdict, style=_COLOURS[splitter.Status.PASS if report.passed else splitter.Status.FAIL])
-    return Group(table, *notes, verdict)
+    if report.missing and not failures:
+        some = ", ".join(report.missing[:6]) + (", …" if len(report.missing) > 6 else "")
+        notes.append(Text(f"{len(report.missing)} taps are not in the dump: {some}"))
+    return Group(verdict, *notes, *([table] if shown else []))
 
 
 def _status(*statuses: splitter.Status) -> Text:

@@ -8,19 +8,20 @@ verified, profiled and reported like any other, and does not separate songs.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import fx, nn
 
 from .. import plugins
 from ..bundle.manifest import AudioRecord
 from ..errors import PlanError, UsageError
 from ..graph.capture import Patch
 from ..plan.schema import Plan
+from ..verification.mistakes import Mistake
 
 GROUP = "splitter.models"
 
@@ -138,6 +139,14 @@ class Family(ABC):
 
     def patches(self) -> Sequence[Patch]:
         """Context managers that hold during capture, each of one named function, with its reason beside it."""
+        return ()
+
+    def mistakes(self, node: fx.Node) -> Iterable[Mistake]:
+        """What ports of such models get wrong in computing a node of the captured graph, beside what all ports do.
+
+        `splitter.verification.mistakes` has the general ones. `verify-port` names the mistake that gives the values
+        which a port dumped.
+        """
         return ()
 
 

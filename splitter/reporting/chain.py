@@ -17,7 +17,7 @@ from ..lowering import capabilities
 from ..parity import Parity, compare
 from ..runtime.engines import REFERENCE, Engine, default_engine, shipped_engine
 from ..runtime.orchestrator import Hook, Orchestrator
-from ..verification.taps import TappedTransformer, skeleton
+from ..verification.transformer import TappedTransformer, skeleton
 
 Kind: TypeAlias = Literal["boundary", "tap", "stem"]
 

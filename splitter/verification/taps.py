@@ -1,151 +1,276 @@
-"""The taps of `kernels.taps` in a captured transformer: which node each one is, and what it computes."""
+"""Taps: the named points of a bundle's captured model at which a port of it can be compared.
+
+Every model has them: what its modules give, boundary tensors, and the steps that no module names. A transformer for
+the kernels has the finer ones of `TappedTransformer` in the place of its modules.
+"""
 
 from __future__ import annotations
 
 import fnmatch
-import math
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from splitter_kernels.taps import LOGIT_ROWS, Tap, taps
-from splitter_weights import transformer as weights
 from torch import Tensor, fx
 
 from .. import output
 from ..arrays import SUFFIXES, write
 from ..boundary import Array
 from ..bundle.directory import Bundle, Source, single
-from ..bundle.manifest import ModelRecord, SegmentRecord
-from ..errors import BundleError, UsageError
+from ..bundle.manifest import ModelRecord
+from ..errors import UsageError
 from ..graph.program import Program
-from ..graph.shapes import TensorType
-from ..lowering import with_artifact
-from ..lowering.kernels.checks import with_stored_weights
-from .modules import TappedModules
+from ..graph.shapes import DTYPES, TensorType
+from ..lowering import capabilities
+from . import mistakes
+from .transformer import TappedTransformer, has_transformer, logits, skeleton
 
 _aten = torch.ops.aten
 FORMAT = "splitter.taps/1"
-_SKELETON = re.compile(r"(input|embedded|layers(_t)?\.\d+\.norm_out|output)(_t)?")
+_RESHAPES = frozenset({  # the same elements in the same order: no step that a port could get wrong by itself
+    _aten.view.default, _aten.reshape.default, _aten.unsqueeze.default, _aten.squeeze.dim, _aten.squeeze.dims,
+    _aten.squeeze.default, _aten.clone.default,
+})  # fmt: skip
 
 
-class TappedTransformer:
-    """The captured transformer of a bundle, observable at every tap.
-
-    Where the bundle ships halved or compressed matrices the graph has these in the place of its own, so that a port
-    is not blamed for them: what they cost is `verify`'s to say. With ``shipped=False`` it keeps its own.
+@dataclass(frozen=True)
+class Reading:
+    """What a tap is recomputed from.
 
     Attributes:
-        record: The exported weights' part of the manifest.
-        config: The transformer's configuration.
-        taps: By name, in order of computation.
-        nodes: The node of the captured segment that each tap is. ``logits`` have none: attention is one operator of
-            the graph, so they are computed from the nodes of q and k.
+        taps: Of the dump.
+        goldens: Boundary tensors that the dump has nothing before.
+        scope: ``local`` where no other tap lies between, ``nearest`` where some do that the dump lacks, and
+            ``accumulated`` where these reach back to what the model or the stage is given.
     """
 
-    def __init__(self, bundle: Bundle, *, shipped: bool = True) -> None:
-        """Find the taps.
+    taps: tuple[str, ...]
+    goldens: tuple[str, ...]
+    scope: str
 
-        Raises:
-            BundleError: The bundle has no transformer that the kernels implement.
-        """
-        self.segment = _transformer(bundle)
-        self.record = weights.record_of(self.segment.artifact.details)
-        self.config = self.record.config
-        self.taps = taps(self.config)
+
+class TappedModel:
+    """The captured model of a bundle, observable and recomputable at every tap.
+
+    Where the bundle ships halved or compressed matrices of a transformer the graph has these in the place of its own,
+    so that a port is not blamed for them: what they cost is `verify`'s to say.
+
+    Attributes:
+        transformer: What the kernels implement of it; None where that is nothing.
+        taps: Shape and dtype by name, in order of computation.
+        nodes: The node that each tap is. ``logits`` have none: attention is one operator of the graph, so they are
+            computed from the nodes of q and k.
+        boundaries: Names of the taps that are boundary tensors.
+        stages: The segment that computes each tap; none for what the model is given.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        replaced = shipped and not self.record.form.is_lossless
-        holder = with_stored_weights(bundle, self.segment) if replaced else bundle
-        self._program = holder.program(self.segment.program)
-        (stage,) = (stage for stage in bundle.manifest.plan.stages if stage.name == self.segment.stage)
-        try:
-            self.nodes = _nodes(self._program, stage.modules[0], self.record, self.taps)
-        except (LookupError, ValueError) as error:
-            raise BundleError(
-                "a tap is no node of the captured transformer",
-                received=str(error),
-                fix="Build the bundle again.",
-            ) from error
-        _check_shapes(self.taps, self.nodes)
+        self.transformer = TappedTransformer(bundle) if has_transformer(bundle) else None
+        self._program = bundle.program(bundle.manifest.whole)
+        self._home = {
+            node.name: segment.name for segment in bundle.segments for node in bundle.program(segment.program).operators
+        }
+        by_name = {node.name: node for node in self._program.graph.nodes}
+        boundary = {name: by_name[node] for name, node in bundle.manifest.nodes.items()}
+        found = self._steps() | self._modules() | boundary
+        if self.transformer is not None:
+            self._program, finer = self.transformer.within(self._program, boundary)
+            inside = self.transformer.segment.name
+            found = {n: node for n, node in found.items() if n in boundary or self._home.get(node.name) != inside}
+            found |= finer
+        order = {node: place for place, node in enumerate(by_name.values())}
+        tensors = {name: node for name, node in found.items() if node.meta["type"] is not None}
+        self.nodes = dict(sorted(tensors.items(), key=lambda tap: order[tap[1]]))
+        self.boundaries = frozenset(boundary)
+        self._boundary = {node: name for name, node in boundary.items()}
+        self._constants = _constants(self._program)
+        self._names: dict[fx.Node, list[str]] = {}
+        for name, node in self.nodes.items():
+            self._names.setdefault(node, []).append(name)
+        self.taps = self._typed()
+        self.stages = {name: self._stage(name) for name in self.taps}
 
     @cached_property
-    def tensors(self) -> Mapping[str, Array]:
-        """The transformer's weights as they were exported, by kernel name."""
-        return weights.load(self._bundle.path / self.segment.artifact.path, self.record, self._bundle.files.read)[1]
+    def goldens(self) -> Mapping[str, Array]:
+        """The recorded run of the untouched model, by boundary tensor."""
+        return self._bundle.goldens()
 
-    @cached_property
-    def inputs(self) -> Mapping[str, Array]:
-        """The golden input, by tap name."""
-        goldens = self._bundle.goldens()
-        return {f"input{branch}": goldens[name] for branch, name in zip(("", "_t"), self.record.inputs, strict=True)}
+    def layout(self, name: str) -> str:
+        """Axes of a tap as einops writes them; empty where nothing says them."""
+        if self.transformer is not None and name in self.transformer.taps:
+            return self.transformer.taps[name].axes
+        spec = self._bundle.tensors.get(name)
+        return spec.layout if spec is not None else ""
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tap's value in this bundle."""
-        fixed = self.taps[name].shape
-        known = self.inputs["input"].shape  # bins and frames, which the configuration leaves open
-        return tuple(known[axis] if extent is None else extent for axis, extent in enumerate(fixed))
+    def same(self, name: str) -> tuple[str, ...]:
+        """Every name of the value that a tap is, its own first."""
+        return (name, *(other for other in self._names.get(self.nodes.get(name), ()) if other != name))  # type: ignore[arg-type]
 
-    def run(self, observe: Callable[[str, Array], object], inputs: Mapping[str, Array] | None = None) -> None:
-        """Run and show every tap's value as soon as it is known, in float32.
+    def run(self, observe: Callable[[str, Array], object]) -> None:
+        """Run on the golden input, and show every tap's value as soon as it is known.
 
         A value may be shown before another tap's that the list has first.
-
-        Args:
-            observe: Receives a tap's name and its value.
-            inputs: By tap name; the golden ones where None.
         """
-        names: dict[fx.Node, list[str]] = {}
-        for name, node in self.nodes.items():
-            names.setdefault(node, []).append(name)
         queries: dict[str, Tensor] = {}
 
         def seen(node: fx.Node, value: Tensor) -> None:
-            for name in names.get(node, ()):
-                observe(name, value.numpy())
+            for name in self._names.get(node, ()):
+                observe(name, _array(value))
                 layer, _, last = name.rpartition(".")
-                if last == "q":
+                if last == "q" and f"{layer}.logits" in self.taps:
                     queries[layer] = value
-                elif last == "k":
-                    observe(f"{layer}.logits", _logits(queries.pop(layer), value).numpy())
+                elif last == "k" and layer in queries:
+                    observe(f"{layer}.logits", _array(logits(queries.pop(layer), value)))
 
-        given = {}
-        for name, array in (self.inputs if inputs is None else inputs).items():
-            tensor = torch.from_numpy(array).float()
-            observe(name, tensor.numpy())
-            given[str(self.nodes[name].target)] = tensor
-        self._program.run(given, observe=seen)
+        inputs = {name: torch.from_numpy(self.goldens[name]).clone() for name in self._program.inputs}
+        for node in self._program.input_nodes:
+            seen(node, inputs[str(node.target)])
+        self._program.run(inputs, observe=seen)
 
-    def values(self, wanted: Collection[str], inputs: Mapping[str, Array] | None = None) -> dict[str, Array]:
-        """Values of some taps.
-
-        Args:
-            wanted: Their names.
-            inputs: By name of the boundary tensor; the golden ones where None.
-        """
-        branches = inputs and {
-            f"input{branch}": inputs[name] for branch, name in zip(("", "_t"), self.record.inputs, strict=True)
-        }
+    def values(self, wanted: Collection[str]) -> dict[str, Array]:
+        """Values of some taps; taps that are one value share it."""
         values: dict[str, Array] = {}
-        self.run(lambda name, value: values.update({name: value.copy()} if name in wanted else {}), branches)
+
+        def keep(name: str, value: Array) -> None:
+            if name in wanted:
+                known = next((values[other] for other in self.same(name) if other in values), None)
+                values[name] = value.copy() if known is None else known
+
+        self.run(keep)
         return values
 
-    def step(self, name: str, reads: Mapping[str, Array]) -> Array:
-        """One tap from the taps it reads, by the captured graph, in float32.
+    def reading(self, name: str, held: Collection[str]) -> Reading:
+        """What to recompute a tap from where a dump holds some taps: the nearest of them before it.
+
+        A stage of which the dump holds nothing was not ported: what it hands over is the golden.
+        """
+        if name not in self.nodes:
+            assert self.transformer is not None
+            reads = self.transformer.taps[name].reads
+            return Reading(reads, (), "local") if set(reads) <= {*held} else Reading((), (), "accumulated")
+        ported = {self.stages[tap] for tap in held if self.nodes.get(tap) not in self._boundary} | {self.stages[name]}
+        holders = {self.nodes[tap]: tap for tap in held if tap in self.nodes}
+        taps, goldens, skipped = set[str](), set[str](), False
+        frontier, seen = list(self.nodes[name].all_input_nodes), set[fx.Node]()
+        while frontier:
+            node = frontier.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in holders:
+                taps.add(holders[node])
+            elif node in self._boundary and (node.op == "placeholder" or self._home[node.name] not in ported):
+                goldens.add(self._boundary[node])
+            else:
+                skipped |= node in self._names and node not in self._constants
+                frontier.extend(node.all_input_nodes)
+        scope = "local" if not skipped else "nearest" if taps else "accumulated"
+        if self.nodes[name].op == "placeholder":
+            scope = "accumulated"
+        ordered = [tap for tap in self.taps if tap in taps | goldens]
+        return Reading(tuple(t for t in ordered if t in taps), tuple(t for t in ordered if t not in taps), scope)
+
+    def part(self, name: str, reading: Reading) -> Program:
+        """The part of the captured graph that computes a tap from others; its inputs are ``x0``, ``x1``, …"""
+        sources = {f"x{place}": self.nodes[tap] for place, tap in enumerate((*reading.taps, *reading.goldens))}
+        return self._program.part(sources, {"value": self.nodes[name]})
+
+    def arguments(self, reading: Reading, value: Callable[[str], Array]) -> dict[str, Tensor]:
+        """The inputs of `part`, in the graph's dtypes."""
+        arrays = [*map(value, reading.taps), *(self.goldens[name] for name in reading.goldens)]
+        names = (*reading.taps, *reading.goldens)
+        return {
+            f"x{place}": torch.tensor(array, dtype=DTYPES[self.taps[name].dtype])
+            for place, (name, array) in enumerate(zip(names, arrays, strict=True))
+        }
+
+    def step(self, name: str, reading: Reading, value: Callable[[str], Array]) -> Array:
+        """One tap, recomputed from others by the captured graph.
 
         Args:
-            name: Which tap; not an input.
-            reads: Value of each of ``taps[name].reads``, of any floating-point dtype.
+            value: Gives the value of each tap that is read, of any dtype.
         """
-        given = {read: torch.tensor(reads[read], dtype=torch.float32) for read in self.taps[name].reads}
+        if name in self.nodes:
+            return _array(self.part(name, reading).run(self.arguments(reading, value))["value"])
+        q, k = (torch.tensor(value(read), dtype=torch.float32) for read in reading.taps)
+        return _array(logits(q, k))
+
+    def exact(self, name: str, reading: Reading, value: Callable[[str], Array]) -> Array | None:
+        """The same in double precision; None where PyTorch cannot compute the step so."""
         if name not in self.nodes:
-            return _logits(*given.values()).numpy()
-        inputs = {read.replace(".", "_"): self.nodes[read] for read in given}
-        part = self._program.part(inputs, {"value": self.nodes[name]})
-        return part.run(dict(zip(inputs, given.values(), strict=True)))["value"].numpy()
+            return None
+        part = self.part(name, reading)
+        doubled = replace(part, weights={key: _double(tensor) for key, tensor in part.weights.items()}, _module=None)
+        inputs = {key: _double(tensor) for key, tensor in self.arguments(reading, value).items()}
+        try:
+            return _array(mistakes.computed(doubled, inputs, {}))
+        except Exception:  # operators that ask for operands of one dtype, some of which the graph makes in float32
+            return None
+
+    # ----------------------------------------------------------------------------------- finding them
+
+    def _modules(self) -> dict[str, fx.Node]:
+        """What each module computes last is what it gives."""
+        found: dict[str, fx.Node] = {}
+        for node in self._program.operators:
+            path = node.meta["module"]
+            while path:
+                found[path] = node
+                path = path.rpartition(".")[0]
+        return found
+
+    def _steps(self) -> dict[str, fx.Node]:
+        """Operators that no module names: the model's own forward's, and every one of the host's stages."""
+        on_host = {s.name for s in self._bundle.segments if capabilities(s.artifact.target).on_host}
+        return {
+            f"{stage}.{node.name}": node
+            for node in self._program.operators
+            if (stage := self._home.get(node.name, "")) and node.target not in _RESHAPES
+            if stage in on_host or not node.meta["module"]
+        }
+
+    def _typed(self) -> dict[str, TensorType]:
+        types = {name: node.meta["type"] for name, node in self.nodes.items()}
+        if self.transformer is None:
+            return types
+        typed: dict[str, TensorType] = {}
+        for name, kind in types.items():
+            typed[name] = kind
+            layer, _, last = name.rpartition(".")
+            if last == "k" and (tap := self.transformer.taps.get(f"{layer}.logits")):
+                typed[tap.name] = TensorType(self.transformer.shape(tap.name), kind.dtype)
+        return typed
+
+    def _stage(self, name: str) -> str:
+        node = self.nodes.get(name)
+        return self._home.get(node.name, "") if node is not None else self.transformer.segment.name  # type: ignore[union-attr]
+
+
+def _constants(program: Program) -> set[fx.Node]:
+    """Nodes that depend on no input."""
+    found: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op != "placeholder" and found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _double(tensor: Tensor) -> Tensor:
+    if tensor.is_complex():
+        return tensor.to(torch.complex128)
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _array(value: Tensor) -> Array:
+    value = value.detach().resolve_conj().resolve_neg()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+
+
+# --------------------------------------------------------------------------------------- recording them
 
 
 @dataclass(frozen=True)
@@ -165,35 +290,45 @@ class Taps:
         return {**self.about, "taps": {name: list(value.shape) for name, value in self.values.items()}}
 
 
-def record(source: Source, patterns: Sequence[str] = (), *, tiny: bool = False, out: Path | str | None = None) -> Taps:
+def record(
+    source: Source,
+    patterns: Sequence[str] = (),
+    *,
+    stages: Sequence[str] = (),
+    tiny: bool = False,
+    out: Path | str | None = None,
+) -> Taps:
     """Record taps of the captured, untouched model on the bundle's golden input, for a port to be held against.
-
-    Of a bundle with a transformer for the kernels they are the steps of that; of any other, what each module gives.
 
     Args:
         source: The bundle.
         patterns: Names or shell patterns (``layers.0.*``); every tap where there are none.
-        tiny: Only what tells which part is wrong: inputs, embedded tokens, each layer's result, outputs; of a bundle
-            without such a transformer its boundary tensors.
+        stages: Only what these segments compute and are given; all where there are none.
+        tiny: Only what tells which part is wrong: boundary tensors, and of a transformer for the kernels the embedded
+            tokens and each layer's result.
         out: ``.safetensors`` or ``.npz`` file to write them to.
 
     Raises:
-        UsageError: A pattern fits no tap, or the file cannot be written.
+        UsageError: A pattern fits no tap, there is no such segment, or the file cannot be written.
     """
     if out is not None:
         output.check(Path(out), *SUFFIXES)
     bundle = single(source)
-    model = TappedTransformer(bundle) if _has_transformer(bundle) else TappedModules(bundle)
+    model = TappedModel(bundle)
     for pattern in patterns:
         if not fnmatch.filter(model.taps, pattern):
             raise UsageError(f"no tap fits the name or pattern {pattern!r}", fix="Try one like 'layers_t.2.*'.")
+    segments = [bundle.segment(stage) for stage in stages]
+    given = {name for segment in segments for name in segment.inputs}
     wanted = {
-        name for name in model.taps if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        name
+        for name in model.taps
+        if not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        if not stages or name in given or model.stages[name] in stages
     }
     if tiny:
-        wanted &= model.boundaries if isinstance(model, TappedModules) else skeleton(wanted)
-    values: dict[str, Array] = {}
-    model.run(lambda name, value: values.update({name: value.copy()} if name in wanted else {}))
+        wanted &= model.boundaries | skeleton(model.transformer.taps if model.transformer is not None else ())
+    values = model.values(wanted)
     manifest = bundle.manifest
     about = {
         "format": FORMAT,
@@ -207,97 +342,7 @@ def record(source: Source, patterns: Sequence[str] = (), *, tiny: bool = False, 
     return taps
 
 
-def skeleton(names: Iterable[str]) -> set[str]:
-    """Of some taps, those that tell which layer is wrong."""
-    return {name for name in names if _SKELETON.fullmatch(name)}
-
-
 def _weights(model: ModelRecord) -> str:
     if model.checkpoint_sha256:
         return model.checkpoint_sha256
     return "as the module had them" if model.random_init is None else f"random, seed {model.random_init}"
-
-
-def _has_transformer(bundle: Bundle) -> bool:
-    targets = with_artifact(weights.ARTIFACT)
-    return any(segment.artifact.target in targets for segment in bundle.segments)
-
-
-def _transformer(bundle: Bundle) -> SegmentRecord:
-    targets = with_artifact(weights.ARTIFACT)
-    for segment in bundle.segments:
-        if segment.artifact.target in targets:
-            return segment
-    raise BundleError(
-        "the bundle has no transformer for the kernels",
-        received=", ".join(f"{segment.name} → {segment.artifact.target}" for segment in bundle.segments),
-        fix=f"In the plan, give its stage the target {' or '.join(map(repr, targets))}.",
-    )
-
-
-def _logits(q: Tensor, k: Tensor) -> Tensor:
-    rows = q[:, :, :LOGIT_ROWS]
-    return rows @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
-
-
-# --------------------------------------------------------------------------------------- finding the nodes
-
-
-def _nodes(
-    program: Program, root: str, record: weights.TransformerRecord, wanted: Mapping[str, Tap]
-) -> dict[str, fx.Node]:
-    inputs = {str(node.target): node for node in program.input_nodes}
-    outputs = dict(zip(program.outputs, program.output_nodes, strict=True))
-    boundary = {
-        **{f"input{branch}": inputs[name] for branch, name in zip(("", "_t"), record.inputs, strict=True)},
-        **{f"output{branch}": outputs[name] for branch, name in zip(("", "_t"), record.outputs, strict=True)},
-    }
-    within: dict[str, list[fx.Node]] = {}
-    for node in program.operators:
-        within.setdefault(node.meta["module"].removeprefix(root).removeprefix("."), []).append(node)
-    found: dict[str, fx.Node] = {}
-    for name in wanted:
-        if not name.endswith(".logits"):
-            found[name] = boundary[name] if name in boundary else _node(name, within, found, wanted)
-    return found
-
-
-def _node(
-    name: str, within: Mapping[str, list[fx.Node]], found: Mapping[str, fx.Node], wanted: Mapping[str, Tap]
-) -> fx.Node:
-    layer, _, last = name.rpartition(".")
-    if last.startswith("embedded"):
-        return _only(name, [node for node in found[wanted[name].reads[0]].users if node.target is _aten.add.Tensor])
-    if not layer and last.startswith("norm_out"):
-        return found[wanted[name].reads[0]]
-    if last in ("q", "k", "v", "heads"):
-        nodes = [node for kind in ("self", "cross") for node in within.get(f"{layer}.{kind}_attn", ())]
-        attention = _only(name, [node for node in nodes if node.target is _aten.scaled_dot_product_attention.default])
-        return attention if last == "heads" else attention.args["qkv".index(last)]  # type: ignore[return-value]
-    if last == "gelu":
-        return _only(name, [node for node in within[layer] if node.target is _aten.gelu.default])
-    if last in ("residual_1", "residual_2"):
-        sums = [node for node in within[layer] if node.target is _aten.add.Tensor]
-        return sums[("residual_1", "residual_2").index(last)]
-    return within[name][-1]  # a module's result is the last thing it computes
-
-
-def _only(name: str, nodes: list[fx.Node]) -> fx.Node:
-    if len(nodes) != 1:
-        raise ValueError(f"{name}: {len(nodes)} nodes fit")
-    return nodes[0]
-
-
-def _check_shapes(wanted: Mapping[str, Tap], nodes: Mapping[str, fx.Node]) -> None:
-    for name, node in nodes.items():
-        kind: TensorType = node.meta["type"]
-        shape = wanted[name].shape
-        if len(kind.shape) != len(shape) or any(
-            b is not None and a != b for a, b in zip(kind.shape[1:], shape[1:], strict=True)
-        ):
-            raise BundleError(
-                f"tap {name!r} is something else in the captured graph",
-                expected=f"{wanted[name].axes!r} of shape {shape}",
-                received=f"{node.name} of shape {kind.shape}",
-                fix="Build the bundle again.",
-            )

@@ -382,27 +382,35 @@ def test_predict_refuses_by_name_what_it_cannot_do(splitter, tmp_path, demo_bund
     assert not Path("out.npz").exists()
 
 
-def test_a_dump_is_judged_and_the_last_line_says_where_it_diverges(splitter, tmp_path, demo_path):
+def test_a_dump_is_judged_and_the_first_line_says_where_it_diverges(splitter, tmp_path, demo_path):
     sound, wrong = tmp_path / "sound.safetensors", tmp_path / "wrong.npz"
     code, stdout, _ = splitter("goldens", demo_path, "-o", sound, "--taps", "layers_t.0.*", "--json")
     assert code == 0
     assert json.loads(stdout)["taps"]["layers_t.0.gelu"] == [1, 259, 160]
     code, stdout, _ = splitter("verify-port", sound, sound, "-b", demo_path)
     assert code == 0
-    assert stdout.rstrip().endswith("no divergence in 16 taps")
+    assert stdout.startswith("no divergence in 16 taps")
     values = arrays.read(sound)
     arrays.write(wrong, values | {"layers_t.0.gamma_2": values["layers_t.0.linear2"]})
     code, stdout, _ = splitter("verify-port", wrong, "-b", demo_path)
     assert code == 1
-    assert stdout.splitlines()[-1] == "first divergence: layers_t.0.gamma_2 (layer scale left out)"
+    assert stdout.splitlines()[0] == "first divergence: layers_t.0.gamma_2 (layer scale left out)"
+    assert "layers_t.0.gelu" in stdout
+    code, stdout, _ = splitter("verify-port", wrong, "-b", demo_path, "--failures")
+    assert code == 1
+    assert stdout.splitlines()[0] == "first divergence: layers_t.0.gamma_2 (layer scale left out)"
+    assert "layers_t.0.gelu" not in stdout
     code, stdout, _ = splitter("verify-port", wrong, "-b", demo_path, "--json")
     assert code == 1
     report = json.loads(stdout)
     assert report["first_divergence"] == {"tap": "layers_t.0.gamma_2", "cause": "layer scale left out"}
-    assert len(report["missing"]) == 158
+    assert len(report["missing"]) == 154
     code, stdout, _ = splitter("goldens", demo_path, "-o", tmp_path / "tiny.npz", "--tiny")
     assert code == 0
-    assert len(stdout.splitlines()) == 16
+    assert len(stdout.splitlines()) == 16 + 22
+    code, _, err = splitter("goldens", demo_path, "-o", tmp_path / "x.npz", "--stage", "middle")
+    assert code == 1
+    assert "unknown segment 'middle'" in " ".join(err.split())
 
 
 def test_a_dump_that_cannot_be_read_is_one_message(splitter, tmp_path, demo_path):

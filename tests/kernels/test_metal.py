@@ -25,7 +25,7 @@ from splitter_kernels.spec import Config, SpecError
 from splitter_kernels.taps import taps
 
 from splitter.verification.port import verify_port
-from splitter.verification.taps import TappedTransformer
+from splitter.verification.transformer import TappedTransformer
 
 from ..conftest import ROOT, snr_db
 

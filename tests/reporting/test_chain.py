@@ -8,7 +8,7 @@ from splitter.runtime.engines.mil_engine import MilEngine
 from splitter.runtime.engines.numpy_engine import NumPyEngine
 from splitter.runtime.orchestrator import Orchestrator
 from splitter.verification import taps
-from splitter.verification.taps import TappedTransformer
+from splitter.verification.transformer import TappedTransformer
 
 from ..conftest import snr_db
 

@@ -37,7 +37,7 @@ class TorchEngine(Engine):
         return True
 
     def run_with_taps(self, inputs: Mapping[str, Array], wanted: Collection[str]) -> dict[str, Array]:
-        from ...verification.taps import TappedTransformer
+        from ...verification.transformer import TappedTransformer
 
         return TappedTransformer(self._bundle, shipped=False).values(wanted, inputs)
 

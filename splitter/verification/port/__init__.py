@@ -1,4 +1,4 @@
-"""Holds a port of the transformer against the captured, untouched model, and says what is wrong with it."""
+"""Holds a port of any part of a model against the captured, untouched model, and says what is wrong with it."""
 
 from .dump import read_dump
 from .report import PortReport

@@ -52,7 +52,7 @@ class PortReport:
 
     @property
     def verdict(self) -> str:
-        """The last line: where the port first leaves the model, and probably why."""
+        """Where the port first leaves the model, and probably why."""
         first = self.first_divergence
         if first is not None:
             return f"first divergence: {first.subject} ({first.note})"

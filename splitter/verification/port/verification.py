@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import difflib
-import itertools
 import math
+import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 from splitter_kernels.taps import LOGIT_ROWS, Tap
 
+from ... import models
 from ...boundary import Array, is_finite
 from ...bundle.directory import Bundle, Source, single
 from ...errors import UsageError
+from ...graph.program import Program
 from ...parity import Parity, compare
+from .. import mistakes
 from ..checks import Check, Status, judged
-from ..taps import TappedTransformer
+from ..taps import TappedModel
+from .arrangement import arrangement
 from .dump import read_dump
 from .report import PortReport, TapCheck
 from .suspects import PortStep, drifted, suspects
@@ -31,22 +37,28 @@ _FREEDOM_DB = 8.0  # what a fit of two numbers may gain over a mistake that name
 _HALF_NOISE_DB = 30.0
 _ROUNDING_DB = 3.0  # by which one rounding may be unluckier than another
 _DRIFT = "the formula is right, its statistics drift: summed naively; take means in two levels"
-_GOLDEN = ("input", "input_t")
+_FEWEST_FOR_GAIN = 8  # values: of one, every value is a multiple
+_LOUD = 0.1  # of the effective value: quieter ones say less of a factor
+_SAME_GAIN = 1e-3
+_MOST_OF_THEM = 0.95
+_MOST_WORDS = 8
+_MOST_OPERATORS = 200  # of a part in which mistakes are looked for: each is tried by running it
 
 
 def verify_port(dumps: Sequence[Mapping[str, Array] | Path], bundle: Source) -> PortReport:
-    """Judge a port by what it dumped.
+    """Judge a port of any part of a model by what it dumped.
 
-    A tap is judged *local*, from the values that the dump holds of what the step reads, if it holds them; else
-    *accumulated*, from the golden input of the bundle's transformer.
+    A tap is recomputed by the captured graph from what the dump itself holds: *local* from the taps just before it,
+    *nearest* from earlier ones where the dump lacks those. Where it holds none of these either, the tap is judged
+    *accumulated*, from the bundle's golden input. A stage that the dump has nothing of was given its goldens.
 
     Args:
-        dumps: Tensors by tap name, any subset, float32 or float16, made from the bundle's golden transformer input.
-            Further dumps are repeated runs, which must agree bit for bit. Files of them are read by `read_dump`.
+        dumps: Tensors by tap name, any subset, in the graph's dtype or in float16, made from the bundle's golden input,
+            or from golden boundary tensors. Further dumps are repeated runs, which must agree bit for bit. Files of
+            them are read by `read_dump`.
         bundle: What to hold it against. Expected values come from its captured graph, limits from its plan.
 
     Raises:
-        BundleError: The bundle has no transformer that the kernels implement.
         UsageError: No name in the dump is a tap's, or a file cannot be read.
     """
     return _PortVerification(dumps, single(bundle)).report()
@@ -54,9 +66,10 @@ def verify_port(dumps: Sequence[Mapping[str, Array] | Path], bundle: Source) -> 
 
 class _PortVerification:
     def __init__(self, dumps: Sequence[Mapping[str, Array] | Path], bundle: Bundle) -> None:
-        self.model = TappedTransformer(bundle)
+        self.model = TappedModel(bundle)
+        self.bundle = bundle
         self.tolerances = bundle.manifest.plan.tolerances
-        self.shapes = {name: self.model.shape(name) for name in self.model.taps}
+        self.shapes = {name: kind.shape for name, kind in self.model.taps.items()}
         self.dump, *self.repeats = (read_dump(dump, self.shapes) if isinstance(dump, Path) else dump for dump in dumps)
         self.present = [name for name in self.model.taps if name in self.dump]
         if not self.present:
@@ -66,6 +79,7 @@ class _PortVerification:
                 fix=f"Taps are {', '.join(list(self.model.taps)[:3])}, …; `splitter goldens` writes them all.",
             )
         self.sound = {name for name in self.present if not self._defect(name)}
+        self.readings = {name: self.model.reading(name, self.sound) for name in self.present}
         self.expected: dict[str, Array] = {}  # of the model, where a failure has to be explained
 
     def report(self) -> PortReport:
@@ -81,17 +95,28 @@ class _PortVerification:
                 checks[name] = replace(checks[name], status=Status.FAIL, note=cause)
         return PortReport(
             taps=tuple(TapCheck(checks[n], str(self.dump[n].dtype), accumulated.get(n)) for n in self.present),
-            missing=tuple(name for name in self.model.taps if name not in self.dump),
+            missing=tuple(self._missing()),
             misnamed={name: self._nearest(name) for name in self.dump if name not in self.model.taps},
         )
 
+    def _missing(self) -> Iterator[str]:
+        """Values that the dump has under no name, of the stages that were ported: of which it has something else."""
+        seen = {name for present in self.present for name in self.model.same(present)}
+        for name in self.model.taps:
+            if name not in seen and self.model.stages[name] in self._ported_stages:
+                seen.update(self.model.same(name))
+                yield name
+
     # ---------------------------------------------------------------------------------- judging
+
+    def _limits(self, limits: Mapping[Any, float], name: str) -> float:
+        return limits.get(str(self.dump[name].dtype), limits["float32"])
 
     def _defect(self, name: str) -> str:
         """Why a tensor of the dump cannot even be compared; empty if it can."""
-        array = self.dump[name]
-        if str(array.dtype) not in self.tolerances.port_snr_db:
-            return f"wrong dtype: {array.dtype}; a dump holds {' or '.join(self.tolerances.port_snr_db)}"
+        array, dtype = self.dump[name], self.model.taps[name].dtype
+        if str(array.dtype) not in (known := self._dtypes(dtype)):
+            return f"wrong dtype: {array.dtype}; a dump holds {' or '.join(known)}"
         if not is_finite(array):
             bad = int(np.count_nonzero(~np.isfinite(array)))
             half = ", beyond what half precision holds" if array.dtype == np.float16 else ""
@@ -99,6 +124,10 @@ class _PortVerification:
         if array.shape != self.shapes[name]:
             return "wrong shape"
         return ""
+
+    def _dtypes(self, dtype: str) -> Sequence[str]:
+        """In which types a tap may be dumped: a float in those that the plan has limits for, all else as it is."""
+        return tuple(self.tolerances.port_snr_db) if "float" in dtype else (dtype,)
 
     def _accumulated(self) -> dict[str, Parity]:
         found: dict[str, Parity] = {}
@@ -117,34 +146,27 @@ class _PortVerification:
         if name not in self.sound:
             defect = self._defect(name)
             return failed if defect == "wrong shape" else replace(failed, note=defect)
-        dtype: Any = str(self.dump[name].dtype)
-        reads = self.model.taps[name].reads
-        scope, parity, limit = "accumulated", accumulated, self.tolerances.port_accumulated_snr_db[dtype]
-        if reads and all(read in self.sound or read in _GOLDEN for read in reads):
-            expected = self.model.step(name, {read: self._given(read) for read in reads})
-            scope, parity, limit = "local", compare(expected, self.dump[name]), self.tolerances.port_snr_db[dtype]
+        reading, parity = self.readings[name], accumulated
+        limits = self.tolerances.port_snr_db if reading.scope == "local" else self.tolerances.port_accumulated_snr_db
+        if reading.scope != "accumulated":
+            parity = compare(self.model.step(name, reading, self.dump.__getitem__), self.dump[name])
         assert parity is not None  # the model shows every tap
-        check = Check("port", name, judged(parity, limit, negligible=0.0), "dump", scope, parity, limit)
-        if check.status is Status.FAIL and scope == "local" and name.endswith(".heads") and self._is_rounding(name):
-            note = "logits so large that float32 holds no more: as near to float64 as the model is"
+        limit = self._limits(limits, name)
+        check = Check("port", name, judged(parity, limit, negligible=0.0), "dump", reading.scope, parity, limit)
+        if check.status is Status.FAIL and reading.scope == "local" and self._is_rounding(name):
+            note = "float32 holds no more: as near to float64 as the model is"
             return replace(check, status=Status.PASS, note=note)
         return check
 
     def _is_rounding(self, name: str) -> bool:
-        """In float32, an attention is as near to float64 as the model's own, whose softmax magnifies the rounding."""
-        dumped = self.dump[name]
-        if dumped.dtype != np.float32:
+        """A step whose values cancel, or whose softmax magnifies them, is as near to float64 as the model's own."""
+        if self.dump[name].dtype.itemsize != np.dtype(self.model.taps[name].dtype).itemsize:
             return False
-        given = {read: self._given(read) for read in self.model.taps[name].reads}
-        expected = self.model.step(name, given)
-        q, k, v = (array.astype(np.float64) for array in given.values())
-        exact = np.empty(dumped.shape)
-        for head in np.ndindex(q.shape[:2]):  # one at a time: logits of all would be tokens × sources × heads
-            exact[head] = softmax(q[head] @ k[head].T / math.sqrt(q.shape[-1]), axis=-1) @ v[head]
-        return _snr(exact, dumped) >= _snr(exact, expected) - _ROUNDING_DB
-
-    def _given(self, read: str) -> Array:
-        return self.dump[read] if read in self.sound else self.model.inputs[read]
+        exact = self.model.exact(name, self.readings[name], self.dump.__getitem__)
+        if exact is None:
+            return False
+        expected = self.model.step(name, self.readings[name], self.dump.__getitem__)
+        return _snr(exact, self.dump[name]) >= _snr(exact, expected) - _ROUNDING_DB
 
     def _disagreement(self, name: str) -> str:
         for repeat in self.repeats:
@@ -161,16 +183,28 @@ class _PortVerification:
 
     # ------------------------------------------------------------------------------- explaining
 
+    def _tap(self, name: str) -> Tap | None:
+        """The step of the hand-written transformer that a tap is, if it is one with a formula."""
+        tap = None if self.model.transformer is None else self.model.transformer.taps.get(name)
+        return tap if tap is not None and tap.reads else None
+
+    @cached_property
+    def _family(self) -> models.Family | None:
+        """The model's, if it is installed here."""
+        name = self.bundle.manifest.model.family
+        return next((family for family in models.families() if family.name == name), None)
+
     def _remember(self, failing: Sequence[str]) -> None:
         """Keep the model's own values of what explaining the failures takes and the dump does not hold."""
         wanted = set(failing)
         for name in failing:
             layer = name.rpartition(".")[0]
-            wanted |= {tap for tap in self.model.taps if layer and tap.startswith(f"{layer}.")}
-            wanted |= {*self.model.taps[name].reads, *_neighbours(name)}
+            if tap := self._tap(name):
+                wanted |= {other for other in self.model.taps if layer and other.startswith(f"{layer}.")}
+                wanted |= {*tap.reads, *_neighbours(name)} & self.model.taps.keys()
         wanted = {name for name in wanted if name not in self.sound or name in failing}
         if wanted:
-            self.model.run(lambda name, value: self.expected.update({name: value.copy()} if name in wanted else {}))
+            self.expected |= self.model.values(wanted)
 
     def _ported(self, name: str) -> Array:
         """A tap's value as the port had it, or else as the model has it."""
@@ -181,27 +215,59 @@ class _PortVerification:
         return self.expected[name] if name in self.expected else self.dump[name]
 
     def _cause(self, name: str, check: Check) -> str:
-        dumped = self.dump[name]
+        dumped, reading = self.dump[name], self.readings[name]
         local = check.scope == "local"
-        step = self._step(name, self._ported if local else self._modelled)
-        expected = (
-            self.model.step(name, {r: step.value(r) for r in step.tap.reads}) if step.tap.reads else self.expected[name]
-        )
-        wanted = self.tolerances.port_snr_db[str(dumped.dtype)]  # type: ignore[index]
+        known = name not in self.sound or check.scope == "accumulated"
+        expected = self.expected[name] if known else self.model.step(name, reading, self.dump.__getitem__)
         if name not in self.sound:
             found = self._permutation(name, expected, dumped)
-            return found or f"wrong shape: {dumped.shape}; the tap is {step.tap.axes!r} of {self.shapes[name]}"
-        snr = compare(expected, dumped).snr_db
-        snr = -math.inf if snr is None else snr
-        if cause := self._suspect(step, dumped, snr, wanted):
+            layout = self.model.layout(name)
+            the_tap = f"the tap is {layout!r} of" if layout else "the tap has"
+            return found or f"wrong shape: {dumped.shape}; {the_tap} {self.shapes[name]}"
+        snr = _snr(expected, dumped)
+        if cause := self._named(name, local, expected, snr, self._limits(self.tolerances.port_snr_db, name)):
             return cause
         if cause := self._permutation(name, expected, dumped):
             return cause
-        if not step.tap.reads:
+        if self._is_given(name):
             return "made from another input than the bundle's golden one"
         if not local:
-            return "somewhere in the steps before it"
-        return _noise(dumped, snr) if snr >= _HALF_NOISE_DB else f"another formula than {step.tap.formula}"
+            since = f", after {', '.join(reading.taps)}" if reading.taps else ""
+            return f"somewhere in the steps before it{since}"
+        return _noise(dumped, snr) if snr >= _HALF_NOISE_DB else f"another formula than {self._formula(name)}"
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a failing tap is what the port was fed: of the model's input, or of a stage that was not ported."""
+        if self.model.boundaries.isdisjoint(self.model.same(name)):
+            return False
+        stage = self.model.stages[name]
+        return not stage or (bool(self._ported_stages) and stage not in self._ported_stages)
+
+    @cached_property
+    def _ported_stages(self) -> set[str]:
+        """Those of which the dump has something beside what they hand over."""
+        inner = (tap for tap in self.present if self.model.boundaries.isdisjoint(self.model.same(tap)))
+        return {self.model.stages[tap] for tap in inner}
+
+    def _formula(self, name: str) -> str:
+        if tap := self._tap(name):
+            return tap.formula
+        return " → ".join(_words(self.model.part(name, self.readings[name])))
+
+    def _named(self, name: str, local: bool, expected: Array, snr: float, wanted: float) -> str:
+        """The mistake that gives what was dumped: one of the transformer's steps, or of the graph's operators."""
+        dumped = self.dump[name]
+        if tap := self._tap(name):
+            step = self._step(tap, self._ported if local else self._modelled)
+            if cause := self._suspect(step, dumped, snr, wanted):
+                return cause
+        if name not in self.model.nodes or not (self.readings[name].taps or self.readings[name].goldens or local):
+            return ""
+        cause = self._mistake(name, snr, wanted)
+        share, gain = _gain(expected, dumped)
+        if cause:
+            return f"{cause}: {gain}" if gain else cause
+        return f"{gain}; look for a scale, or a window's square, that is forgotten" if share == 1 else ""
 
     def _is_coarse(self, check: Check) -> bool:
         """Half precision may hide a small mistake under its own rounding."""
@@ -209,16 +275,48 @@ class _PortVerification:
 
     def _cause_beneath(self, name: str) -> str:
         """A mistake that gives a passing value much nearer, rounded as it is, than the model does."""
-        dumped, step = self.dump[name], self._step(name, self._ported)
-        expected = self.model.step(name, {read: step.value(read) for read in step.tap.reads})
+        dumped = self.dump[name]
+        expected = self.model.step(name, self.readings[name], self.dump.__getitem__)
         snr = _snr(expected.astype(dumped.dtype), dumped)
-        return self._suspect(step, dumped, snr, math.inf) if snr < _CONVINCING_DB else ""
+        return self._named(name, True, expected, snr, math.inf) if snr < _CONVINCING_DB else ""
 
-    def _step(self, name: str, value: Callable[[str], Array]) -> PortStep:
-        def wide(tap: str) -> Array:
-            return value(tap).astype(np.float32, copy=False)
+    def _mistake(self, name: str, snr: float, wanted: float) -> str:
+        """A mistake in one operator of the part before a tap, or the same mistake in all of its kind."""
+        dumped, reading = self.dump[name], self.readings[name]
+        part = self.model.part(name, reading)
+        if len(part.operators) > _MOST_OPERATORS:
+            return ""
+        inputs = self.model.arguments(reading, self.dump.__getitem__)
+        best, cause = snr, ""
+        for wrong in self._wrongs(part):
+            value = np.empty(0)
+            with suppress(Exception):  # PyTorch refuses in every way what cannot be done to these values
+                value = mistakes.computed(part, inputs, wrong).numpy()
+            if value.shape == dumped.shape and str(value.dtype) == self.model.taps[name].dtype:
+                found = _snr(value.astype(dumped.dtype), dumped)
+                if found > best:
+                    best, cause = found, next(iter(wrong.values())).cause
+        for key, tap in zip(part.inputs, (*reading.taps, *reading.goldens), strict=True):
+            cause = cause.replace(f"'{key}'", f"'{tap}'")
+        return cause if best >= min(wanted, snr + _EXPLAINED_BY_DB) else ""
 
-        return PortStep(self.model.config, self.model.taps[name], self.model.tensors, wide, self.shapes["input"][-1])
+    def _wrongs(self, part: Program) -> Iterator[dict[Any, mistakes.Mistake]]:
+        alike: dict[tuple[object, str], dict[Any, mistakes.Mistake]] = defaultdict(dict)
+        for node in part.operators:
+            known = self._family.mistakes(node) if self._family is not None else ()
+            for mistake in (*known, *mistakes.of(node)):
+                alike[node.target, mistake.cause][node] = mistake
+                yield {node: mistake}
+        yield from (wrong for wrong in alike.values() if len(wrong) > 1)
+
+    def _step(self, tap: Tap, value: Callable[[str], Array]) -> PortStep:
+        def wide(name: str) -> Array:
+            return value(name).astype(np.float32, copy=False)
+
+        assert self.model.transformer is not None
+        return PortStep(
+            self.model.transformer.config, tap, self.model.transformer.tensors, wide, self.shapes["input"][-1]
+        )
 
     def _suspect(self, step: PortStep, dumped: Array, snr: float, wanted: float) -> str:
         rows = (slice(None), slice(None), slice(LOGIT_ROWS)) if step.tap.name.endswith(".heads") else (...,)
@@ -233,36 +331,21 @@ class _PortVerification:
         return cause if best >= min(wanted, snr + _EXPLAINED_BY_DB) else ""
 
     def _permutation(self, name: str, expected: Array, dumped: Array) -> str:
-        """The order of axes in which the dump's values are the expected ones."""
-        if dumped.size != expected.size or not is_finite(dumped):
-            return ""
-        tap = self.model.taps[name]
-        limit = self.tolerances.port_accumulated_snr_db[str(dumped.dtype)]  # type: ignore[index]
-        energies = (np.linalg.norm(values.astype(np.float64).ravel()) for values in (expected, dumped))
-        if not math.isclose(*energies, rel_tol=10 ** (-limit / 20)):  # which no order of axes changes
-            return ""
-        axes, shape = self._axes(tap, expected.shape)
-        same = tuple(range(len(axes)))
-        for order in itertools.permutations(same):
-            if order == same and dumped.shape == expected.shape:
-                continue
-            candidate = expected.reshape(shape).transpose(order).reshape(dumped.shape)
-            if _snr(candidate, dumped) >= limit:
-                got = " ".join(axes[axis] for axis in order)
-                if order == same:
-                    return f"wrong shape: the values lie right, but as {dumped.shape} instead of {expected.shape}"
-                return f"permuted: the values lie as {got!r}, the tap is {' '.join(axes)!r}"
-        return ""
+        limit = self._limits(self.tolerances.port_accumulated_snr_db, name)
+        return arrangement(expected, dumped, *self._axes(name, expected.shape), limit)
 
-    def _axes(self, tap: Tap, shape: tuple[int, ...]) -> tuple[list[str], list[int]]:
-        """The tap's axes with the frequency branch's tokens taken apart into t and f, and without the batch of one."""
-        _, _, bins, frames = self.shapes["input"]
-        axes, extents = [], []
-        for axis, extent in zip(tap.axes.split(), shape, strict=True):
-            if axis in "nm" and extent == bins * frames == self.model.config.freq_tokens:
+    def _axes(self, name: str, shape: tuple[int, ...]) -> tuple[list[str], list[int]]:
+        """A tap's axes without the batch of one, and tokens of the transformer's frequency branch as t and f."""
+        names = re.findall(r"\([^)]*\)|\S+", self.model.layout(name))
+        if len(names) != len(shape):
+            names = [str(axis) for axis in range(len(shape))]
+        transformer, axes, extents = self.model.transformer, [], []
+        for axis, extent in zip(names, shape, strict=True):
+            if transformer is not None and axis in "nm" and extent == transformer.config.freq_tokens:
+                _, _, bins, frames = self.shapes["input"]
                 axes += ["t", "f"]
                 extents += [frames, bins]
-            elif axis != "b":
+            elif axis != "b" or extent != 1:
                 axes.append(axis)
                 extents.append(extent)
         return axes, extents
@@ -287,3 +370,23 @@ def _noise(dumped: Array, snr: float) -> str:
     if dumped.dtype == np.float32 and np.array_equal(dumped, dumped.astype(np.float16).astype(np.float32)):
         return f"rounded to half precision: {snr:.0f} dB, and every value is on its grid"
     return f"the formula is right, its precision is not: noise at {snr:.0f} dB, as of half-precision accumulation"
+
+
+def _gain(expected: Array, dumped: Array) -> tuple[float, str]:
+    """The number by which nearly everything is too large, if it is one; and what share of the values that is of."""
+    loud = np.abs(expected) > _LOUD * np.sqrt(np.mean(np.square(np.abs(expected))))
+    if np.count_nonzero(loud) < _FEWEST_FOR_GAIN or dumped.dtype.kind not in "fc":
+        return 0.0, ""
+    ratios = dumped[loud] / expected[loud].astype(np.complex128)
+    gain = float(np.median(ratios.real))
+    share = float(np.mean(np.abs(ratios - gain) <= _SAME_GAIN * abs(gain)))
+    if share < _MOST_OF_THEM or abs(gain - 1) <= _SAME_GAIN or not gain:
+        return 0.0, ""
+    return share, f"a constant gain of {gain:.4g}" + (" but at the edges" if share < 1 else "")
+
+
+def _words(part: Program) -> list[str]:
+    """The operators of a part, by the names that PyTorch has for them."""
+    words = [str(node.target).removeprefix("aten.").partition(".")[0] for node in part.operators]
+    distinct = list(dict.fromkeys(words))
+    return distinct if len(distinct) <= _MOST_WORDS else [*distinct[: _MOST_WORDS - 1], "…", distinct[-1]]
