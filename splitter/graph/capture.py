@@ -32,12 +32,17 @@ from ..boundary import Return
 from ..errors import CaptureError
 from . import diagnosis
 from .operators import ALLOWED
-from .patches import without_fused_attention, without_unfold_backward_decomposition
+from .patches import without_autocast_elsewhere, without_fused_attention, without_unfold_backward_decomposition
 from .program import Program
 from .shapes import TensorType
-from .signature import Call, bind, identifier, paths
+from .signature import Call, bind, identifier, paths, remembered
 
 Patch: TypeAlias = Callable[[], AbstractContextManager[None]]
+_PATCHES: tuple[Patch, ...] = (
+    without_unfold_backward_decomposition,
+    without_fused_attention,
+    without_autocast_elsewhere,
+)
 _ASSERTIONS = frozenset({torch.ops.aten._assert_tensor_metadata.default})
 # Without in-place writes another name for a value is nothing; converters lack `alias`.
 _SAME_VALUE = frozenset({torch.ops.aten.alias.default, torch.ops.aten.detach.default})
@@ -85,15 +90,49 @@ def capture(
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # torch.export's own: tree specs, RNN weight lists
-        for patch in (without_unfold_backward_decomposition, without_fused_attention, *patches):
+        for patch in (*_PATCHES, *patches):
             stack.enter_context(patch())
-        try:
-            exported = torch.export.export(model, call.args, call.kwargs, strict=False)
-            # Functional: in-place writes become values, so that data flow alone orders the nodes.
-            exported = _reviewed(exported.run_decompositions({}))
-        except Exception as error:
-            raise diagnosis.of(error, model, call) from error
+        exported = _settled(model, call)
     return _unlift(exported, call, outputs)
+
+
+def _settled(model: nn.Module, call: Call) -> ExportedProgram:
+    """The export of a run that finds what the run before it kept.
+
+    Some modules fill a table when they first run, of positions for example, and read it from then on. Where layers
+    share such a table, `torch.export` gets the first run wrong or refuses it: it takes the table for one of each layer.
+    What is still written in a second run is state; the module gets back what it had.
+    """
+    first: ExportedProgram | None = None
+    try:
+        first = _exported(model, call)
+        if not _writes(first):
+            return first
+    except Exception as error:
+        reason = diagnosis.of(error, model, call)
+        reason.__cause__ = error
+    restore = remembered(model)
+    try:
+        call.run(model, kept=False)
+        second = _exported(model, call)
+        if not _writes(second):
+            return second
+    except Exception:  # noqa: S110 - the reason is the first one's
+        pass
+    restore()
+    if first is None:
+        raise reason
+    return first
+
+
+def _exported(model: nn.Module, call: Call) -> ExportedProgram:
+    exported = torch.export.export(model, call.args, call.kwargs, strict=False)
+    # Functional: in-place writes become values, so that data flow alone orders the nodes.
+    return _reviewed(exported.run_decompositions({}))
+
+
+def _writes(exported: ExportedProgram) -> bool:
+    return any(spec.kind is OutputKind.BUFFER_MUTATION for spec in exported.graph_signature.output_specs)
 
 
 def _draws(node: fx.Node) -> bool:

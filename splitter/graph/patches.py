@@ -75,3 +75,22 @@ def without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def without_autocast_elsewhere() -> Iterator[None]:
+    """Leave out what forward does to the automatic precision of other devices than the CPU, where a capture runs.
+
+    It changes nothing there, and `torch.export` makes a nested graph of the region, which nothing else has.
+    """
+    kind = torch.amp.autocast_mode.autocast
+    enter, leave = kind.__enter__, kind.__exit__
+
+    def entered(region: torch.amp.autocast_mode.autocast) -> object:
+        return enter(region) if region.device == "cpu" else region
+
+    def left(region: torch.amp.autocast_mode.autocast, *error: object) -> object:
+        return leave(region, *error) if region.device == "cpu" else False
+
+    with replaced(kind, "__enter__", entered), replaced(kind, "__exit__", left):
+        yield

@@ -511,11 +511,15 @@ def _signal(values: _Values) -> TensorType:
     """PyTorch has none: whether the window is zero somewhere decides there whether it refuses.
 
     Raises:
-        ValueError: Not the real inverse of one-sided complex spectra by one window, with a length.
+        ValueError: Not the real inverse of one-sided complex spectra by one window.
     """
     source, length, window = values["self"], _constant(values, "n_fft"), values.get("window")
     hop, long = _constant(values, "hop_length", 0), _constant(values, "win_length", length)
-    samples, dtype = _constant(values, "length"), {"complex64": "float32", "complex128": "float64"}.get(source.dtype)
+    dtype = {"complex64": "float32", "complex128": "float64"}.get(source.dtype)
+    samples = _constant(values, "length")
+    if samples is None and hop and length:  # all that the frames cover, without what centring padded
+        covered = hop * (source.shape[-1] - 1)
+        samples = covered if _constant(values, "center", True) else covered + length
     fits = (
         len(source.shape) in (2, 3)
         and 0 not in source.shape
@@ -528,7 +532,7 @@ def _signal(values: _Values) -> TensorType:
         and samples > 0
     )
     if not fits or dtype is None:
-        raise ValueError("it inverts one-sided complex spectra to a given number of samples")
+        raise ValueError("it inverts one-sided complex spectra to a number of samples")
     return TensorType((*source.shape[:-2], samples), dtype)
 
 

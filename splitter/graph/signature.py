@@ -11,8 +11,8 @@ import difflib
 import inspect
 import keyword
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from .shapes import DTYPES, TensorType
 
 NUMPY_LACKS = "bfloat16"
 _CONSTANTS = (bool, int, float, str)
+_MANAGED = frozenset({"_parameters", "_buffers", "_modules"})  # by PyTorch
 # What the code that torch.fx generates calls something else.
 TAKEN = frozenset({"self", *torch.fx.graph._custom_builtins})
 
@@ -45,12 +46,12 @@ class Call:
     tensors: dict[str, Tensor]
 
     @torch.no_grad()
-    def run(self, module: nn.Module) -> Any:
-        """What forward returns. Neither the tensors nor the module's buffers are other ones afterwards."""
+    def run(self, module: nn.Module, *, kept: bool = True) -> Any:
+        """What forward returns. The tensors are what they were afterwards, and the module too where it is ``kept``."""
         leaves, spec = tree_flatten_with_path((self.args, self.kwargs))
         fresh = [leaf.clone() if isinstance(leaf, Tensor) else leaf for _, leaf in leaves]
         args, kwargs = tree_unflatten(fresh, spec)
-        with _buffers_kept(module):
+        with _state_kept(module) if kept else nullcontext():
             return module(*args, **kwargs)
 
     def __str__(self) -> str:
@@ -210,21 +211,42 @@ def _value(name: str, value: Any) -> Any:
 
 
 @contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put every buffer back, whether it was written to or replaced."""
-    kept = [
+def _state_kept(module: nn.Module) -> Iterator[None]:
+    restore = remembered(module)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def remembered(module: nn.Module) -> Callable[[], None]:
+    """What puts the module's state back: every buffer, written to or replaced, and every attribute of another kind.
+
+    Both, because one tells of the other: how many rows of a table are filled.
+    """
+    buffers = [
         (owner, name, buffer, buffer.clone())
         for owner in module.modules()
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
-    try:
-        yield
-    finally:
-        for owner, name, buffer, values in kept:
+    attributes = [(vars(owner), _plain(owner)) for owner in module.modules()]
+
+    def restore() -> None:
+        for owner, name, buffer, values in buffers:
             if owner._buffers.get(name) is not buffer or not _same(buffer, values):
                 buffer.copy_(values)
                 owner._buffers[name] = buffer
+        for namespace, values in attributes:
+            for name in namespace.keys() - values.keys() - _MANAGED:
+                del namespace[name]
+            namespace.update(values)
+
+    return restore
+
+
+def _plain(owner: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(owner).items() if name not in _MANAGED}
 
 
 def _same(buffer: Tensor, values: Tensor) -> bool:

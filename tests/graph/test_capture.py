@@ -127,3 +127,65 @@ def test_operators_that_no_program_may_use_become_their_definitions():
     model, x = Model().eval(), torch.randn(3, 2)
     program = capture(model, {"x": x})
     assert {str(node.target) for node in program.operators} <= ALLOWED
+
+
+class Positions(nn.Module):
+    """Keeps a table of positions in a buffer when it first runs, and computes it outside automatic precision."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.zeros(64, 4), persistent=False)
+        self.kept = 0
+
+    @torch.autocast("cuda", enabled=False)
+    def forward(self, length):
+        if length <= self.kept:
+            return self.table[:length]
+        table = torch.arange(length, dtype=torch.float32)[:, None] * torch.tensor([1.0, 2.0, 3.0, 4.0])
+        self.table[:length] = table
+        self.kept = length
+        return table
+
+
+class Layer(nn.Module):
+    def __init__(self, positions):
+        super().__init__()
+        self.positions = positions
+
+    def forward(self, x):
+        return x * self.positions(x.shape[1]).cos()
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_tables_that_a_first_run_keeps_are_read(layers):
+    """Two layers that share one buffer and write it are more than torch.export takes."""
+    positions = Positions()
+    model = nn.Sequential(*(Layer(positions) for _ in range(layers))).eval()
+    x = torch.randn(1, 9, 4)
+    program = capture(model, {"input": x})
+    fresh = nn.Sequential(*[Layer(Positions())] * layers)
+    assert torch.equal(program.run({"input": x})["output"], fresh(x))
+    assert torch.equal(model(x), fresh(x))
+    assert {str(node.target) for node in program.operators} <= ALLOWED
+
+
+def test_precision_of_other_devices_is_left_as_it_is_afterwards():
+    before = torch.autocast.__enter__, torch.autocast.__exit__
+    capture(nn.Sequential(Layer(Positions())).eval(), {"input": torch.randn(1, 9, 4)})
+    assert (torch.autocast.__enter__, torch.autocast.__exit__) == before
+
+
+def test_state_is_what_it_was():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("runs", torch.zeros(()))
+
+        def forward(self, x):
+            self.runs += 1
+            return x * self.runs
+
+    model, x = Counter().eval(), torch.randn(3)
+    program = capture(model, {"x": x})
+    assert model.runs == 0
+    assert torch.equal(program.run({"x": x})["output"], x)
