@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from .. import names
-from ..boundary import Return, TensorSpec
+from ..boundary import Array, Return, TensorSpec
 from ..names import Name, RelativePath
 from ..plan.schema import Plan
 
@@ -33,6 +33,27 @@ class Document(Record):
         return names.check_visible(content)
 
 
+class Chunking(Record):
+    """How the model's own inference cuts a song into runs and adds them up; `separate` does so unless told otherwise.
+
+    Attributes:
+        normalised: The song's mean is taken from it, and it is divided by its deviation, both of the mono mixdown.
+        stride: Samples from one chunk to the next; three quarters of a chunk where None.
+        fade: Samples over which the weight of a chunk rises and falls in a straight line, from and to zero; half of it
+            each, a triangle, where None.
+        edges: What lies around the song. ``silence``: nothing; the last, shorter chunk sits in the middle of a run.
+            ``reflection``: its mirror image, as long as two chunks overlap, where it is more than twice as long; the
+            last chunks begin a run, and their own mirror image fills it, where they fill more than half.
+        shifts: Passes with a random shift to average; 0 for one plain pass.
+    """
+
+    normalised: bool = True
+    stride: int | None = Field(default=None, ge=1)
+    fade: int | None = Field(default=None, ge=1)
+    edges: Literal["silence", "reflection"] = "silence"
+    shifts: int = Field(default=1, ge=0)
+
+
 class AudioRecord(Record):
     """What a separator says of itself: it takes a mixture and gives the stems of it.
 
@@ -41,12 +62,28 @@ class AudioRecord(Record):
         samplerate: In Hz.
         channels: Audio channels.
         samples: Length of one run.
+        chunking: How a song is cut into runs.
     """
 
     stems: tuple[Name, ...] = Field(min_length=1)
     samplerate: int = Field(ge=1)
     channels: int = Field(ge=1)
     samples: int = Field(ge=1)
+    chunking: Chunking = Chunking()
+
+    @model_validator(mode="after")
+    def _chunks_fit(self) -> Self:
+        stride, fade = self.chunking.stride, self.chunking.fade
+        if stride is not None and stride > self.samples:
+            raise ValueError(f"a stride of {stride} samples leaves out sound between chunks of {self.samples}")
+        if fade is not None and 2 * fade > self.samples:
+            raise ValueError(f"a chunk of {self.samples} samples cannot fade over {fade} at each end")
+        return self
+
+    def separated(self, output: Array) -> Array:
+        """What the model gives for one run, as ``(stems, channels, samples)``: a model of one stem may have no axis of
+        stems."""
+        return output.reshape(len(self.stems), self.channels, output.shape[-1])
 
     @field_validator("stems")
     @classmethod

@@ -68,9 +68,11 @@ of videos. Writes WAV, FLAC and MP3."""
 @click.option("--two-stems", metavar="STEM", help="Only this stem and the rest.")
 @click.option("--other-method", type=click.Choice(["add", "minus", "none"]), default="add", show_default=True,
               help="The rest: add: all other stems; minus: the mixture minus the stem; none: left out.")  # fmt: skip
-@click.option("--shifts", default=1, show_default=True, help="Randomly shifted passes to average; 0: one plain pass.")
+@click.option("--shifts", type=int, help="Randomly shifted passes to average; 0: one plain pass.  [default: the "
+              "model's, of demucs 1]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the random shifts.")
-@click.option("--overlap", default=0.25, show_default=True, help="Overlap between chunks, as a fraction.")
+@click.option("--overlap", type=float, help="Overlap between chunks, as a fraction.  [default: the model's, of demucs "
+              "0.25]")  # fmt: skip
 @click.option("--segment", type=FINITE, metavar="SECONDS", help="Length of a chunk.  [default: the bundle's]")
 @click.option("--mp3", is_flag=True, help="Write MP3.")
 @click.option("--mp3-bitrate", default=320, show_default=True, help="In kbit/s.")
@@ -106,9 +108,9 @@ def separate(
     stems: tuple[str, ...] | None,
     two_stems: str | None,
     other_method: Any,
-    shifts: int,
+    shifts: int | None,
     seed: int,
-    overlap: float,
+    overlap: float | None,
     segment: float | None,
     mp3: bool,
     mp3_bitrate: int,

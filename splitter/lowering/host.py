@@ -22,8 +22,12 @@ from ..runtime.host import ARTIFACT, HostSpec, Step
 from . import Capabilities, Target
 
 _aten = torch.ops.aten
+_MOST_NUMBERS = 2**16  # of a constant, written out in a JSON file
+_Indices: TypeAlias = Callable[[fx.Node], torch.Tensor | None]
 _Lowered: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]  # operation, arguments, parameters
 _RESHAPES = frozenset({_aten.view.default, _aten.reshape.default, _aten.unsqueeze.default, _aten.squeeze.dim})
+_COPIES = frozenset({_aten.clone.default})  # in memory: the same value
+_SEQUENCES = frozenset({_aten.arange.default, _aten.arange.start_step})
 _ARITHMETIC = {
     _aten.add.Tensor: "add",
     _aten.sub.Tensor: "subtract",
@@ -71,55 +75,103 @@ class HostTarget(Target):
 
 
 def _specification(segment: Segment) -> HostSpec:
-    names: dict[fx.Node, str] = {node: str(node.target) for node in segment.program.input_nodes}
-    steps: list[Step] = []
+    steps = _Steps(segment)
     for node in segment.program.operators:
-        if node.target is _aten.clone.default and node.all_input_nodes[0] in names:  # a copy in memory, the same value
-            names[node] = names[node.all_input_nodes[0]]
-            continue
-        if weights := [parent for parent in node.all_input_nodes if parent.op == "get_attr"]:
-            raise LoweringError(
-                f"the host stage {segment.name!r} reads the weight {weights[0].target}; host specifications have none",
-                fix='Give the stage the target "graph" in the plan.',
-            )
-        op, arguments, parameters = _lower(node, segment.name)
-        names[node] = node.name
-        kind = node.meta["type"]
-        steps.append(
-            Step(
-                result=node.name,
-                op=op,
-                arguments=tuple(names[a] if isinstance(a, fx.Node) else float(a) for a in arguments),
-                parameters=parameters,
-                shape=kind.shape,
-                dtype=kind.dtype,
-            )
-        )
+        steps.add(node)
     outputs = zip(segment.program.outputs, segment.program.output_nodes, strict=True)
     return HostSpec(
         stage=segment.stage.name,
         inputs=segment.inputs,
-        steps=tuple(steps),
-        outputs={name: names[node] for name, node in outputs},
-        definitions=host.definitions(tuple(steps)),
+        steps=tuple(steps.steps),
+        outputs={name: steps.argument(node) for name, node in outputs},
+        definitions=host.definitions(tuple(steps.steps)),
     )
 
 
-def _lower(node: fx.Node, segment: str) -> _Lowered:
-    arguments = _bound(node)
-    if node.target in _RESHAPES:
-        return "reshape", (arguments["self"],), {"shape": list(node.meta["type"].shape)}
-    if node.target in _ARITHMETIC and arguments.get("alpha", 1) == 1:
-        return _ARITHMETIC[node.target], (arguments["self"], arguments["other"]), {}
-    if node.target in _LOWERINGS:
-        lowered = _LOWERINGS[node.target](arguments, node)
+class _Steps:
+    """The steps of a segment, node by node; what depends on no input is computed here and becomes a constant."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.steps: list[Step] = []
+        self._segment, self._program = segment.name, segment.program
+        self._names: dict[fx.Node, str] = {node: str(node.target) for node in segment.program.input_nodes}
+        self._constants: dict[fx.Node, torch.Tensor] = {}
+
+    def add(self, node: fx.Node) -> None:
+        """The step of a node, unless it is a constant, or the same value as its argument."""
+        parents = node.all_input_nodes
+        if node.target in _SEQUENCES or (parents and all(self._is_constant(parent) for parent in parents)):
+            self._constants[node] = self._program.constant(node)
+            return
+        if node.target in _COPIES or (node.target is _aten.cat.default and len(node.all_input_nodes) == 1):
+            self._names[node] = self._names[node.all_input_nodes[0]]
+            return
+        op, arguments, parameters = self._lowered(node)
+        self._append(
+            node, op, tuple(self.argument(a) if isinstance(a, fx.Node) else float(a) for a in arguments), parameters
+        )
+
+    def argument(self, node: fx.Node) -> str:
+        """The name of a value, which is a step of its own where it is a constant."""
+        if node not in self._names:
+            values = self._constant(node)
+            shape = {"shape": list(values.shape), "dtype": str(values.dtype).removeprefix("torch.")}
+            flat = values.flatten().tolist()
+            if len(set(flat)) == 1 and not isinstance(flat[0], complex):
+                self._append(node, "fill", (), {"value": flat[0]} | shape)
+            elif len(set(flat)) == 1 and not flat[0].imag:
+                self._append(node, "fill", (), {"value": flat[0].real} | shape)
+            elif values.numel() <= _MOST_NUMBERS and not values.is_complex():
+                self._append(node, "constant", (), {"values": flat} | shape)
+            else:
+                raise LoweringError(
+                    f"the host stage {self._segment!r} reads a weight that no host specification holds",
+                    expected=f"at most {_MOST_NUMBERS:,} real numbers, or one number everywhere",
+                    received=f"{node.name}, {node.meta['type']}",
+                    fix='Give the stage the target "graph" in the plan.',
+                )
+        return self._names[node]
+
+    def _append(self, node: fx.Node, op: str, arguments: tuple[str | float, ...], parameters: dict[str, Any]) -> None:
+        kind = node.meta["type"]
+        self._names[node] = node.name
+        step = Step(
+            result=node.name, op=op, arguments=arguments, parameters=parameters, shape=kind.shape, dtype=kind.dtype
+        )
+        self.steps.append(step)
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        return node.op == "get_attr" or node in self._constants
+
+    def _constant(self, node: fx.Node) -> torch.Tensor:
+        if node.op == "get_attr":
+            return self._program.weights[str(node.target)].detach()
+        return self._constants[node]
+
+    def _lowered(self, node: fx.Node) -> _Lowered:
+        arguments = _bound(node)
+        if node.target in _RESHAPES:
+            return "reshape", (arguments["self"],), {"shape": list(node.meta["type"].shape)}
+        if node.target in _ARITHMETIC and arguments.get("alpha", 1) == 1:
+            return _ARITHMETIC[node.target], (arguments["self"], arguments["other"]), {}
+        if node.target in _INDEXED:
+            lowered = _INDEXED[node.target](arguments, node, self._indices)
+        else:
+            lowered = _LOWERINGS[node.target](arguments, node) if node.target in _LOWERINGS else None
         if lowered is not None:
             return lowered
-    raise LoweringError(
-        f"the host stage {segment!r} has an operation that no host specification can say",
-        received=node.format_node(),
-        fix='Give the stage the target "graph" in the plan, or add the operation to splitter/runtime/host.py.',
-    )
+        raise LoweringError(
+            f"the host stage {self._segment!r} has an operation that no host specification can say",
+            received=node.format_node(),
+            fix='Give the stage the target "graph" in the plan, or add the operation to splitter/runtime/host.py.',
+        )
+
+    def _indices(self, node: fx.Node) -> torch.Tensor | None:
+        """Places in a tensor that are the same in every run; None for those that inputs decide."""
+        if not self._is_constant(node):
+            return None
+        values = self._constant(node)
+        return values if values.dtype == torch.int64 else None
 
 
 def _bound(node: fx.Node) -> dict[str, Any]:
@@ -196,6 +248,74 @@ def _std(a: dict[str, Any], node: fx.Node) -> _Lowered | None:
     return ("std", (a["self"],), {"axes": list(a["dim"]), "correction": float(a["unbiased"])}) if a["keepdim"] else None
 
 
+def _stack(a: dict[str, Any], node: fx.Node) -> _Lowered:
+    return "stack", tuple(a["tensors"]), {"axis": _axis(a["dim"], node)}
+
+
+def _concatenate(a: dict[str, Any], node: fx.Node) -> _Lowered:
+    return "concatenate", tuple(a["tensors"]), {"axis": _axis(a["dim"], node)}
+
+
+def _expand(a: dict[str, Any], node: fx.Node) -> _Lowered:
+    return "expand", (a["self"],), {"shape": list(node.meta["type"].shape)}
+
+
+def _copy(a: dict[str, Any], node: fx.Node) -> _Lowered | None:
+    """Another tensor's values in the shape of this one."""
+    kind = node.meta["type"]
+    same = isinstance(a["src"], fx.Node) and a["src"].meta["type"].dtype == kind.dtype
+    return ("expand", (a["src"],), {"shape": list(kind.shape)}) if same else None
+
+
+def _zeros(a: dict[str, Any], node: fx.Node) -> _Lowered:
+    kind = node.meta["type"]
+    return "fill", (), {"value": 0.0, "shape": list(kind.shape), "dtype": kind.dtype}
+
+
+def _select(a: dict[str, Any], node: fx.Node) -> _Lowered:
+    shape = a["self"].meta["type"].shape
+    axis = a["dim"] % len(shape)
+    return "select", (a["self"],), {"axis": axis, "index": a["index"] % shape[axis]}
+
+
+def _put(a: dict[str, Any], node: fx.Node) -> _Lowered:
+    axis = _axis(a["dim"], node)
+    return "put", (a["self"], a["src"]), {"axis": axis, "index": a["index"] % node.meta["type"].shape[axis]}
+
+
+def _take(a: dict[str, Any], node: fx.Node, constant: _Indices) -> _Lowered | None:
+    """Indices of the first axes, broadcast against each other."""
+    given = [None if index is None else constant(index) for index in a["indices"]]
+    if any(index is None for index in given):
+        return None
+    extents = a["self"].meta["type"].shape[: len(given)]
+    places = torch.zeros((), dtype=torch.int64)
+    for index, extent in zip(given, extents, strict=True):
+        assert index is not None
+        places = places * extent + index.remainder(extent)
+    parameters = {"axes": len(given), "indices": places.flatten().tolist(), "shape": list(node.meta["type"].shape)}
+    return "take", (a["self"],), parameters
+
+
+def _add_at(a: dict[str, Any], node: fx.Node, constant: _Indices) -> _Lowered | None:
+    """Indices that differ along the axis alone, for the whole source."""
+    indices, axis = constant(a["index"]), _axis(a["dim"], node)
+    source = a["src"].meta["type"].shape
+    if indices is None or tuple(indices.shape) != source or 0 in source:
+        return None
+    along = indices[tuple(slice(None) if place == axis else 0 for place in range(len(source)))]
+    around = [extent for place, extent in enumerate(node.meta["type"].shape) if place != axis]
+    same = torch.equal(
+        indices, along.reshape([-1 if place == axis else 1 for place in range(len(source))]).expand(source)
+    )
+    whole = around == [extent for place, extent in enumerate(source) if place != axis]
+    return ("add_at", (a["self"], a["src"]), {"axis": axis, "indices": along.tolist()}) if same and whole else None
+
+
+_INDEXED: dict[object, Callable[[dict[str, Any], fx.Node, _Indices], _Lowered | None]] = {
+    _aten.index.Tensor: _take,
+    _aten.scatter_add.default: _add_at,
+}
 _LOWERINGS: dict[object, Callable[[dict[str, Any], fx.Node], _Lowered | None]] = {
     _aten.permute.default: _permute,
     _aten.slice.Tensor: _slice,
@@ -207,4 +327,11 @@ _LOWERINGS: dict[object, Callable[[dict[str, Any], fx.Node], _Lowered | None]] =
     _aten.view_as_complex.default: lambda a, node: ("join_complex", (a["self"],), {}),
     _aten.mean.dim: _mean,
     _aten.std.dim: _std,
+    _aten.stack.default: _stack,
+    _aten.cat.default: _concatenate,
+    _aten.expand.default: _expand,
+    _aten.copy.default: _copy,
+    _aten.zeros_like.default: _zeros,
+    _aten.select.int: _select,
+    _aten.select_scatter.default: _put,
 }

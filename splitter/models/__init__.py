@@ -91,6 +91,10 @@ class Family(ABC):
     def fits(self, module: nn.Module) -> bool:
         """Whether a module is one of this family."""
 
+    def knows(self, path: Path) -> bool:
+        """Whether a file is of this family by what it holds. Asked before `suffixes`, which families share."""
+        return False
+
     @abstractmethod
     def example(self, module: nn.Module, plan: Plan, recording: Path | None) -> Example:
         """The golden input.
@@ -170,9 +174,9 @@ def load(model: str | Path, *, random_init: int | None = None) -> tuple[Family, 
     from .module import is_reference
 
     path = Path(model)
-    for family in families():
-        if str(model) in family.names or path.suffix in family.suffixes:
-            return family, family.load(model, random_init=random_init)
+    named = [family for family in families() if str(model) in family.names or family.knows(path)]
+    for family in named or [family for family in families() if path.suffix in family.suffixes]:
+        return family, family.load(model, random_init=random_init)
     suffixes = sorted({suffix for family in families() for suffix in family.suffixes})
     if is_reference(model):
         raise UsageError(f"{model} is code of your own, which only build and plan run")

@@ -66,7 +66,7 @@ class SeparatorFamily(Family):
         if not np.any(mixture):
             raise AudioError(f"the golden input is silent: {description}", fix="Choose a file that begins with sound.")
         argument = next(iter(inspect.signature(module.forward).parameters))
-        return Example({argument: torch.from_numpy(audio.normalised(mixture))[None]}, description)
+        return Example({argument: torch.from_numpy(audio.heard(mixture, sound))[None]}, description)
 
 
 def _synthesised(sound: AudioRecord) -> tuple[Array, str]:

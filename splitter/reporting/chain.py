@@ -135,8 +135,8 @@ def run(orchestrator: Orchestrator, seen: Seen, golden: Mapping[str, Array]) -> 
                 )
             )
             if name in bundle.outputs and name in seen.arrays and _holds_stems(bundle, golden[name]):
-                stems = seen.arrays[name][0]
-                points += _stems(bundle, segment, golden[name][0], stems)
+                stems = bundle.audio.separated(seen.arrays[name])
+                points += _stems(bundle, segment, bundle.audio.separated(golden[name]), stems)
     return Chain({n: engine.name for n, engine in orchestrator.engines.items()}, tuple(points), stems, error, why)
 
 
@@ -152,9 +152,12 @@ def _local(orchestrator: Orchestrator, segment: SegmentRecord, golden: Mapping[s
 
 
 def _holds_stems(bundle: Bundle, output: Array) -> bool:
-    """Whether an output of the model is (1, stems, channels, samples), as a separator's is."""
+    """Whether an output of the model is (1, stems, channels, samples), as a separator's is, or without it."""
     audio = bundle.manifest.model.audio
-    return audio is not None and output.ndim == 4 and output.shape[:2] == (1, len(audio.stems))
+    if audio is None:
+        return False
+    shape = (1, len(audio.stems), audio.channels)
+    return output.shape[:-1] in (shape, (1, audio.channels) if len(audio.stems) == 1 else shape)
 
 
 def _stems(bundle: Bundle, segment: SegmentRecord, reference: Array, candidate: Array) -> list[ChainPoint]:

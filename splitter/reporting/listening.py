@@ -20,11 +20,10 @@ from ..bundle.directory import Bundle
 from ..errors import AudioError
 from ..parity import Parity, compare
 from ..runtime.orchestrator import Orchestrator
-from ..separation.audio import Block, Track, Window, statistics
+from ..separation.audio import Block, Track, Window, heard_by, statistics
 from ..separation.encoding import Encoding, StemWriter, finish
 from ..separation.overlap_add import Geometry, SongPass, Stems
 
-_OVERLAP = 0.25
 _LEAST = 0.1  # seconds of an excerpt
 _PEAK = 0.9  # of full scale, that the loudest of mixture and stems is played at
 _DIFFERENCE_PEAK = 0.5
@@ -110,7 +109,8 @@ def golden_excerpt(bundle: Bundle, golden: Mapping[str, Array], split: Array) ->
         split: The split's stems of it.
     """
     (given,), (returned,) = bundle.inputs, bundle.outputs
-    return ComparedExcerpt(bundle.manifest.golden.audio, golden[given][0], golden[returned][0], split)
+    reference = bundle.audio.separated(golden[returned])
+    return ComparedExcerpt(bundle.manifest.golden.audio, golden[given][0], reference, split)
 
 
 def audio_excerpt(
@@ -118,7 +118,7 @@ def audio_excerpt(
 ) -> ComparedExcerpt:
     """A `part` of a file, separated as a track of its own by the whole capture and by the split.
 
-    Chunks overlap by a quarter, without random shifts, as `separate` lays them with ``--shifts 0``.
+    Chunks are laid as the model's own inference lays them, without random shifts: `separate` with ``--shifts 0``.
 
     Raises:
         BoundaryError: The split breaks a boundary's contract on it.
@@ -128,10 +128,11 @@ def audio_excerpt(
     whole = bundle.program(bundle.manifest.whole)
 
     def untouched(mix: Block) -> Stems:
-        return whole.run({given: torch.from_numpy(mix)[None]})[returned][0].numpy()
+        return bundle.audio.separated(whole.run({given: torch.from_numpy(mix)[None]})[returned].numpy())
 
     def split(mix: Block) -> Stems:
-        return orchestrator.run({given: mix[None]})[returned][0].astype(np.float32, copy=False)
+        result = orchestrator.run({given: mix[None]})[returned]
+        return bundle.audio.separated(result).astype(np.float32, copy=False)
 
     progress(f"separating {title} by the untouched model")
     reference = _separated(bundle, mixture, untouched)
@@ -184,9 +185,9 @@ def _separated(bundle: Bundle, mixture: Block, run: Callable[[Block], Stems]) ->
         track = Track(path, sound.samplerate, sound.channels)
         song_pass = SongPass(
             run,
-            Window(track, history=sound.samples),
-            track_statistics := statistics(track),
-            Geometry.of(model=sound.samples, samplerate=sound.samplerate, overlap=_OVERLAP, segment=None),
+            Window(track, history=2 * sound.samples),
+            track_statistics := heard_by(sound, statistics(track)),
+            Geometry.of(sound, overlap=None, segment=None),
             stems=len(sound.stems),
             channels=sound.channels,
             offset=None,

@@ -111,6 +111,14 @@ def _elements(op: str, *arguments: Value, **parameters: Any) -> int:
     match op:
         case "hann_window":
             return parameters["length"]
+        case "constant":
+            return len(parameters["values"])
+        case "fill" | "expand" | "take":
+            return math.prod(parameters["shape"])
+        case "concatenate" | "stack":
+            return sum(map(math.prod, shapes))
+        case "put" | "add_at":
+            return math.prod(shapes[0])
         case "pad_zero" | "pad_reflect":
             pads = zip(shapes[0], parameters["before"], parameters["after"], strict=True)
             return math.prod(extent + before + after for extent, before, after in pads)
@@ -153,6 +161,65 @@ def _transpose(x: Array, *, axes: list[int]) -> Array:
 def _slice(x: Array, *, axis: int, start: int, stop: int) -> Array:
     """Elements start <= i < stop along one axis."""
     return x[(slice(None),) * axis + (slice(start, stop),)]
+
+
+@_Operation("constant")
+def _constant(*, values: list[float], shape: list[int], dtype: str) -> Array:
+    """The values in row-major order."""
+    return np.array(values, dtype).reshape(shape)
+
+
+@_Operation("fill")
+def _fill(*, value: float, shape: list[int], dtype: str) -> Array:
+    """The same value everywhere."""
+    return np.full(shape, value, dtype)
+
+
+@_Operation("expand")
+def _expand(x: Array, *, shape: list[int]) -> Array:
+    """Broadcast: axes of extent 1, and axes before the first one, repeat."""
+    return np.broadcast_to(x, shape)
+
+
+@_Operation("concatenate")
+def _concatenate(*xs: Array, axis: int) -> Array:
+    """One after the other along an axis."""
+    return np.concatenate(xs, axis=axis)
+
+
+@_Operation("stack")
+def _stack(*xs: Array, axis: int) -> Array:
+    """Beside each other along a new axis, which becomes axis `axis` of the result."""
+    return np.stack(xs, axis=axis)
+
+
+@_Operation("select")
+def _select(x: Array, *, axis: int, index: int) -> Array:
+    """Element `index` along one axis, which the result does not have."""
+    return np.asarray(x[(slice(None),) * axis + (index,)])
+
+
+@_Operation("put")
+def _put(x: Array, y: Value, *, axis: int, index: int) -> Array:
+    """x with y in place of what select takes from it."""
+    result = x.copy()
+    result[(slice(None),) * axis + (index,)] = y
+    return result
+
+
+@_Operation("take")
+def _take(x: Array, *, axes: int, indices: list[int], shape: list[int]) -> Array:
+    """The first `axes` axes count as one, in row-major order; its elements at the indices, in their order, laid out as
+    `shape`."""
+    return x.reshape(-1, *x.shape[axes:])[indices].reshape(shape)
+
+
+@_Operation("add_at")
+def _add_at(x: Array, y: Array, *, axis: int, indices: list[int]) -> Array:
+    """x, and y's element k along an axis added to x's element indices[k], one after the other for equal indices."""
+    result = x.copy()
+    np.add.at(np.moveaxis(result, axis, 0), indices, np.moveaxis(y, axis, 0))
+    return result
 
 
 @_Operation("pad_zero")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..bundle.manifest import AudioRecord
 from ..errors import AudioError
 from . import channels as layouts
 from . import decoding, resampling
@@ -197,11 +198,13 @@ class Statistics:
         samples: Length at the track's rate.
         mean: Of the mixdown.
         std: With Bessel's correction, as `torch.Tensor.std`.
+        applied: Whether the model hears the track normalised by them; as it is otherwise.
     """
 
     samples: int
     mean: float
     std: float
+    applied: bool = True
 
     @classmethod
     def of(cls, mixture: Block) -> Self:
@@ -216,16 +219,25 @@ class Statistics:
 
     def normalised(self, sound: Block) -> Block:
         """``(x − mean) / scale``, in double precision and rounded once."""
+        if not self.applied:
+            return sound
         return ((sound.astype(np.float64) - self.mean) / self.scale).astype(np.float32)
 
     def restored(self, sound: Block) -> Block:
         """``x · scale + mean``, in place of what `normalised` took."""
+        if not self.applied:
+            return sound
         return sound * np.float32(self.scale) + np.float32(self.mean)
 
 
-def normalised(mixture: Block) -> Block:
+def heard(mixture: Block, record: AudioRecord) -> Block:
     """What `separate` feeds the model for a track that is this mixture."""
-    return Statistics.of(mixture).normalised(mixture)
+    return heard_by(record, Statistics.of(mixture)).normalised(mixture)
+
+
+def heard_by(record: AudioRecord, found: Statistics) -> Statistics:
+    """A track's statistics, applied if the model hears it normalised."""
+    return replace(found, applied=record.chunking.normalised)
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,11 @@ _FIELDS = frozenset({"folder", "track", "trackext", "stem", "ext"})
 
 @dataclass(frozen=True)
 class Options:
-    """How to separate; the defaults are demucs's, but for the rate, the balance and the channels of the stems.
+    """How to separate; the defaults are the model's own, but for the rate, the balance and the channels of the stems.
 
     Attributes:
-        shifts: Passes with a random shift to average; 0 for one plain pass.
-        overlap: Fraction of a segment shared with the next.
+        shifts: Passes with a random shift to average; 0 for one plain pass; the model's own where None, of demucs 1.
+        overlap: Fraction of a segment shared with the next; the model's own where None, of demucs 0.25.
         segment: Seconds of the song in one run of the model; all it takes where None.
         stems: Only these stems; all where None. Models of a bag that have no share in them are not run.
         two_stems: Only this stem and the rest.
@@ -62,8 +62,8 @@ class Options:
         tags: Copy title, artist, cover and the like to the stems; the title is followed by the stem's name.
     """
 
-    shifts: int = 1
-    overlap: float = 0.25
+    shifts: int | None = None
+    overlap: float | None = None
     segment: float | None = None
     stems: tuple[str, ...] | None = None
     two_stems: str | None = None
@@ -163,18 +163,13 @@ class Separator:
         self.stems, self.samplerate, self.channels = sound.stems, sound.samplerate, sound.channels
         self._wanted = Wanted.of(self.stems, options.stems, options.two_stems, options.other_method)
         self._members = self._wanted.members(self.bag.weights)
-        if options.shifts < 0:
+        self._shifts = sound.chunking.shifts if options.shifts is None else options.shifts
+        if self._shifts < 0:
             raise UsageError("--shifts is negative", expected="0 or more", received=options.shifts)
         _check_filename(options.filename)
         _check_samplerate(options)
         self._geometries = [
-            Geometry.of(
-                model=member.audio.samples,
-                samplerate=self.samplerate,
-                overlap=options.overlap,
-                segment=options.segment,
-            )
-            for member in self.bag.members
+            Geometry.of(member.audio, overlap=options.overlap, segment=options.segment) for member in self.bag.members
         ]
         requested = engines if isinstance(engines, Mapping) else {}
         self._engines: dict[int, Engines] = {}  # by number of jobs
@@ -237,7 +232,7 @@ class Separator:
 
     def runs(self, seconds: float) -> int:
         """How often a model runs on so much sound, in all passes of all members."""
-        passes = max(1, self.options.shifts)
+        passes = max(1, self._shifts)
         samples = round(seconds * self.samplerate)
         return sum(passes * self._geometries[member].runs(samples, None) for member in self._members)
 
@@ -320,9 +315,10 @@ class Separator:
     def _separated(
         self, path: Path, window: Window, track_statistics: Statistics, progress: Progress
     ) -> Generator[Stems]:
+        track_statistics = audio.heard_by(self.bag.members[0].audio, track_statistics)
         all_weights = np.asarray(self.bag.weights, np.float32)[:, self._wanted.indices]
         totals = all_weights.sum(axis=0)[:, None, None]
-        step, shifts = self._geometries[0].stride, max(1, self.options.shifts)
+        step, shifts = self._geometries[0].stride, max(1, self._shifts)
         passes = cycle(self._passes(path, window, track_statistics, progress))
         for start in range(0, track_statistics.samples, step):
             samples = min(step, track_statistics.samples - start)
@@ -339,7 +335,7 @@ class Separator:
         shifts = random.Random(self.options.seed)
         # Of every member, so that a stem is the same whatever else is asked for.
         drawn: list[list[int] | list[None]] = [
-            [shifts.randint(0, geometry.max_shift) for _ in range(self.options.shifts)] or [None]
+            [shifts.randint(0, geometry.max_shift) for _ in range(self._shifts)] or [None]
             for geometry in self._geometries
         ]
         plan = [(self._geometries[member], drawn[member]) for member in self._members]
@@ -381,7 +377,7 @@ class Separator:
         (given,), (returned,) = orchestrator.bundle.inputs, orchestrator.bundle.outputs
 
         def run(mix: Block) -> Stems:
-            stems: Stems = orchestrator.run({given: mix[None]})[returned][0]
+            stems = orchestrator.bundle.audio.separated(orchestrator.run({given: mix[None]})[returned])
             self._trimming.after_run()
             return stems[[*self._wanted.indices]] if len(self._wanted.indices) < len(stems) else stems
 

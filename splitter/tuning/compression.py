@@ -195,9 +195,8 @@ def _scorer(trial: Trial, stems: Path | None) -> StemScorer:
 
 
 def _stems(trial: Trial, values: Mapping[str, Array]) -> Array:
-    """The model's output, ``(stems, channels, samples)``; a model of one stem may leave the first axis out."""
     (output,) = trial.outputs
-    return values[output].reshape(len(trial.bundle.audio.stems), -1, values[output].shape[-1])
+    return trial.bundle.audio.separated(values[output])
 
 
 class WeightSearch:

@@ -143,7 +143,7 @@ def _truth(excerpt: TrialExcerpt, sound: AudioRecord, files: Mapping[str, Path])
         track = audio.Track(path, sound.samplerate, sound.channels)
         return audio.Window(track, 0).read(excerpt.start, excerpt.start + sound.samples)
 
-    mixture = audio.Statistics.of(read(excerpt.path))
+    mixture = audio.heard_by(sound, audio.Statistics.of(read(excerpt.path)))
     stems: Array = np.stack([mixture.normalised(read(files[name])) for name in sound.stems])
     return stems[..., : _length(excerpt, sound)]
 

@@ -65,7 +65,7 @@ def excerpts(paths: Sequence[Path], bundle: Bundle, *, each: int = 2) -> tuple[T
                     fix="Choose another file.",
                 )
             name = f"{path.name} at {start / sound.samplerate:.1f} s"
-            found.append(TrialExcerpt(name, path, start, audio.normalised(mixture)))
+            found.append(TrialExcerpt(name, path, start, audio.heard(mixture, sound)))
     return tuple(found)
 
 

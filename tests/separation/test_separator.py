@@ -350,7 +350,8 @@ def test_the_shortest_segment_and_the_longest_overlap_are_taken(bag):
 
 
 def test_geometry_counts_the_runs_it_takes():
-    geometry = Geometry.of(model=100, samplerate=200, overlap=0.25, segment=None)
+    sound = AudioRecord(stems=("a",), samplerate=200, channels=1, samples=100)
+    geometry = Geometry.of(sound, overlap=None, segment=None)
     assert (geometry.chunk, geometry.stride, geometry.max_shift) == (100, 75, 100)
     assert geometry.runs(150, None) == 2
     assert geometry.runs(151, None) == 3

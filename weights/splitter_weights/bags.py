@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from splitter.errors import CheckpointError
 from splitter.plan.schema import readable
 
+from . import yaml_files
+
 MOST_BYTES = 2**16
-_MOST_DEPTH = 8
-_MOST_CHARACTERS = 100  # of one value
 
 _Weight = Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)]
 
@@ -35,25 +35,10 @@ def parsed(data: bytes, name: str) -> BagListing:
     """
     try:
         text = data.decode()
-        _check_bounds(text, name)
+        yaml_files.check_bounds(text, name)
         # The base loader makes text of every value, so that no number or date is computed before its schema is asked.
         return BagListing.model_validate(yaml.load(text, Loader=yaml.BaseLoader))  # noqa: S506 (makes nothing but text)
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{name} is no YAML", received=str(error).replace("\n", " ")[:300]) from error
     except ValidationError as error:
         raise CheckpointError(f"{name} does not list the members of a model", received=readable(error)[:400]) from error
-
-
-def _check_bounds(text: str, name: str) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.BaseLoader):  # does not recurse, as building the value does
-        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
-            depth += 1
-        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
-            depth -= 1
-        if isinstance(event, yaml.AliasEvent):
-            raise CheckpointError(f"{name} repeats a part of itself", received=f"*{event.anchor}"[:80])
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > _MOST_CHARACTERS:
-            raise CheckpointError(f"{name} holds a value of {len(event.value):,} characters")
-        if depth > _MOST_DEPTH:
-            raise CheckpointError(f"{name} is nested too deep", expected=f"at most {_MOST_DEPTH} levels")

@@ -1,0 +1,59 @@
+"""Tensors by name for a module that is built already: checkpoints without a class, inspected before they are used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from splitter.errors import CheckpointError
+
+from . import inspection, safetensors_files, torch_files
+
+_MOST_BYTES = 2**32
+# Where trainers put the tensors in what they save.
+_WRAPPERS = ("state", "state_dict", "model_state_dict")
+
+
+def fill(module: nn.Module, path: Path) -> str:
+    """Give a module the tensors of a file: a ``.safetensors``, or what `torch.save` wrote of a state.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, holds something else than floating-point tensors, or others than
+            the module's.
+    """
+    data = inspection.content(path, _MOST_BYTES)
+    expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    tensors = _of_safetensors(data, path.name) if path.suffix == ".safetensors" else _of_torch(data, path.name)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    if different := sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key)):
+        first = different[0]
+        raise CheckpointError(
+            f"the tensors of {path.name} do not fit {type(module).__name__}: {len(different)} that differ",
+            expected=f"{expected.get(first, 'none')} for {first!r}"[:200],
+            received=str(shapes.get(first, "none"))[:120],
+            fix="Is the configuration that of this checkpoint?",
+        )
+    module.load_state_dict(tensors)
+    return hashlib.sha256(data).hexdigest()
+
+
+def _of_safetensors(data: bytes, name: str) -> Mapping[str, Tensor]:
+    safetensors_files.header(data, name)
+    return safetensors_files.tensors(data, name)
+
+
+def _of_torch(data: bytes, name: str) -> Mapping[str, Tensor]:
+    file = torch_files.TorchFile(data, name)
+    state = file.package()
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and wrapper in state:
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"{name} has no tensors by name", received=f"a {type(state).__name__}")
+    return file.tensors(file.declared(state))
