@@ -15,11 +15,11 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-.venv/.installed: pyproject.toml constraints.txt constraints-dev.txt constraints-cuda.txt
+.venv/.installed: pyproject.toml constraints.txt constraints-dev.txt constraints-cuda.txt constraints-apart.txt
 	$(PYTHON) -m venv .venv
 	@# A pinned build of PyTorch in pip's find-links goes before the index's, which may need gigabytes of CUDA.
 	@sed -n '/^torch==/,/[^\\]$$/p' constraints.txt | $(PIP) --no-index --require-hashes --no-deps -r /dev/stdin 2>/dev/null || true
-	$(PIP) --require-hashes --no-deps -r constraints.txt -r constraints-dev.txt
+	$(PIP) --require-hashes --no-deps -r constraints.txt -r constraints-dev.txt -r constraints-apart.txt
 	@grep -q '^Requires-Dist: nvidia' .venv/lib/python*/site-packages/torch-*.dist-info/METADATA || exit 0; \
 		$(PIP) --require-hashes --no-deps -r constraints-cuda.txt
 	$(PIP) --no-deps --no-build-isolation -e .

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType
@@ -84,7 +84,8 @@ def without_autocast_elsewhere() -> Iterator[None]:
     It changes nothing there, and `torch.export` makes a nested graph of the region, which nothing else has.
     """
     kind = torch.amp.autocast_mode.autocast
-    enter, leave = kind.__enter__, kind.__exit__
+    enter: Callable[..., object] = kind.__enter__
+    leave: Callable[..., object] = kind.__exit__
 
     def entered(region: torch.amp.autocast_mode.autocast) -> object:
         return enter(region) if region.device == "cpu" else region

@@ -237,10 +237,10 @@ def remembered(module: nn.Module) -> Callable[[], None]:
             if owner._buffers.get(name) is not buffer or not _same(buffer, values):
                 buffer.copy_(values)
                 owner._buffers[name] = buffer
-        for namespace, values in attributes:
-            for name in namespace.keys() - values.keys() - _MANAGED:
+        for namespace, plain in attributes:
+            for name in namespace.keys() - plain.keys() - _MANAGED:
                 del namespace[name]
-            namespace.update(values)
+            namespace.update(plain)
 
     return restore
 

@@ -184,8 +184,9 @@ class SongPass:
         self._weights[:length] += weight
         self._advanced()
         finished = length if last else stride
-        weighed = np.where(self._weights[:finished] > 0, self._weights[:finished], 1)  # where all are 0, so is the sum
-        block = self._sum[..., :finished] / weighed
+        weights = self._weights[:finished]
+        weights[weights == 0] = 1  # so is the sum there
+        block = self._sum[..., :finished] / weights
         self._position += stride
         for array in (self._sum, self._weights):
             array[..., : chunk - stride] = array[..., stride:].copy()

@@ -53,7 +53,16 @@ def hosts(home):
         ("joined", "join_complex", ["back"], {}, [2, 17, 9], "complex64"),
         ("sound", "istft", ["joined", "window"], stft | {"trim": 16, "length": 64}, [2, 64], "float32"),
         ("louder", "multiply", ["sound", 2.0], {}, [2, 64], "float32"),
-        ("stems", "add", ["louder", 0.5], {}, [2, 64], "float32"),
+        ("shifted", "add", ["louder", 0.5], {}, [2, 64], "float32"),
+        ("gain", "constant", [], {"values": [0.5, 2.0], "shape": [2, 1], "dtype": "float32"}, [2, 1], "float32"),
+        ("gains", "expand", ["gain"], {"shape": [2, 64]}, [2, 64], "float32"),
+        ("both", "stack", ["shifted", "gains"], {"axis": 1}, [2, 2, 64], "float32"),
+        ("first", "select", ["both"], {"axis": 1, "index": 0}, [2, 64], "float32"),
+        ("nothing", "fill", [], {"value": 0.0, "shape": [2], "dtype": "float32"}, [2], "float32"),
+        ("without", "put", ["first", "nothing"], {"axis": 1, "index": 0}, [2, 64], "float32"),
+        ("longer", "concatenate", ["without", "gains"], {"axis": 1}, [2, 128], "float32"),
+        ("taken", "take", ["longer"], {"axes": 1, "indices": [1, 0], "shape": [2, 128]}, [2, 128], "float32"),
+        ("stems", "add_at", ["taken", "longer"], {"axis": 0, "indices": [1, 1]}, [2, 128], "float32"),
     ]
     mix = TensorSpec(name="mix", shape=(1, 2, 64), dtype="float32", producer="input", consumers=("analysis",))
     spec = host.HostSpec(

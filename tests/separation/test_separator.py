@@ -14,6 +14,7 @@ from splitter_weights.demo import songs
 
 import splitter
 from splitter.bundle.directory import Bag, Bundle
+from splitter.bundle.manifest import AudioRecord
 from splitter.errors import AudioError, UsageError
 from splitter.runtime.orchestrator import Orchestrator
 from splitter.separation import decoding, selection

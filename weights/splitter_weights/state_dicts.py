@@ -30,6 +30,7 @@ def fill(module: nn.Module, path: Path) -> str:
     data = inspection.content(path, _MOST_BYTES)
     expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     tensors = _of_safetensors(data, path.name) if path.suffix == ".safetensors" else _of_torch(data, path.name)
+    tensors = tensors | _tied(module, tensors)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if different := sorted(key for key in expected.keys() | shapes.keys() if expected.get(key) != shapes.get(key)):
         first = different[0]
@@ -43,12 +44,19 @@ def fill(module: nn.Module, path: Path) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _of_safetensors(data: bytes, name: str) -> Mapping[str, Tensor]:
+def _tied(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a file leaves out because the module has it under several names, as safetensors' files must."""
+    state = module.state_dict(keep_vars=True)
+    names = {id(state[key]): key for key in tensors.keys() & state.keys()}
+    return {key: tensors[names[id(own)]] for key, own in state.items() if key not in tensors and id(own) in names}
+
+
+def _of_safetensors(data: bytes, name: str) -> dict[str, Tensor]:
     safetensors_files.header(data, name)
     return safetensors_files.tensors(data, name)
 
 
-def _of_torch(data: bytes, name: str) -> Mapping[str, Tensor]:
+def _of_torch(data: bytes, name: str) -> dict[str, Tensor]:
     file = torch_files.TorchFile(data, name)
     state = file.package()
     for wrapper in _WRAPPERS:

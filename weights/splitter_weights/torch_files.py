@@ -83,7 +83,8 @@ class TorchFile:
 
         Raises:
             CheckpointError: A tensor is of another type than a float, lies outside its storage, repeats elements
-                or shares them with another, or a storage has another size than it declares.
+                or shares some with another (it may share all, under another name), or a storage has another size than
+                it declares.
         """
         tensors = {key: self._declared(key, value) for key, value in state.items()}
         self._check_storages(tensors)
@@ -178,7 +179,8 @@ class TorchFile:
 
     def _check_storages(self, tensors: Mapping[str, DeclaredTensor]) -> None:
         users: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
-        for key, tensor in tensors.items():
+        distinct = {tensor: key for key, tensor in tensors.items()}  # tied ones count once
+        for tensor, key in distinct.items():
             users[tensor.storage].append((tensor.offset, tensor.offset + tensor.elements, key))
         for storage, places in users.items():
             if len({tensors[key].dtype for _, _, key in places}) > 1:

@@ -16,9 +16,11 @@ class _Loader(yaml.SafeLoader):
     """`yaml.SafeLoader` with the one tag of Python's that configurations of models use, of tuples."""
 
 
-_Loader.add_constructor(
-    "tag:yaml.org,2002:python/tuple", lambda loader, node: tuple(loader.construct_sequence(node, deep=True))
-)
+def _tuple(loader: _Loader, node: yaml.SequenceNode) -> tuple[Any, ...]:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _tuple)
 
 
 def parsed(data: bytes, name: str) -> Any:

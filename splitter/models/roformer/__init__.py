@@ -70,10 +70,10 @@ class RoformerFamily(SeparatorFamily):
     def prepared(self, module: nn.Module, plan: Plan, seconds: float | None) -> Plan:
         """Any length will do that is whole frames: a RoFormer's positions are relative."""
         found = _configurations[module]
-        hop = found.model.get("stft_hop_length", 512)
+        hop = found.hop
         asked = round(seconds * found.audio.sample_rate) if seconds is not None else plan.segment_samples
         samples = found.samples if asked is None else asked - asked % hop
-        if samples < found.model.get("stft_n_fft", 2048) or samples % hop:
+        if samples < found.window or samples % hop:
             raise UsageError(
                 "the model does not run at this length",
                 expected=f"a multiple of {hop} samples, and at least a window",

@@ -95,6 +95,20 @@ class Configuration(_Section):
         """In one run, as the reference's inference takes them."""
         return self.inference.chunk_size or self.audio.chunk_size
 
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        hop = self.model.get("stft_hop_length", 512)
+        assert isinstance(hop, int)
+        return hop
+
+    @property
+    def window(self) -> int:
+        """Samples that a frame looks at."""
+        window = self.model.get("stft_n_fft", 2048)
+        assert isinstance(window, int)
+        return window
+
     def record(self, samples: int) -> AudioRecord:
         """How `separate` uses a model of this configuration: as the trainers' ``demix``, chunk by chunk."""
         return AudioRecord(
