@@ -26,16 +26,18 @@ from .shell import (
 @command.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--compute-units", type=COMPUTE_UNITS, default="ALL", show_default=True, help="For Core ML, on a Mac.")
+@click.option("--values", type=click.Choice(["stored", "ane"]), default="stored", show_default=True,
+              help="ane: run the packages besides as published measurements say of the Neural Engine.")  # fmt: skip
 @trusted_key_option
 @memory_option
 @json_option
-def verify(bundle: Path, compute_units: str, trusted_key: Path | None, as_json: bool) -> None:
+def verify(bundle: Path, compute_units: str, values: str, trusted_key: Path | None, as_json: bool) -> None:
     """Check BUNDLE from its saved files; exit with 0 if all checks that ran passed."""
     from . import tables
 
     with steps() as progress:
         bag = splitter.load(bundle, trusted_key=trusted_key)
-        verification = splitter.verify(bag, compute_units=compute_units, progress=progress)
+        verification = splitter.verify(bag, compute_units=compute_units, values=values, progress=progress)
     print_result(as_json, verification.to_dict, lambda: tables.verification_tables(verification))
     if not verification.passed:
         raise click.exceptions.Exit(1)

@@ -182,6 +182,13 @@ class Model:
         other._interpreter = Interpreter(function, self.path.name, self.numerics, max_iterations=self._max_iterations)
         return other
 
+    def with_numerics(self, numerics: Numerics) -> Model:
+        """The package with other numerics."""
+        other = copy(self)
+        other.numerics = numerics
+        other._interpreter = Interpreter(self.function, self.path.name, numerics, max_iterations=self._max_iterations)
+        return other
+
     def predict(
         self,
         data: Mapping[str, Any] | Sequence[Mapping[str, Any]],

@@ -52,24 +52,29 @@ def predict(
     numerics = Numerics(RoundingMode(values), AccumulatorType(accumulators))
     model = load(Path(package), function_name=function, numerics=numerics, seed=seed)
     arrays = inputs if isinstance(inputs, Mapping) else read(Path(inputs), expected=model.input_shapes)
-    watch = None
-    if numerics.values is RoundingMode.ANE:
-        check_half(model)
-        watch = LimitWatch(model.function.opset)
-    results: dict[str, Array] = model.predict(arrays, model.make_state() if model.spec.states else None, listener=watch)
-    for departure in watch.found if watch is not None else ():
-        notice(str(departure))
+    results = modelled(model, arrays, notice)
     if out is not None:
         write(Path(out), results)
     return results
 
 
-def check_half(model: Model) -> None:
-    """Refuse a package of which the Neural Engine would run nothing.
+def modelled(model: Model, inputs: Mapping[str, Array], notice: Callable[[str], None]) -> dict[str, Array]:
+    """Predict with the model's own numerics, and tell of each operation that departs from what the program says.
 
     Raises:
-        UsageError: None of its operations computes in half precision.
+        UsageError: The numerics are the Neural Engine's, and none of the operations computes in half precision.
     """
+    watch = None
+    if model.numerics.values is RoundingMode.ANE:
+        _check_half(model)
+        watch = LimitWatch(model.function.opset)
+    results: dict[str, Array] = model.predict(inputs, model.make_state() if model.spec.states else None, listener=watch)
+    for departure in watch.found if watch is not None else ():
+        notice(str(departure))
+    return results
+
+
+def _check_half(model: Model) -> None:
     if not any(dtype == "fp16" for _, dtype in model.spec.float_values):
         raise UsageError(
             f"the Neural Engine runs nothing of {model.path.name}",

@@ -39,6 +39,8 @@ class Check:
             - ``finite``: values that overflow inside a package;
             - ``package``: the run with the shipped packages against the untouched model;
             - the name of a device's engine: its own prediction against the untouched model;
+            - the name of values that model a device (``ane``): the shipped package with them, against the untouched
+              model;
             - ``port``: a tap that a port dumped against the captured graph.
         subject: Tensor or segment.
         status: The answer. ``not run`` and ``n/a`` (a silent reference, or nothing to compare) are no passes.

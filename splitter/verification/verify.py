@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -22,24 +23,40 @@ from .packages import compression_limit, package_checks, unrounded
 
 Progress: TypeAlias = Callable[[str], None]
 
+STORED = "stored"  # the types that each package declares
 
-def verify(source: Source, *, compute_units: str = "ALL", progress: Progress = lambda step: None) -> Verification:
+
+def verify(
+    source: Source,
+    *,
+    compute_units: str = "ALL",
+    values: str = STORED,
+    progress: Progress = lambda step: None,
+) -> Verification:
     """Judge a bundle, or every member of a bag, from its saved files; see `verify_bundle`.
 
     Args:
         source: Its directory, or what was opened already.
         compute_units: For Core ML, see `Orchestrator`.
+        values: Model of a device's arithmetic that the shipped packages are run with besides, e.g. ``"ane"``.
         progress: Told of each step.
 
     Raises:
         BundleError: There is no bundle.
     """
     return Verification(
-        verify_bundle(member, compute_units=compute_units, progress=progress) for member in load(source).members
+        verify_bundle(member, compute_units=compute_units, values=values, progress=progress)
+        for member in load(source).members
     )
 
 
-def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progress = lambda step: None) -> Report:
+def verify_bundle(
+    bundle: Bundle,
+    *,
+    compute_units: str = "ALL",
+    values: str = STORED,
+    progress: Progress = lambda step: None,
+) -> Report:
     """Run what can be run on this machine, and compare.
 
     The saved segments against the saved whole capture; both against the goldens of the untouched model;
@@ -78,6 +95,9 @@ def verify_bundle(bundle: Bundle, *, compute_units: str = "ALL", progress: Progr
             links, broken = package_checks(bundle, segment, golden)
             checks += links
             overflows += broken
+            if values != STORED:
+                progress(f"running {segment.name} with the values {values!r}")
+                checks += _modelled_checks(bundle, segment, golden, values)
         checks += _device_checks(bundle, segment, golden, compute_units)
     if packages:
         progress("running the shipped packages in a row")
@@ -210,6 +230,29 @@ def _audit(bundle: Bundle, segment: SegmentRecord) -> Check:
         findings = [str(error)]
     status = Status.FAIL if findings else Status.PASS
     return Check("artifact", segment.name, status, note="; ".join(findings) or segment.artifact.target)
+
+
+def _modelled_checks(bundle: Bundle, segment: SegmentRecord, golden: Mapping[str, Array], values: str) -> list[Check]:
+    """The shipped artifact with the arithmetic a device was measured to have, from the segment's golden input."""
+    runner, tolerances = shipped_engine(segment), bundle.manifest.plan.tolerances
+    inputs = {tensor: golden[tensor].astype(bundle.tensors[tensor].dtype) for tensor in segment.inputs}
+    try:
+        computed = loaded(runner, bundle, segment, compute_units="ALL").run_modelled(inputs, values)
+    except SplitterError as error:
+        return [Check(values, segment.name, Status.NOT_RUN, runner, "local", note=str(error))]
+    if computed is None:
+        note = f"{runner} has no model of these values"
+        return [Check(values, segment.name, Status.NOT_RUN, runner, "local", note=note)]
+    results, departures = computed
+    limit = min(tolerances.package_fp16_snr_db, compression_limit(segment, tolerances))
+    more = f" (and {len(departures) - 1} more operations)" if len(departures) > 1 else ""
+    return [
+        replace(
+            _compared(values, tensor, runner, "local", golden[tensor], results[tensor], limit, bundle),
+            note=f"{departures[0]}{more}" if departures else "",
+        )
+        for tensor in segment.outputs
+    ]
 
 
 def _device_checks(

@@ -94,6 +94,19 @@ class Engine(ABC):
         """
         return self.run(inputs), []
 
+    def run_modelled(self, inputs: Mapping[str, Array], values: str) -> tuple[dict[str, Array], list[str]] | None:
+        """Compute as `run` does, but with the arithmetic that a device was measured to have.
+
+        Args:
+            inputs: As for `run`.
+            values: Name of the model, e.g. ``"ane"``.
+
+        Returns:
+            The outputs, and each operation that departs from what the program says, in order; None from an engine
+            that has no such model.
+        """
+        return None
+
     def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
         """Compute as `run` does but one operation at a time, and throw the outputs away.
 

@@ -47,6 +47,15 @@ class MilEngine(Engine):
             for operation, broken, total in watch.found
         ]
 
+    def run_modelled(self, inputs: Mapping[str, Array], values: str) -> tuple[dict[str, Array], list[str]]:
+        from ...mil.numerics import Numerics, RoundingMode
+        from ...mil.prediction import modelled
+
+        departures: list[str] = []
+        model = self._model.with_numerics(Numerics(RoundingMode(values)))
+        results = modelled(model, self._taken(inputs), departures.append)
+        return self._unpackaged(results), departures
+
     def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
         self._model.predict(self._taken(inputs), listener=_Steps(self._model.function.opset, done))
         return True
