@@ -31,11 +31,18 @@ _WIDE = frozenset({"int64", "float64", "complex128"})  # JAX narrows them unless
 class CompiledProgram:
     """One program, compiled for this machine, with its weights where they are needed."""
 
-    def __init__(self, program: Program, *, compiler_options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        weights: Mapping[str, Array] | None = None,
+        compiler_options: Mapping[str, str] | None = None,
+    ) -> None:
         """Trace and compile.
 
         Args:
             program: As captured; every node of it has a declared type.
+            weights: In the place of its own, by the same names.
             compiler_options: For XLA.
 
         Raises:
@@ -45,7 +52,8 @@ class CompiledProgram:
         self._program, self._wide = program, _is_wide(program)
         self._types: dict[str, TensorType] = {str(node.target): node.meta["type"] for node in program.input_nodes}
         with self._configured():
-            self._weights = {name: jax.device_put(_array(weight)) for name, weight in program.weights.items()}
+            arrays = {name: _array(weight) for name, weight in program.weights.items()} if weights is None else weights
+            self._weights = {name: jax.device_put(arrays[name]) for name in program.weights}
             inputs = {name: _abstract(kind) for name, kind in self._types.items()}
             traced = jax.jit(
                 _named(program.name, lambda weights, given: computed(program, weights, given)),

@@ -127,7 +127,7 @@ CASES: dict[str, list[tuple]] = {
     **{f"{name}.{overload}": cases for name in ("mul", "div") for overload, cases in {
         "Tensor": [(f(2, 3), p(3)), (s(3), p(3)), (torch.tensor([4, 9]), torch.tensor([3, -2])), (c(3), c(3)), (h(5), p(5)),
                    (f(3), torch.tensor(2.0, dtype=torch.float64)), (f(3), 2.5), (bf(3), bf(3))],
-        "Scalar": [(f(3), 0.3), (s(3), 2), (h(40), 0.1), (c(3), 2.0)],
+        "Scalar": [(f(3), 0.3), (s(3), 2), (h(40), 0.1), (c(3), 2.0), (i(3, dtype=torch.uint8), -1)],
     }.items()},
     **{f"{name}.default": [(f(2, 3), f(3)), (h(3), h(3))] for name in ("atan2", "hypot")},
     **{f"{name}.default": [(f(2, 3), f(3)), (s(3), s(3)), (wild(), torch.ones(7)), (s(3), f(3))]
@@ -173,7 +173,7 @@ CASES: dict[str, list[tuple]] = {
     "leaky_relu.default": [(f(9),), (f(9), 0.3), (bf(9), 0.3)],
     "softplus.default": [(torch.linspace(-50, 50, 40),), (f(9), 2.0, 1.0)],
     "hardtanh.default": [(f(9),), (f(9), -0.3, 0.2)],
-    "prelu.default": [(f(2, 4, 3), f(4)), (f(2, 4, 3), f(1)), (f(5), f(1))],
+    "prelu.default": [(f(2, 4, 3), f(4)), (f(2, 4, 3), f(1)), (f(5), f(1)), (f(), f())],
     "glu.default": [(f(2, 6),), (f(2, 6, 3), 1)],
     "softmax.int": [(f(2, 6), -1), (f(2, 6), 0), (h(2, 6), -1, torch.float32), (f(), 0), (torch.tensor([[0.0, -INF, 1.0]]), 1)],
     "log_softmax.int": [(f(2, 6), -1), (h(2, 6), 1)],
@@ -195,7 +195,7 @@ CASES: dict[str, list[tuple]] = {
     "baddbmm.default": [(f(2, 4, 5), f(2, 4, 3), f(2, 3, 5), kw(beta=0.5, alpha=2.0))],
     "einsum.default": [("ij,jk->ik", [f(4, 3), f(3, 5)]), ("bhid, bhjd -> bhij", [f(1, 2, 3, 4), f(1, 2, 5, 4)]),
                        ("...i,i->...", [f(2, 3, 4), f(4)]), ("ii->i", [f(3, 3)]), ("ij,kj", [f(2, 3), f(4, 3)]),
-                       ("ab,bc,cd->ad", [f(2, 3), f(3, 4), f(4, 2)])],
+                       ("ab,bc,cd->ad", [f(2, 3), f(3, 4), f(4, 2)]), ("bhqk,bhkd->bqhd", [h(1, 2, 3, 4), h(1, 2, 4, 5)])],
     # ----------------------------------------------------------------------------------- convolution
     "conv1d.default": [(f(2, 4, 16), f(6, 4, 3), f(6), [2], [1], [2], 1), (f(4, 16), f(6, 2, 3), None, [1], [0], [1], 2),
                        (f(1, 4, 16), f(4, 1, 8), f(4), [4], [3], [1], 4), (h(1, 4, 16), h(6, 4, 3), h(6))],
@@ -301,7 +301,7 @@ CASES: dict[str, list[tuple]] = {
     "im2col.default": [(f(2, 3, 8, 7), [3, 2], [1, 2], [1, 0], [2, 1]), (f(3, 8, 7), [2, 2], [1, 1], [0, 0], [2, 2])],
     "col2im.default": [(f(1, 18, 16), [8, 8], [3, 3], [1, 1], [1, 1], [2, 2]), (f(8, 9), [5, 5], [2, 2], [2, 2], [0, 0], [1, 1])],
     "to.dtype": [(f(4), torch.float16), (odd(), torch.int64), (s(3), torch.bool), (b(3), torch.float32), (f(3), torch.float64),
-                 (f(4), torch.bfloat16)],
+                 (f(4), torch.bfloat16), (odd(), torch.uint8)],
     "to.dtype_layout": [(f(4), kw(dtype=torch.int32))],
     "_to_copy.default": [(f(4), kw(dtype=torch.int32)), (s(4), kw(dtype=torch.float32))],
     "type_as.default": [(f(4), s(1))],
@@ -324,7 +324,7 @@ CASES: dict[str, list[tuple]] = {
     **{f"{name}_window.periodic": [(8, False), (9, True), (1, False)] for name in ("hann", "hamming")},
     # -------------------------------------------------------------------------------------- indexing
     "embedding.default": [(f(8, 4), i(2, 5, below=8)), (f(8, 4), i(3, below=8, dtype=torch.int32), 0)],
-    "gather.default": [(f(4, 8), 1, i(4, 3, below=8)), (f(4, 8), 0, i(2, 5, below=4))],
+    "gather.default": [(f(4, 8), 1, i(4, 3, below=8)), (f(4, 8), 0, i(2, 5, below=4)), (f(4, 8), 0, i(0, 8))],
     "index.Tensor": [(f(4, 8), [i(3, below=4), i(3, below=8)]), (f(4, 8, 2), [None, s(3) , None]), (f(4, 8, 9), [i(3, 1, below=4), None, i(2, below=9)])],
     "index_select.default": [(f(4, 8), 1, i(3, below=8)), (f(4, 8), 0, i(5, below=4, dtype=torch.int32))],
     "index_put.default": [(f(4, 8), [perm(3, 4), perm(3, 8)], f(3), False), (f(4, 8), [i(9, below=4)], f(9, 8), True),
@@ -332,7 +332,7 @@ CASES: dict[str, list[tuple]] = {
     "index_add.default": [(f(4, 8), 1, i(9, below=8), f(4, 9)), (f(4, 8), 0, i(3, below=4), f(3, 8), kw(alpha=0.5))],
     "index_copy.default": [(f(4, 8), 1, perm(3, 8), f(4, 3))],
     "scatter.src": [(f(4, 8), 0, torch.tensor([[0, 1, 2], [3, 0, 1]]), f(2, 5))],
-    "scatter.value": [(f(4, 8), 1, i(4, 3, below=8), 1.5)],
+    "scatter.value": [(f(4, 8), 1, i(4, 3, below=8), 1.5), (f(4, 8), 1, i(4, 0), 1.5)],
     "scatter_add.default": [(f(4, 8), 1, i(4, 9, below=8), f(4, 9))],
     # ------------------------------------------------------------------------------ Fourier, complex
     "stft.default": [(f(2, 96), 32, 8, 32, p(32), False, True, True), (f(2, 96), 32, 16, 20, p(20), True, None, True), (f(96), 32, None, None, None, False, False, True),
@@ -345,7 +345,7 @@ CASES: dict[str, list[tuple]] = {
     "fft_rfft.default": [(f(3, 8),), (f(3, 9), 12, 0, "ortho"), (s(3, 8),)],
     "fft_irfft.default": [(c(3, 5),), (c(3, 5), 9, -1, "ortho")],
     **{f"fft_{name}2.default": [(c(2, 4, 6),), (c(2, 4, 6), [3, 8], [0, 2], "ortho")] for name in ("fft", "ifft")},
-    "fft_rfft2.default": [(f(2, 4, 6),), (f(2, 4, 6), [3, 8], [0, 2], "ortho")],
+    "fft_rfft2.default": [(f(2, 4, 6),), (f(4, 6), None, [1]), (f(2, 4, 6), [3, 8], [0, 2], "ortho")],
     "fft_irfft2.default": [(c(2, 4, 5),), (c(2, 4, 5), [4, 9], [-2, -1], "ortho")],
     **{f"fft_{name}.default": [(f(3, 5),), (f(3, 5), [1])] for name in ("fftshift", "ifftshift")},
     "view_as_complex.default": [(f(3, 2),)],

@@ -250,12 +250,11 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path):
 
 
 def test_saved_file_that_is_not_what_was_asked_for_is_refused(tmp_path, monkeypatch):
-    def write(path, tensors, real=exporting._write):
-        return real(
-            path, {name: array + np.float32(1) if name == "norm_in.bias" else array for name, array in tensors.items()}
-        )
+    def write(path, tensors, file_format, real=exporting.write):
+        other = {name: array + np.float32(1) if name == "norm_in.bias" else array for name, array in tensors.items()}
+        return real(path, other, file_format)
 
-    monkeypatch.setattr(exporting, "_write", write)
+    monkeypatch.setattr(exporting, "write", write)
     with pytest.raises(CheckpointError, match="'norm_in.bias' of t has another hash than in the manifest"):
         exported(tmp_path / "t")
 

@@ -129,6 +129,7 @@ def registered() -> Mapping[str, OperatorRecord]:
 # -------------------------------------------------------------------------------- element types
 
 _BFLOAT16 = {"bfloat16": np.dtype(jnp.bfloat16)}  # NumPy has none
+_WRAPPED = np.dtype(np.int32)
 _NARROW = frozenset({"float16", "bfloat16"})
 
 
@@ -151,10 +152,16 @@ def widened(x: jax.Array) -> jax.Array:
 
 
 def cast(value: Any, dtype: DType) -> jax.Array:
-    """A tensor or a plain number in another element type; of a complex one that becomes real, the real part."""
-    array = jnp.asarray(value, None if isinstance(value, jax.Array) else dtype)
-    if np.issubdtype(array.dtype, np.complexfloating) and not np.issubdtype(dtype, np.complexfloating):
-        array = array.real
+    """A tensor or a plain number in another element type.
+
+    Of a complex one that becomes real, the real part. Of a number that is none of a narrow integer type, the last bits.
+    """
+    if not isinstance(value, jax.Array):
+        with np.errstate(over="ignore"):
+            return jnp.asarray(np.asarray(value).astype(dtype))
+    array = value.real if jnp.iscomplexobj(value) and dtype.kind != "c" else value
+    if is_floating(array) and dtype.kind in "iu" and dtype.itemsize < _WRAPPED.itemsize:
+        array = array.astype(_WRAPPED)  # XLA alone would give the nearest number of the type
     return array.astype(dtype)
 
 

@@ -13,20 +13,14 @@ def missing() -> list[str]:
     return sorted(operators.ALLOWED - registered().keys())
 
 
-def core() -> set[str]:
-    """PyTorch's core operators, to which it can decompose a graph."""
-    found = set()
-    for packet in dir(torch.ops.aten):
-        functions = getattr(torch.ops.aten, packet)
-        if isinstance(functions, torch._ops.OpOverloadPacket):
-            overloads = (getattr(functions, name) for name in functions.overloads())
-            found |= {str(overload) for overload in overloads if torch.Tag.core in overload.tags}
-    return found
+def is_core(name: str) -> bool:
+    """Whether PyTorch counts an operator among those that it decomposes all others into."""
+    return torch.Tag.core in operators.resolve(name).tags
 
 
 def page() -> str:
     """The operators as Markdown."""
-    ours, central = registered(), core()
+    ours = registered()
     lines = [
         "# Operators of captured graphs",
         "",
@@ -35,15 +29,14 @@ def page() -> str:
         "",
         f"{len(operators.ALLOWED & ours.keys())} of {len(operators.ALLOWED)} are computed, by the functions in",
         "`splitter/aten/ops/`; a family is a file there.",
-        f"`core`: one of the {len(central)} that PyTorch {torch.__version__.partition('+')[0]} calls core.",
-        f"{len(central & operators.ALLOWED)} of those are here; no saved program may use the others.",
+        f"`core`: PyTorch {torch.__version__.partition('+')[0]} counts it among its core operators.",
         "",
         "| operator | family | core |",
         "|---|---|---|",
     ]
     for name in sorted(operators.ALLOWED):
         family = ours[name].family if name in ours else "**not computed**"
-        lines.append(f"| `{name}` | {family} | {'core' if name in central else ''} |".replace("|  |", "| |"))
+        lines.append(f"| `{name}` | {family} | {'core' if is_core(name) else ''} |".replace("|  |", "| |"))
     return "\n".join(lines) + "\n"
 
 

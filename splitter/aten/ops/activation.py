@@ -76,8 +76,8 @@ def gelu(x: jax.Array, approximate: str) -> jax.Array:
 @operator("elu.default")
 def elu(x: jax.Array, alpha: float, scale: float, input_scale: float) -> jax.Array:
     y = widened(x)
-    below = alpha * jnp.expm1(jnp.minimum(y, 0) * input_scale)
-    return (scale * jnp.where(y > 0, y, below)).astype(x.dtype)
+    below = float(alpha) * jnp.expm1(jnp.minimum(y, 0) * float(input_scale))
+    return (float(scale) * jnp.where(y > 0, y, below)).astype(x.dtype)
 
 
 @operator("celu.default")
@@ -88,23 +88,22 @@ def celu(x: jax.Array, alpha: float) -> jax.Array:
 @operator("leaky_relu.default")
 def leaky_relu(x: jax.Array, negative_slope: float) -> jax.Array:
     y = widened(x)
-    return jnp.where(y > 0, y, y * negative_slope).astype(x.dtype)
+    return jnp.where(y > 0, y, y * float(negative_slope)).astype(x.dtype)
 
 
 @operator("prelu.default")
 def prelu(x: jax.Array, weight: jax.Array) -> jax.Array:
     """A slope for all, or one for each channel (axis 1)."""
-    slope = weight.reshape(-1) if weight.size == 1 else weight.reshape(1, -1, *(1,) * (x.ndim - 2))
+    slope = weight.reshape(()) if weight.size == 1 else weight.reshape(1, -1, *(1,) * (x.ndim - 2))
     return jnp.where(x > 0, x, widened(x) * slope).astype(x.dtype)
 
 
 @operator("softplus.default")
 def softplus(x: jax.Array, beta: float, threshold: float) -> jax.Array:
     """log(1 + exp(beta · x)) / beta; x itself beyond the threshold."""
-    y = widened(x)
-    return jnp.where(y * beta > threshold, y, jnp.log1p(jnp.exp(jnp.minimum(y * beta, threshold))) / beta).astype(
-        x.dtype
-    )
+    y, slope, most = widened(x), float(beta), float(threshold)
+    below = jnp.log1p(jnp.exp(jnp.minimum(y * slope, most))) / slope
+    return jnp.where(y * slope > most, y, below).astype(x.dtype)
 
 
 @operator("glu.default")

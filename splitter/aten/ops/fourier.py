@@ -20,11 +20,11 @@ _ONE_AXIS: Mapping[str, Callable[..., jax.Array]] = {
     "fft_irfft": jnp.fft.irfft,
     "fft_rfft": jnp.fft.rfft,
 }
-_TWO_AXES: Mapping[str, Callable[..., jax.Array]] = {
-    "fft_fft2": jnp.fft.fft2,
-    "fft_ifft2": jnp.fft.ifft2,
-    "fft_irfft2": jnp.fft.irfft2,
-    "fft_rfft2": jnp.fft.rfft2,
+_SEVERAL_AXES: Mapping[str, Callable[..., jax.Array]] = {
+    "fft_fft2": jnp.fft.fftn,
+    "fft_ifft2": jnp.fft.ifftn,
+    "fft_irfft2": jnp.fft.irfftn,
+    "fft_rfft2": jnp.fft.rfftn,
 }
 _SHIFTS: Mapping[str, Callable[..., jax.Array]] = {
     "fft_fftshift": jnp.fft.fftshift,
@@ -39,7 +39,7 @@ def _transform(compute: Callable[..., jax.Array]) -> Function:
     return transform
 
 
-def _transform_of_two(compute: Callable[..., jax.Array]) -> Function:
+def _transform_of_several(compute: Callable[..., jax.Array]) -> Function:
     def transform(x: jax.Array, s: list[int] | None, dim: list[int], norm: str | None, result: TensorType) -> jax.Array:
         return compute(_as_numbers(x, result), s, tuple(dim), norm)
 
@@ -62,8 +62,8 @@ def _as_numbers(x: jax.Array, result: TensorType) -> jax.Array:
 
 for _name, _compute in _ONE_AXIS.items():
     operator(f"{_name}.default")(_transform(_compute))
-for _name, _compute in _TWO_AXES.items():
-    operator(f"{_name}.default")(_transform_of_two(_compute))
+for _name, _compute in _SEVERAL_AXES.items():
+    operator(f"{_name}.default")(_transform_of_several(_compute))
 for _name, _compute in _SHIFTS.items():
     operator(f"{_name}.default")(_shift(_compute))
 

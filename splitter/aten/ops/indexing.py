@@ -29,6 +29,8 @@ def index_select(x: jax.Array, dim: int, index: jax.Array) -> jax.Array:
 
 @operator("gather.default")
 def gather(x: jax.Array, dim: int, index: jax.Array) -> jax.Array:
+    if not index.size:
+        return jnp.zeros(index.shape, x.dtype)
     if not x.ndim:
         return jnp.broadcast_to(x, index.shape)
     return x.at[_everywhere(x, dim, index)].get(mode="fill")
@@ -82,6 +84,8 @@ def scatter_add(x: jax.Array, dim: int, index_: jax.Array, src: jax.Array) -> ja
 
 
 def _scattered(x: jax.Array, dim: int, index_: jax.Array, src: jax.Array, *, add: bool) -> jax.Array:
+    if not index_.size:
+        return x
     table, places = jnp.atleast_1d(x), jnp.atleast_1d(index_)
     written = jnp.atleast_1d(src)[tuple(slice(extent) for extent in places.shape)]
     at = table.at[_everywhere(table, dim, places)]

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import operator, wide
+from ...graph.shapes import TensorType
+from . import dtype_of, operator, wide
 
 _HIGHEST = lax.Precision.HIGHEST  # elsewhere float32 factors are rounded to fewer digits by default
 
@@ -62,7 +63,7 @@ def baddbmm(x: jax.Array, batch1: jax.Array, batch2: jax.Array, beta: float, alp
 
 
 @operator("einsum.default")
-def einsum(equation: str, tensors: list[jax.Array]) -> jax.Array:
-    dtype = tensors[0].dtype
-    result = jnp.einsum(equation, *tensors, precision=_HIGHEST, preferred_element_type=wide(dtype))
-    return result.astype(dtype)
+def einsum(equation: str, tensors: list[jax.Array], result: TensorType) -> jax.Array:
+    dtype = dtype_of(result)
+    total = jnp.einsum(equation, *tensors, precision=_HIGHEST, preferred_element_type=wide(dtype))
+    return total.astype(dtype)

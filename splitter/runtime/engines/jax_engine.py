@@ -1,7 +1,8 @@
 """JAX: any segment, compiled by XLA for this machine. A second implementation beside PyTorch's.
 
 A segment that was lowered to the kernels' weights runs the hand-written kernels on its shipped file; every other one
-runs its captured graph, each operator by JAX instead of PyTorch (`splitter.aten`).
+runs its captured graph, each operator by JAX instead of PyTorch (`splitter.aten`), with the weights of its shipped file
+where that is what ships.
 
 Compiling takes longer than a run, so JAX keeps what it has compiled in the user's cache, by program, versions and
 processor.
@@ -14,6 +15,7 @@ from contextlib import suppress
 from typing import Any, ClassVar
 
 import numpy as np
+from splitter_weights import tensor_file
 from splitter_weights import transformer as weights
 
 from ... import cache
@@ -85,14 +87,22 @@ class _Graph:
         from ...aten.executor import CompiledProgram
 
         program = bundle.program(segment.program)
-        self._program = CompiledProgram(program, compiler_options=xla.compiler_options())
+        shipped = None
+        if _artifact(segment) == tensor_file.ARTIFACT:
+            record = tensor_file.record_of(segment.artifact.details)
+            shipped = tensor_file.load(bundle.path / segment.artifact.path, record, bundle.files.read)
+        self._program = CompiledProgram(program, weights=shipped, compiler_options=xla.compiler_options())
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self._program.run(inputs)
 
 
+def _artifact(segment: SegmentRecord) -> str:
+    return capabilities(segment.artifact.target).artifact
+
+
 def _has_kernels(segment: SegmentRecord) -> bool:
-    return capabilities(segment.artifact.target).artifact == weights.ARTIFACT
+    return _artifact(segment) == weights.ARTIFACT
 
 
 def _keep_compiled() -> None:

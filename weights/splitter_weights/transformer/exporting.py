@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,10 +14,11 @@ from splitter_kernels.spec import Config, check_parameters
 from splitter.errors import LoweringError
 from splitter.plan.schema import WeightsForm
 
+from ..tensor_file import write
 from .encoding import decode, encode
 from .form import Role, StoredParameter, parameters_of, tensor_name, transform
-from .importing import DTYPES, load
-from .record import ALIGNMENT, FORMAT, TensorRecord, TransformerRecord
+from .importing import load
+from .record import FORMAT, TensorRecord, TransformerRecord
 
 Array: TypeAlias = NDArray[Any]
 
@@ -56,7 +56,7 @@ def export(
         encoded = encode(name, parameter, tensors[parameter.kernel][rows], form)
         expected[parameter.kernel][rows] = decode(parameter, encoded, form)
         stored |= {tensor_name(name, role): (array, name, parameter, role) for role, array in encoded.items()}
-    offsets, padding = _write(path, {name: array for name, (array, *_) in stored.items()})
+    offsets, padding = write(path, {name: array for name, (array, *_) in stored.items()}, FORMAT)
     records = {}
     for name, (array, parameter_name, parameter, role) in stored.items():
         records[name] = TensorRecord(
@@ -77,33 +77,6 @@ def export(
     )
     _check_saved(path, record, expected)
     return record
-
-
-def _write(path: Path, tensors: Mapping[str, Array]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Write a safetensors file in the given order; return absolute offsets, and names of tensors of padding.
-
-    The library's own writer aligns to 8 bytes. The format admits spaces after the header but no gap between
-    tensors, so one that does not end at a multiple of the alignment is followed by a tensor of zeros.
-    """
-    entries: list[tuple[str, Array]] = []
-    for name, array in tensors.items():
-        entries.append((name, array))
-        if short := -array.nbytes % ALIGNMENT:
-            entries.append((f"{name}.padding", np.zeros(short, np.uint8)))
-    codes = {dtype: code for code, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT}}
-    starts, end = {}, 0
-    for name, array in entries:
-        span = [end, end + array.nbytes]
-        header[name] = {"dtype": codes[str(array.dtype)], "shape": array.shape, "data_offsets": span}
-        starts[name], end = span
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.writelines(array.tobytes() for _, array in entries)
-    offsets = {name: 8 + len(text) + starts[name] for name in tensors}
-    return offsets, tuple(name for name, _ in entries if name not in tensors)
 
 
 def _check_saved(path: Path, record: TransformerRecord, expected: Mapping[str, Array]) -> None:

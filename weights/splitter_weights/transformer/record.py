@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from splitter_kernels.spec import Config
 
 from splitter.errors import CheckpointError
 from splitter.plan.schema import WeightsForm, readable
 
+from ..tensor_file import StoredTensor
 from .form import Role, parameters_of
 
 FORMAT: Literal["splitter.transformer/2"] = "splitter.transformer/2"
 ARTIFACT = "cross-domain transformer"  # what targets that write its file say
-ALIGNMENT = 64  # bytes
 # Of any count, and of layers: far beyond any model, far below what keeps a reader busy.
 _LARGEST, _MOST_LAYERS = 2**24, 1024
 
@@ -39,7 +39,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TensorRecord(_Record):
+class TensorRecord(StoredTensor):
     """Where one tensor lies and where it comes from.
 
     Attributes:
@@ -50,11 +50,6 @@ class TensorRecord(_Record):
         source: Its key in the checkpoint, or ``"graph"`` for a table the model computes.
         rows: Which rows of the source, from and to; None for all.
         transform: What was done to them, in words.
-        shape: Of this tensor.
-        dtype: NumPy's name.
-        offset: Absolute byte offset in the file, a multiple of 64.
-        bytes: Length in the file.
-        sha256: Of these bytes.
     """
 
     parameter: str
@@ -63,11 +58,7 @@ class TensorRecord(_Record):
     source: str
     rows: tuple[int, int] | None
     transform: str
-    shape: tuple[Annotated[int, Field(ge=0)], ...]
     dtype: Literal["float32", "float16", "int8", "uint8"]
-    offset: Annotated[int, Field(ge=0, multiple_of=ALIGNMENT)]
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class TransformerRecord(_Record):
