@@ -13,6 +13,7 @@ from .rules import Note, Severity, rule
 from .subject import Subject
 
 _CONVERTER = "https://apple.github.io/coremltools/docs-guides/source/graph-passes-intro.html"
+_PEAKS = 8  # fewer rows, or fewer distinct magnitudes, may peak so by chance or by design
 _WORTH = 2**16  # bytes; below it a repeated constant is nobody's problem
 
 
@@ -89,6 +90,30 @@ def constant_output(subject: Subject) -> Iterator[Note]:
     for value in subject.graph.outputs:
         if value not in moving:
             yield Note(f"output {value.name!r} is the same in every run", output=value.name)
+
+
+@rule(
+    "artefact-divided-weight",
+    Severity.WARNING,
+    title="weight of which every row or column peaks at exactly 1",
+    why="A palette with a scale for each channel divides the weights by their peaks. Where its groups do not divide "
+    "the outputs, Core ML Tools up to 9.0 leaves them divided and uncompressed: the results are wrong by the scales.",
+    fix="Convert again, and compress with groups that divide the outputs or without enable_per_channel_scale.",
+    source="https://github.com/apple/coremltools/pull/2777",
+)
+def divided_weight(subject: Subject) -> Iterator[Note]:
+    for value in subject.graph.constants:
+        weight = value.constant
+        if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.ndim < 2:
+            continue
+        if not any(reader.traits.multiplications for reader in subject.graph.readers.get(value, ())):
+            continue
+        magnitudes = weight.abs()
+        for axis, what in ((0, "rows"), (1, "columns")):
+            peaks = magnitudes.transpose(0, axis).flatten(1).amax(1)
+            if len(peaks) >= _PEAKS and bool((peaks == 1).all()) and len(magnitudes.unique()) > _PEAKS:
+                yield Note(f"all {len(peaks)} {what} of {value.name!r} peak at 1", output=value.name)
+                break
 
 
 def _unknown(value: Value) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .chips import PITFALLS
+from .half import is_half
 from .rules import Note, Severity, rule
 from .subject import Subject
 
@@ -24,6 +25,7 @@ BLOCK_OPERATIONS = 112
 UNCERTAINTY = 10.0
 _BRANCHES = 12
 _SLOW_STRIDES = (5, 7)
+_LONG, _LONG_STRIDE = 16384, 4
 
 
 @dataclass(frozen=True)
@@ -83,3 +85,20 @@ def slow_stride(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
         if node.type == "conv" and (slow := [stride for stride in node.integers("strides") if stride in _SLOW_STRIDES]):
             yield Note(f"stride {slow[0]}", node)
+
+
+@rule(
+    "compile-long-stride",
+    Severity.WARNING,
+    title="convolution in half precision with a large stride over a very long axis",
+    why="Loading a package of 22 channels × 18,001, kernel 12, stride 6, never ended with the Neural Engine. The same "
+    "stride over a short axis is sound, and so is fp32.",
+    fix="Fold the long axis into two, or use strides of 4 and less, one after the other.",
+    source="https://github.com/apple/coremltools/issues/2660",
+)
+def long_stride(subject: Subject) -> Iterator[Note]:
+    for node in subject.graph.nodes:
+        if node.type == "conv" and is_half(node):
+            for extent, stride in zip(node.extents("x")[2:], node.integers("strides"), strict=False):
+                if extent > _LONG and stride > _LONG_STRIDE:
+                    yield Note(f"stride {stride} over {extent:,}", node)

@@ -243,14 +243,15 @@ def sliced_width(subject: Subject) -> Iterator[Note]:
 @rule(
     "engine-working-set",
     Severity.INFO,
-    title="operand larger than the memory on the chip",
+    title="operand or constant larger than the memory on the chip",
     why="Beyond 2 MB it is cut into tiles that stream from memory: right, but slower.",
     fix="Nothing, where speed is enough; otherwise smaller segments.",
     source=DESIGN_RULES,
 )
 def working_set(subject: Subject) -> Iterator[Note]:
     for node in subject.graph.nodes:
-        size = max((2 * value.elements for value in _operands(node)), default=0)
+        operands = [value for value in (*node.arguments, *node.outputs) if value.type and value.type.dtype.is_float]
+        size = max((2 * value.elements for value in operands), default=0)
         if size > WORKING_SET:
             yield Note(f"{size / 1e6:.1f} MB in half precision, {WORKING_SET / 1e6:.1f} MB fit", node)
 

@@ -243,7 +243,7 @@ def _diagnosis(model: mil.Model, chip: Chip, inputs: Mapping[str, Array] | None,
     graph = graph_of(model.function)
     run = None if inputs is None else measured(model, graph, inputs)
     claims = (*asked, *by_metadata(model.spec))
-    subject = Subject(model.spec, graph, chip, claims)
+    subject = Subject(model.spec, graph, chip, claims, _links(model.path))
     if run is not None:
         subject = replace(subject, **vars(run), measured=True)
     findings: list[Finding] = []
@@ -271,6 +271,10 @@ def _diagnosis(model: mil.Model, chip: Chip, inputs: Mapping[str, Array] | None,
         compile_time_in_half=compile_time(in_half.operations_on_engine),
         refused_flops=advice.refused_flops(refused),
     )
+
+
+def _links(package: Path) -> tuple[str, ...]:
+    return tuple(str(path.relative_to(package)) for path in sorted(package.rglob("*")) if path.is_symlink())
 
 
 def _json(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -44,6 +44,22 @@ def long_sum(subject: Subject) -> Iterator[Note]:
 
 
 @rule(
+    "half-long-product",
+    Severity.INFO,
+    title="long sum of products in half precision",
+    why="Each result of the convolution or product sums more than 2048 terms. The Neural Engine was measured to hold "
+    "them in something wider; what holds them in half loses them.",
+    fix="Split the product into shorter ones, or keep it in fp32, where the device is not known.",
+    source=IEEE,
+)
+def long_product(subject: Subject) -> Iterator[Note]:
+    for node in subject.graph.nodes:
+        count = node.traits.multiplications(node) if node.traits.multiplications is not None and is_half(node) else 0
+        if (terms := count // max(1, node.outputs[0].elements if node.outputs else 1)) > _LONG_SUM:
+            yield Note(f"{terms:,} products into one", node)
+
+
+@rule(
     "half-square",
     Severity.WARNING,
     title="square in half precision",

@@ -14,6 +14,7 @@ from .subject import Subject
 
 _ISSUES = "https://github.com/apple/coremltools/issues"
 _MAX_RANK = 5
+_STATE_MULTIPLE = 32
 _GPU_BATCH = 10  # from this extent on the fused attention of the GPU is wrong
 
 
@@ -218,6 +219,34 @@ def scaled_palette(subject: Subject) -> Iterator[Note]:
         data = _producer(node.value("data"))
         if node.type == "constexpr_blockwise_shift_scale" and data is not None and "lut" in data.type:
             yield Note(f"scales the palette {data.name!r}", node)
+
+
+@rule(
+    "load-state",
+    Severity.ERROR,
+    title="state whose last axis is no multiple of 32",
+    why="With the Neural Engine, and so with all compute units, the package fails; on the CPU and the GPU it runs.",
+    fix="Pad the state to a multiple of 32, or exclude the Neural Engine (CPU_AND_GPU).",
+    source=f"{_ISSUES}/2631",
+)
+def ragged_state(subject: Subject) -> Iterator[Note]:
+    for name, kind in subject.facts.states.items():
+        if kind.shape and kind.shape[-1] is not None and kind.shape[-1] % _STATE_MULTIPLE:
+            yield Note(f"state {name!r} is {kind.shape[-1]} wide", output=name)
+
+
+@rule(
+    "load-links",
+    Severity.ERROR,
+    title="package whose files are links",
+    why="Core ML's compiler does not follow them. The cache of Hugging Face lays packages out so.",
+    fix="Copy it with its links followed: cp -RL PACKAGE COPY; or download it with `snapshot_download(local_dir=…)`.",
+    source="https://huggingface.co/docs/huggingface_hub/guides/manage-cache",
+)
+def links(subject: Subject) -> Iterator[Note]:
+    if subject.links:
+        more = f" and {len(subject.links) - 1} more" if len(subject.links) > 1 else ""
+        yield Note(f"{subject.links[0]}{more}")
 
 
 def padded_axes(node: Node) -> tuple[int, set[int]]:

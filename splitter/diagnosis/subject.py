@@ -50,6 +50,7 @@ class Subject:
     """One function of one package.
 
     Attributes:
+        links: Files of the package that are links, by their path in it.
         ranges: By operation; empty if the package was not run.
         departures: Where it went beyond limits of the Neural Engine, by operation.
         nans: How many NaN an operation in half precision made of numbers.
@@ -60,6 +61,7 @@ class Subject:
     graph: Graph
     chip: Chip
     asked: tuple[Asked, ...] = ()
+    links: tuple[str, ...] = ()
     ranges: Mapping[Node, Range] = field(default_factory=dict)
     departures: Mapping[Node, tuple[Departure, ...]] = field(default_factory=dict)
     nans: Mapping[Node, int] = field(default_factory=dict)

@@ -139,7 +139,8 @@ def functions_of(path: Path, spec: Any, read: Read = Path.read_bytes) -> dict[st
 class _Reader:
     def __init__(self, package: Path, read: Read) -> None:
         self._package, self._read = package, read
-        self._root = model_file(package, read).parent
+        model_file(package, read)
+        self._root = (package / "Data" / _model_name(package, read)).parent  # where it lies, wherever its link leads
         self._blobs: dict[Path, BlobFile] = {}
         self._ledger = Ledger()
 
@@ -341,14 +342,14 @@ def _fields(dtype: DType) -> tuple[str, ...]:
 
 
 def _contained(root: Path, name: str, package: Path, what: str) -> Path:
-    """A file of a package, links followed.
+    """A file of a package, links followed, within it or into the cache of Hugging Face that it lies in.
 
     Raises:
         PackageError: It is missing, is no regular file (one that would block or never end), or lies elsewhere.
     """
     try:
         path = (root / name).resolve()
-        if not path.is_relative_to(package.resolve()):
+        if not path.is_relative_to(package.resolve()) and not _is_cached(path, package.resolve()):
             raise PackageError(f"the {what} of {package.name} lies outside the package", received=repr(name))
         if not path.is_file():
             raise PackageError(f"the {what} of {package.name} is missing: there is no file {name!r}", fix=_FIX)
@@ -359,12 +360,23 @@ def _contained(root: Path, name: str, package: Path, what: str) -> Path:
     return path
 
 
+def _is_cached(path: Path, package: Path) -> bool:
+    """Whether a file lies where the cache of Hugging Face keeps those of this package: links lead to ``blobs``."""
+    caches = (ancestor.parent for ancestor in package.parents if ancestor.name == "snapshots")
+    return any(path.parent == cache / "blobs" for cache in caches)
+
+
 def model_file(package: Path, read: Read = Path.read_bytes) -> Path:
     """The protobuf of a package, as its manifest names it.
 
     Raises:
         PackageError: The manifest or the file is missing or damaged, or lies outside the package.
     """
+    return _contained(package / "Data", _model_name(package, read), package, "model file")
+
+
+def _model_name(package: Path, read: Read) -> str:
+    """Where the manifest says that the protobuf lies, below ``Data``."""
     manifest = _contained(package, "Manifest.json", package, "manifest")
     try:
         if manifest.stat().st_size > _MAX_MANIFEST_BYTES:
@@ -379,7 +391,7 @@ def model_file(package: Path, read: Read = Path.read_bytes) -> Path:
             received=f"{type(error).__name__}: {error}",
             fix=_FIX,
         ) from error
-    return _contained(package / "Data", name, package, "model file")
+    return name
 
 
 def load_spec(path: Path, read: Read = Path.read_bytes) -> Any:

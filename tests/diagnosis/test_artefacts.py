@@ -48,6 +48,15 @@ def drawn(x):
 
 
 IMAGE, MATRIX, X = {"x": f32(1, 4, 8, 8)}, {"x": f32(64, 1024)}, {"x": f32(1, 8)}
+
+
+def weighted(weight):
+    return lambda x: mb.linear(x=x, weight=mb.const(val=weight))
+
+
+# What Core ML Tools left of a layer's weights (PR#2777): each row divided by its peak.
+PEAKED = np.random.default_rng(0).normal(size=(120, 1024)).astype(np.float32)
+PEAKED /= np.abs(PEAKED).max(1, keepdims=True)
 CASES = [
     Case("artefact-batch-norm", batch_norm(), IMAGE, ["batch_norm"]),
     Case("artefact-batch-norm", batch_norm(epsilon=0), IMAGE),
@@ -58,6 +67,11 @@ CASES = [
     Case("artefact-broadcast", added(ROW[None]), MATRIX),
     Case("artefact-broadcast", added(np.tile(ROW, (8, 1))), {"x": f32(8, 1024)}),
     Case("artefact-broadcast", lambda x: mb.linear(x=x, weight=REPEATED), MATRIX),
+    Case("artefact-divided-weight", weighted(PEAKED), MATRIX, [""]),
+    Case("artefact-divided-weight", weighted(PEAKED.T.copy()), {"x": f32(8, 120)}, [""]),
+    Case("artefact-divided-weight", weighted(1.5 * PEAKED), MATRIX),
+    Case("artefact-divided-weight", weighted(np.eye(1024, dtype=np.float32)), MATRIX),
+    Case("artefact-divided-weight", added(PEAKED[:8]), {"x": f32(8, 1024)}),
     Case("artefact-dead", forgotten, X, ["square"]),
     Case("artefact-dead", unread, X, [""]),
     Case("artefact-dead", lambda x: mb.relu(x=mb.square(x=x)), X),

@@ -1,10 +1,11 @@
 """The estimate against the figures it is calibrated on (coremltools#1900), and what was seen to take long."""
 
+import numpy as np
 import pytest
 
 from splitter.diagnosis.compiling import BLOCK_OPERATIONS, compile_time
 
-from .harness import Case, f16, mb
+from .harness import Case, f16, f32, mb
 
 
 def fan(count):
@@ -15,6 +16,12 @@ def strided(stride):
     return lambda x: mb.conv(x=x, weight=f16(8, 4, 1, 1), strides=[1, stride])
 
 
+def long_conv(stride):
+    return lambda x: mb.conv(x=x, weight=np.ones((16, 22, 12), X_TYPES[x.dtype.__name__]), strides=[stride])
+
+
+X_TYPES = {"fp16": np.float16, "fp32": np.float32}
+LONG = {"x": f16(1, 22, 18001)}
 X, IMAGE = {"x": f16(1, 8)}, {"x": f16(1, 4, 8, 35)}
 CASES = [
     Case("compile-branches", fan(12), X, ["concat"]),
@@ -24,6 +31,10 @@ CASES = [
     Case("compile-stride", strided(7), IMAGE, ["conv"]),
     Case("compile-stride", strided(6), IMAGE),
     Case("compile-stride", strided(4), IMAGE),
+    Case("compile-long-stride", long_conv(6), LONG, ["conv"]),
+    Case("compile-long-stride", long_conv(4), LONG),
+    Case("compile-long-stride", long_conv(6), {"x": f16(1, 22, 16384)}),
+    Case("compile-long-stride", long_conv(6), {"x": f32(1, 22, 18001)}),
 ]
 
 

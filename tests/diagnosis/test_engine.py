@@ -91,6 +91,8 @@ CASES = [
     Case("engine-slice", sliced([0, 1]), {"x": f16(4, 4)}, run=True),
     Case("engine-working-set", relu, {"x": f16(1025, 1024)}, ["relu"]),
     Case("engine-working-set", relu, {"x": f16(1024, 1024)}),
+    Case("engine-working-set", lambda x: mb.linear(x=x, weight=f16(1025, 1024)), {"x": f16(1, 1024)}, ["linear"]),
+    Case("engine-working-set", lambda x: mb.linear(x=x, weight=f16(1024, 1024)), {"x": f16(1, 1024)}),
     Case("engine-channels", conv(6, 4, 1, 1), IMAGE, ["conv"]),
     Case("engine-channels", conv(10, 4, 1, 1), IMAGE, ["conv"]),
     Case("engine-channels", conv(16, 4, 1, 1), IMAGE),

@@ -1,12 +1,18 @@
 """What was reported not to load or to crash, and beside each report the cases that it calls sound."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from coremltools.converters.mil.mil.types.type_mapping import np_uint4_dtype
 
 from splitter.diagnosis import Severity, rules
+from splitter.errors import PackageError
+from splitter.mil.coreml_tools import ct, quiet_and_quick
 from splitter.mil.program import load_spec, model_file
 
+from ..mil.harness import TARGETS, types
 from .harness import Case, f16, f32, findings, mb, package
 
 
@@ -176,3 +182,60 @@ def test_a_function_that_computes_nothing(tmp_path):
 
     (found,) = findings(edited(path, drop), "load-empty")
     assert found.what == "has no operation"
+
+
+def stateful(width):
+    """A package with a state, by the builder alone."""
+    state = mb.StateTensorSpec((1, 4, 8, width), dtype=types.fp16)
+
+    @mb.program(input_specs=[mb.TensorSpec((1, 4, 8, width), dtype=types.fp16), state], opset_version=TARGETS["iOS18"])
+    def program(x, held):
+        return mb.coreml_update_state(state=held, value=mb.add(x=x, y=mb.read_state(input=held)))
+
+    return program
+
+
+@pytest.mark.parametrize(("width", "finds"), [(270, 1), (256, 0)])
+def test_states(width, finds, tmp_path):
+    """coremltools#2631: 270 fails, 256 works."""
+    with quiet_and_quick():
+        model = ct.convert(stateful(width), minimum_deployment_target=TARGETS["iOS18"], skip_model_load=True,
+                           pass_pipeline=ct.PassPipeline.EMPTY)  # fmt: skip
+    model.save(str(tmp_path / "state.mlpackage"))
+    assert len(findings(tmp_path / "state.mlpackage", "load-state")) == finds
+
+
+def cached(package, cache):
+    """A package as the cache of Hugging Face lays it out: each file a link to a blob."""
+    snapshot = cache / "models--a--b" / "snapshots" / "0123" / package.name
+    blobs = cache / "models--a--b" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(sorted(path for path in package.rglob("*") if path.is_file())):
+        place = snapshot / file.relative_to(package)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(file, blobs / f"{number:064x}")
+        place.symlink_to(os.path.relpath(blobs / f"{number:064x}", place.parent))
+    return snapshot
+
+
+def test_a_package_of_links_is_read_and_told_of(tmp_path):
+    (tmp_path / "made").mkdir()
+    path = package(lambda x: mb.linear(x=x, weight=f16(64, 64)), {"x": f16(2, 64)}, tmp_path / "made")
+    assert findings(path, "load-links") == []
+    snapshot = cached(path, tmp_path / "hub")
+    (found,) = findings(snapshot, "load-links", run=True, inputs={"x": f16(2, 64)})
+    assert found.what.startswith("Data/com.apple.CoreML/")
+    assert "cp -RL" in found.fix
+
+
+def test_links_to_anywhere_else_are_refused(tmp_path):
+    (tmp_path / "made").mkdir()
+    path = package(lambda x: mb.relu(x=x), {"x": f16(2, 64)}, tmp_path / "made")
+    snapshot = cached(path, tmp_path / "hub")
+    (model,) = snapshot.rglob("*.mlmodel")
+    outside = tmp_path / "hub" / "elsewhere"
+    shutil.copy(model, outside)
+    model.unlink()
+    model.symlink_to(outside)
+    with pytest.raises(PackageError, match="lies outside the package"):
+        findings(snapshot, "load-links")

@@ -17,6 +17,8 @@ BY_THEMSELVES = {
     "load-rank",
     "load-no-input",
     "load-empty",
+    "load-state",
+    "load-links",
     *(name for name in rules() if name.startswith("requested-")),
 }
 CASES = [
