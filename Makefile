@@ -10,7 +10,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow browser real swift-test mutants fuzz fuzz-corpus lint types audit check format constraints \
-	schema aten-ops mil-ops doctor-rules docs bench clean
+	schema aten-ops mil-ops doctor-rules doctor-cases docs bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -98,6 +98,9 @@ mil-ops: .venv/.installed ## Write docs/mil-ops.md from the code.
 
 doctor-rules: .venv/.installed ## Write docs/doctor-rules.md from the code.
 	$(BIN)/python -m splitter.diagnosis > docs/doctor-rules.md
+
+doctor-cases: .venv/.installed ## Write docs/doctor-cases.md from published failures, built and run.
+	$(BIN)/python -m tests.diagnosis.published > docs/doctor-cases.md
 
 docs: .venv/.installed ## Build the handbook as a site under site/, with a report of the demo model to open.
 	$(PIP) --require-hashes --no-deps -r constraints-docs.txt
