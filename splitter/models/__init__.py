@@ -7,11 +7,13 @@ verified, profiled and reported like any other, and does not separate songs.
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 from torch import fx, nn
@@ -152,6 +154,24 @@ class Family(ABC):
         which a port dumped.
         """
         return ()
+
+
+def needed(module: str, extra: str) -> ModuleType:
+    """A module of the package that a family's models come from.
+
+    Args:
+        extra: Of splitter, which brings the package.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"this model needs the Python module {error.name!r}, which is not installed",
+            fix=f"Install the extra: pip install 'splitter[{extra}]'.",
+        ) from error
 
 
 @cache
