@@ -15,9 +15,9 @@ from rich.table import Table
 from splitter_weights.demo import songs
 
 from splitter.bundle.directory import load
+from splitter.runtime.workers import cores
 from splitter.separation.batch import Outcome
 from splitter.separation.separator import Options, Separator
-from splitter.separation.workers import cores
 
 from .processes import bundle, workers
 

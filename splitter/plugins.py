@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
 from .errors import SplitterError
@@ -29,3 +30,20 @@ def load(group: str, kind: str, name: str, error: type[SplitterError]) -> Any:
             f"{kind} {name!r} is installed more than once", received=packages, fix="Uninstall all but one package."
         )
     return found[0].load()
+
+
+def require_extra(extra: str, modules: tuple[str, ...], what: str, error: type[SplitterError]) -> None:
+    """Raise an error that names the extra, where a module that it brings is not installed.
+
+    Args:
+        extra: Of splitter, e.g. ``"onnx"``.
+        modules: That are needed.
+        what: Needs them, as the beginning of a sentence.
+        error: Raised.
+    """
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise error(
+            f"{what} is not installed",
+            received=f"no {', '.join(missing)}",
+            fix=f"Install the extra: pip install 'splitter[{extra}]'.",
+        )

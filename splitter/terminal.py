@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
 from .names import visible
@@ -66,3 +69,25 @@ def _beside_2(stream: TextIO) -> TextIO:
     except OSError:
         return stream
     return open(descriptor, "w", 1, stream.encoding, stream.errors)  # noqa: PTH123 - a descriptor, kept open
+
+
+_descriptor_2 = threading.Lock()
+
+
+@contextmanager
+def without_messages() -> Iterator[None]:
+    """Drop what compiled libraries write to descriptor 2, for those that cannot be silenced.
+
+    The command's own text goes another way, see `guard`.
+    """
+    with _descriptor_2, ExitStack() as stack:
+        try:
+            before = os.dup(2)
+        except OSError:  # it is closed
+            yield
+            return
+        stack.callback(os.close, before)
+        stack.callback(os.dup2, before, 2)
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device of the system, by its name
+            os.dup2(nowhere.fileno(), 2)
+        yield

@@ -45,7 +45,7 @@ class Masked(nn.Module):
         return torch.istft(y, 256, 64, window=window, normalized=True, length=mix.shape[-1]).view_as(mix)
 
 
-@pytest.mark.parametrize("target", ["coreml", "onnx"])
+@pytest.mark.parametrize("target", ["coreai", "coreml", "onnx"])
 @pytest.mark.parametrize("layout", splitter.PACKAGINGS)
 def test_every_layout_verifies_in_every_format(tmp_path, layout, target):
     bag = splitter.build(Masked().eval(), tmp_path / "b", inputs=INPUTS, plan=PLAN, layout=layout, format=target)

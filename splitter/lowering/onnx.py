@@ -13,7 +13,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +28,7 @@ from ..graph.capture import exported
 from ..graph.program import Program
 from ..partition import Segment
 from ..plan.schema import Plan, Precision
+from ..plugins import require_extra
 from . import Capabilities, Target
 
 if TYPE_CHECKING:
@@ -60,12 +60,7 @@ class OnnxTarget(Target):
         Raises:
             LoweringError: The extra is missing, the exporter refuses the segment, or the file is not what was asked.
         """
-        if missing := [name for name in _MODULES if find_spec(name) is None]:
-            raise LoweringError(
-                f"target {segment.stage.target!r} is not installed",
-                received=f"no {', '.join(missing)}",
-                fix="Install the extra: pip install 'splitter[onnx]'.",
-            )
+        require_extra(KIND, _MODULES, f"target {segment.stage.target!r}", LoweringError)
         if segment.name in plan.fp32_operations:
             raise LoweringError(
                 f"segment {segment.name!r} cannot keep some operations in fp32 as an ONNX file",
@@ -191,6 +186,7 @@ def admitted(content: bytes, name: str) -> onnx.ModelProto:
     Raises:
         BundleError: It is no valid ONNX file, or has more than that.
     """
+    require_extra(KIND, _MODULES, "the reader of ONNX files", BundleError)
     import onnx
 
     def invalid(error: Exception) -> BundleError:  # protobuf and the checker raise kinds of their own

@@ -25,10 +25,10 @@ from .. import output
 from ..bundle.directory import Bag, Bundle, file_record
 from ..bundle.manifest import FileRecord
 from ..errors import AudioError, BundleError, InternalError, SplitterError, UsageError, WorkerError
+from ..runtime.workers import Worker, share
 from . import collisions, decoding, inputs, receipts
 from .selection import Engines
 from .separator import Advance, Options, Progress, Separator, Written, silent
-from .workers import Worker, share
 
 ATTEMPTS = 4  # of a file whose worker is killed
 _STAGING = "separating"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from .. import reading
 from ..errors import AudioError
+from ..terminal import without_messages
 from . import channels
 from .channels import Positions
 
@@ -78,7 +78,7 @@ class _SoundFile(Source):
             raise truncated(self._path, decoded + missing, decoded)
 
     def _read(self) -> Frames:
-        with _without_messages() if self._file.format == "MP3" else nullcontext():
+        with without_messages() if self._file.format == "MP3" else nullcontext():
             return self._file.read(_BLOCK, dtype="float32", always_2d=True)
 
 
@@ -106,28 +106,6 @@ def check_finite(frames: NDArray[np.floating], whose: str, *, start: int, sample
         f"{whose} holds {value} at {(start + frame) / samplerate:.3f} s in channel {channel + 1}",
         expected="finite samples",
     )
-
-
-_descriptor_2 = threading.Lock()
-
-
-@contextmanager
-def _without_messages() -> Iterator[None]:
-    """Drop what C code writes to descriptor 2: libmpg123 has its warnings there, and libsndfile does not silence it.
-
-    The command's own text goes another way, see `splitter.terminal`.
-    """
-    with _descriptor_2, ExitStack() as stack:
-        try:
-            before = os.dup(2)
-        except OSError:  # it is closed
-            yield
-            return
-        stack.callback(os.close, before)
-        stack.callback(os.dup2, before, 2)
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device of the system, by its name
-            os.dup2(nowhere.fileno(), 2)
-        yield
 
 
 def check_rate(samplerate: int, whose: str) -> None:
@@ -178,7 +156,7 @@ def seconds(path: Path) -> float | None:
     try:
         with (
             reading.opened(path) as raw,
-            _without_messages(),
+            without_messages(),
             soundfile.SoundFile(raw.fileno(), closefd=False) as file,
         ):
             return file.frames / file.samplerate if file.frames < _UNKNOWN else None
@@ -218,7 +196,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
     """
     with ExitStack() as stack:
         raw = stack.enter_context(reading.opened(path))
-        with _without_messages():
+        with without_messages():
             file = stack.enter_context(soundfile.SoundFile(raw.fileno(), closefd=False))
         _check_header(path, file, os.fstat(raw.fileno()).st_size)
         start = _untagged(path) if file.format == "MP3" else None
@@ -229,7 +207,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         source, writing = os.pipe()
         feeding = pool.submit(_feed, path, start, writing)
         stack.callback(os.close, source)
-        with _without_messages():
+        with without_messages():
             file = stack.enter_context(soundfile.SoundFile(source, closefd=False))
         yield file
         feeding.result()

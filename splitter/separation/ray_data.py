@@ -14,9 +14,9 @@ from typing import Any, Literal
 import torch
 
 from .. import output
+from ..runtime.workers import limits
 from .batch import Outcome, separate_file
 from .separator import Options, Separator
-from .workers import limits
 
 
 class SeparateTracks:

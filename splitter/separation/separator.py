@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..names import path_fault, readable
 from ..runtime.heap import Trimming
 from ..runtime.orchestrator import Orchestrator
+from ..runtime.workers import share
 from . import audio, resampling, selection, tags
 from .audio import Block, Sound, Statistics, Track, Window, statistics, survey
 from .channels import Channels
@@ -32,7 +33,6 @@ from .named import named
 from .overlap_add import Geometry, Model, SongPass, Stems
 from .selection import Engines
 from .wanted import OtherMethod, Wanted
-from .workers import share
 
 if TYPE_CHECKING:
     from .batch import Outcome

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import splitter
+from splitter import plugins
 from splitter.bundle import directory
 from splitter.errors import BundleError, LoweringError, PlanError
 from splitter.lowering import onnx as target
@@ -250,10 +251,17 @@ def test_what_a_stranger_may_put_into_a_file_never_reaches_the_runtime(copy, mon
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(target, "find_spec", lambda name: None)
+    monkeypatch.setattr(plugins, "find_spec", lambda name: None)
     with pytest.raises(LoweringError, match=r"not installed; got no onnx, onnxruntime, onnxscript\. Install the extra"):
         splitter.build(separating(), tmp_path / "b", plan=PACKAGES_PLAN, format="onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_extra_is_named_by_verify(bundle, monkeypatch):
+    monkeypatch.setattr(plugins, "find_spec", lambda name: None)
+    notes = {check.note for check in failures(bundle.path) if check.kind == "artifact"}
+    assert len(notes) == 1
+    assert "pip install 'splitter[onnx]'" in notes.pop()
 
 
 @pytest.mark.parametrize(

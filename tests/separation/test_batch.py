@@ -15,11 +15,11 @@ import soundfile
 from benchmarks.processes import workers
 from splitter.bundle.directory import Bag, load
 from splitter.errors import AudioError, EngineError, InternalError, UsageError, WorkerError
+from splitter.runtime.workers import cores
 from splitter.separation import batch, receipts
 from splitter.separation.batch import ATTEMPTS, deliver, separate_file
 from splitter.separation.encoding import Encoding, StemWriter
 from splitter.separation.separator import Options, Separator
-from splitter.separation.workers import cores
 
 from ..conftest import snr_db
 

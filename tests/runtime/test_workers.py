@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from splitter.errors import UsageError, WorkerError
-from splitter.separation.workers import Worker
+from splitter.runtime.workers import Worker
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_stopping_kills(worker):
 
 _ORPHANING = """
 import os, time
-from splitter.separation.workers import Worker
+from splitter.runtime.workers import Worker
 worker = Worker(threads=1)
 print(worker.call(os.getpid, meanwhile=lambda: None), flush=True)
 worker.call(time.sleep, 60, meanwhile=lambda: None)

@@ -19,7 +19,7 @@ import loky
 
 from .. import terminal
 from ..errors import UsageError, WorkerError
-from ..runtime import heap
+from . import heap
 
 P = ParamSpec("P")
 R = TypeVar("R")

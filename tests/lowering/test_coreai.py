@@ -1,0 +1,198 @@
+"""Files of Core AI: built, read back, verified and run by Apple's own runtime, in a process that may end."""
+
+import hashlib
+import random
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import splitter
+from splitter import plugins
+from splitter.bundle import directory
+from splitter.errors import BundleError, EngineError, LoweringError, PlanError
+from splitter.graph.capture import capture
+from splitter.lowering.coreai import runtime
+from splitter.lowering.coreai.target import _halved
+from splitter.runtime.engines import loaded
+from splitter.verification.checks import Status
+
+from ..conftest import ROOT, snr_db
+from ..sealing import flip, reseal
+from ..toys import PACKAGES_PLAN, separating
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    path = tmp_path_factory.mktemp("coreai") / "coreai.bundle"
+    return splitter.build(separating(), path, plan=PACKAGES_PLAN, format="coreai").members[0]
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    """One that may be changed, and the program of its decoder."""
+    path = shutil.copytree(bundle.path, tmp_path / "copy.bundle")
+    return path, path / "decoder.aimodel" / "main.mlirb"
+
+
+def failures(path):
+    report = splitter.verify(path)[0]
+    return [check for check in report.checks if check.status is Status.FAIL]
+
+
+def test_it_is_verified_by_cause_by_apples_runtime(bundle):
+    assert {segment.artifact.path for segment in bundle.segments[1:-1]} == {
+        "encoder.aimodel",
+        "transformer.aimodel",
+        "decoder.aimodel",
+    }
+    report = splitter.verify(bundle.path)[0]
+    assert not [check for check in report.checks if check.status is Status.FAIL]
+    conversion = {check.subject: check.parity.snr_db for check in report.checks if check.kind == "conversion"}
+    assert conversion.keys() == {name for segment in bundle.segments[1:-1] for name in segment.outputs}
+    assert min(conversion.values()) >= 115
+    assert {check.engine for check in report.checks if check.kind == "package"} == {"coreai"}
+
+
+def test_half_precision_is_what_was_asked_for(tmp_path):
+    path = tmp_path / "half.bundle"
+    bundle = splitter.build(separating(), path, plan=PACKAGES_PLAN, format="coreai", precision="fp16").members[0]
+    found = runtime.Runtime().summary(path / "decoder.aimodel")
+    assert found.stored["Float16"] >= 50
+    assert found.stored.get("Float32", 0) <= 16
+    report = splitter.verify(path)[0]
+    assert not [check for check in report.checks if check.status is Status.FAIL]
+    precision = [check.parity.snr_db for check in report.checks if check.kind == "precision" and check.parity]
+    assert 40 < min(precision) < 100, "rounded, and not much more"
+    assert bundle.manifest.plan.precision == "fp16"
+
+
+class Mixed(torch.nn.Module):
+    """What is made of nothing or of integers is rounded, too."""
+
+    def forward(self, x, ids):
+        ramp = torch.arange(4, dtype=torch.float32)
+        return x * ramp + ids / 3 + torch.ones(4), ids + 1
+
+
+def test_all_arithmetic_between_the_boundaries_is_in_half_precision():
+    inputs = {"x": torch.rand(2, 4), "ids": torch.arange(4)}
+    program = _halved(capture(Mixed().eval(), inputs, ("y", "next")))
+    kinds = []
+    results = program.run(inputs, lambda node, value: kinds.append((str(node.target), value.dtype)))
+    assert results["y"].dtype == torch.float32
+    assert results["next"].dtype == torch.int64
+    inner = {
+        dtype for target, dtype in kinds if target in ("aten.mul.Tensor", "aten.add.Tensor") and dtype.is_floating_point
+    }
+    assert inner == {torch.float16}
+    expected = Mixed()(**inputs)[0]
+    assert 50 < snr_db(expected.numpy(), results["y"].numpy()) < 100
+
+
+def test_weights_that_half_precision_cannot_hold_are_refused():
+    large = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        large.weight[0, 0] = 1e5
+    program = capture(large.eval(), {"input": torch.zeros(1, 2)}, ("y",))
+    with pytest.raises(LoweringError, match=r"weights beyond half precision: expected at most 65504, found weight"):
+        _halved(program)
+
+
+def test_the_file_says_nothing_of_the_machine_and_is_the_same_each_time(bundle, tmp_path):
+    splitter.build(separating(), tmp_path / "again", plan=PACKAGES_PLAN, format="coreai")
+    for name in ("encoder", "transformer", "decoder"):
+        content = (bundle.path / f"{name}.aimodel" / "main.mlirb").read_bytes()
+        assert content == (tmp_path / "again" / f"{name}.aimodel" / "main.mlirb").read_bytes()
+        assert str(ROOT).encode() not in content
+        assert b"site-packages" not in content
+
+
+def test_a_flipped_byte_is_named(copy):
+    path, file = copy
+    flip(file, 1000)
+    notes = {check.note for check in failures(path)}
+    assert any(note.startswith(f"{file} was changed after the build") for note in notes), notes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_damaged_file_that_ends_apples_runtime_ends_nothing_else(copy, seed):
+    """Of hashes that fit: the runtime aborts its process where it cannot read a program."""
+    path, file = copy
+    content = bytearray(file.read_bytes())
+    draw = random.Random(seed)
+    for _ in range(200):
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    file.write_bytes(content if seed else content[: len(content) // 2])
+    (file.parent / "main.hash").write_bytes(hashlib.sha256(file.read_bytes()).digest())
+    reseal(path)
+    bundle = directory.single(path)
+    with pytest.raises(BundleError, match=r"decoder\.aimodel is no valid Core AI file"):
+        loaded("coreai", bundle, bundle.segment("decoder"), compute_units="ALL")
+    notes = [check.note for check in failures(path) if check.kind == "artifact"]
+    assert len(notes) == 1
+    assert notes[0].startswith("decoder.aimodel ")
+
+
+def test_another_program_in_its_place_is_told(copy):
+    path, file = copy
+    shutil.rmtree(file.parent)
+    shutil.copytree(path / "encoder.aimodel", file.parent)
+    reseal(path)
+    (note,) = [check.note for check in failures(path) if check.kind == "artifact"]
+    assert "input (" in note
+    assert "metadata {" in note
+
+
+class Chosen(torch.nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+
+
+def test_control_flow_never_reaches_the_runtime(tmp_path):
+    """A file that no conversion of a graph writes: its loops could be endless."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from coreai_torch import TorchConverter, get_decomp_table
+
+        program = torch.export.export(Chosen(), (torch.ones(2),)).run_decompositions(get_decomp_table())
+        converter = TorchConverter(mode=TorchConverter.Mode.RELEASE)
+        converter.add_exported_program(program, input_names=["x"], output_names=["y"])
+    converter.to_coreai().save_asset(tmp_path / "chosen.aimodel")
+    with pytest.raises(BundleError, match=r"chosen\.aimodel is no valid Core AI file; got operations if"):
+        runtime.Runtime().load(tmp_path / "chosen.aimodel", "ALL")
+
+
+def test_a_refused_run_is_an_error(bundle):
+    process = runtime.Runtime()
+    process.load(bundle.path / "decoder.aimodel", "ALL")
+    with pytest.raises(EngineError, match=r"Core AI cannot run decoder\.aimodel; got "):
+        process.run({"other": np.zeros(3, np.float32)})
+
+
+def test_a_missing_extra_is_named(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "find_spec", lambda name: None)
+    with pytest.raises(LoweringError, match=r"not installed; got no coreai, coreai_torch\. Install the extra"):
+        splitter.build(separating(), tmp_path / "b", plan=PACKAGES_PLAN, format="coreai")
+    assert not list(tmp_path.iterdir())
+    notes = {check.note for check in failures(bundle.path) if check.kind == "artifact"}
+    assert len(notes) == 1
+    assert "pip install 'splitter[coreai]'" in notes.pop()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compress": "int8"}, "does not offer the compression int8"),
+        ({"boundary_dtype": "fp16"}, "does not offer the boundary_dtype fp16"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_the_build(tmp_path, options, message):
+    with pytest.raises(PlanError, match=message):
+        splitter.build(separating(), tmp_path / "b", plan=PACKAGES_PLAN, format="coreai", **options)
+
+
+def test_norms_are_written_out_because_the_runtime_loses_their_digits(bundle):
+    assert {"norms-safe-in-half", "means-in-stages"} <= bundle.segment("transformer").passes.keys()
