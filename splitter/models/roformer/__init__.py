@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,16 +17,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from splitter_weights import state_dicts
-from torch import nn
+from torch import fx, nn
 
 from ... import names
 from ...bundle.manifest import AudioRecord
 from ...errors import CheckpointError, UsageError
 from ...plan import schema as plans
 from ...plan.schema import Plan
+from ...verification.mistakes import Mistake
 from .. import Ensemble, Model
 from ..separator import SeparatorFamily
-from . import configuration
+from . import configuration, mistakes
 from .configuration import Configuration
 
 _CHECKPOINTS = (".ckpt", ".safetensors", ".th", ".pth", ".pt", ".chpt")
@@ -80,6 +81,9 @@ class RoformerFamily(SeparatorFamily):
                 received=f"{samples} samples",
             )
         return plans.changed(plan, segment_samples=samples)
+
+    def mistakes(self, node: fx.Node) -> Iterable[Mistake]:
+        return mistakes.of(node)
 
     def audio(self, module: nn.Module, plan: Plan) -> AudioRecord:
         assert plan.segment_samples is not None
