@@ -1,6 +1,7 @@
 """A port of a RoFormer's transformer: each mistake is found at its own tap, and named."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -31,6 +32,18 @@ def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bs")
     (bundle,) = splitter.build(written(folder), folder / "bundle", random_init=3, reference=False).members
     return bundle
+
+
+def test_a_proposed_plan_is_obeyed_as_it_is(tmp_path):
+    path = written(tmp_path / "bs")
+    start = time.process_time()
+    splitter.new_plan(path, random_init=3, out=tmp_path / "plan.toml")
+    assert time.process_time() - start < 30
+    bag = splitter.build(path, tmp_path / "b", random_init=3, plan=tmp_path / "plan.toml", reference=False)
+    assert [stage.name for stage in bag.members[0].manifest.plan.stages] == ["host_1", "transformer_1", "host_2"]
+    (report,) = splitter.verify(bag)
+    assert report.passed
+    assert report.partition_max_abs == 0.0
 
 
 class Port:
