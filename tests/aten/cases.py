@@ -346,7 +346,7 @@ CASES: dict[str, list[tuple]] = {
     "fft_irfft.default": [(c(3, 5),), (c(3, 5), 9, -1, "ortho")],
     **{f"fft_{name}2.default": [(c(2, 4, 6),), (c(2, 4, 6), [3, 8], [0, 2], "ortho")] for name in ("fft", "ifft")},
     "fft_rfft2.default": [(f(2, 4, 6),), (f(4, 6), None, [1]), (f(2, 4, 6), [3, 8], [0, 2], "ortho")],
-    "fft_irfft2.default": [(c(2, 4, 5),), (c(2, 4, 5), [4, 9], [-2, -1], "ortho")],
+    "fft_irfft2.default": [(c(2, 4, 5),), (c(2, 4, 5), [-1, -1]), (c(2, 4, 5), [4, 9], [-2, -1], "ortho")],
     **{f"fft_{name}.default": [(f(3, 5),), (f(3, 5), [1])] for name in ("fftshift", "ifftshift")},
     "view_as_complex.default": [(f(3, 2),)],
     "view_as_real.default": [(c(3, 2),)],

@@ -41,7 +41,8 @@ def _transform(compute: Callable[..., jax.Array]) -> Function:
 
 def _transform_of_several(compute: Callable[..., jax.Array]) -> Function:
     def transform(x: jax.Array, s: list[int] | None, dim: list[int], norm: str | None, result: TensorType) -> jax.Array:
-        return compute(_as_numbers(x, result), s, tuple(dim), norm)
+        extents = [result.shape[axis] if extent == -1 else extent for extent, axis in zip(s or [], dim, strict=False)]
+        return compute(_as_numbers(x, result), extents or None, tuple(dim), norm)
 
     return transform
 

@@ -3,19 +3,23 @@
 What it keeps of its compiling is decided once in a process, so each case of that has its own.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import splitter
 from splitter import Orchestrator
 from splitter.aten import ops
 from splitter.aten.executor import CompiledProgram
+from splitter.cli.shell import command
 from splitter.errors import OperatorError
 from splitter.graph.program import Program
 from splitter.parity import compare
@@ -115,6 +119,25 @@ def test_a_bundle_runs_without_pytorchs_kernels(packages_bundle, monkeypatch):
     golden = packages_bundle.goldens()
     results = orchestrator.run({name: golden[name] for name in packages_bundle.inputs})
     assert all(snr_db(golden[name], results[name]) >= 115 for name in packages_bundle.outputs)
+
+
+def test_a_song_is_separated_by_it(toy_path, tmp_path):
+    """On the command line, every stage of a bundle in which none was lowered."""
+    soundfile.write(
+        tmp_path / "song.wav", np.random.default_rng(0).uniform(-0.5, 0.5, (2000, 2)), 8000, subtype="FLOAT"
+    )
+    stages = [segment.name for segment in splitter.load(toy_path).members[0].segments]
+    made = {}
+    for engine in ("torch", "jax"):
+        flags = [f"--engine={stage}={engine}" for stage in stages]
+        command_line = ["separate", "song.wav", "-b", toy_path, "-o", engine, "--float32", *flags]
+        with contextlib.chdir(tmp_path):
+            result = CliRunner().invoke(command, list(map(str, command_line)), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        made[engine] = {path.name: soundfile.read(path)[0] for path in (tmp_path / engine).rglob("*.wav")}
+    assert "encoder=jax" in result.output
+    assert len(made["jax"]) == 2
+    assert min(snr_db(made["torch"][name], made["jax"][name]) for name in made["torch"]) >= 115
 
 
 def test_an_operator_without_a_function_stops_before_anything_runs(packages_bundle, monkeypatch):
