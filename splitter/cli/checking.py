@@ -12,6 +12,7 @@ from .. import errors
 from .shell import (
     CHIPS,
     COMPUTE_UNITS,
+    FINITE,
     command,
     json_option,
     memory_option,
@@ -49,6 +50,7 @@ def verify(bundle: Path, compute_units: str, values: str, trusted_key: Path | No
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Outputs by name: .npz or .safetensors."
 )
+@click.option("--taps", multiple=True, help="Write these intermediate values too, by name or pattern; repeat.")
 @click.option("--function", help="Function to run.  [default: the package's]")
 @click.option("--values", type=click.Choice(["stored", "fp32", "fp16", "ane"]), default="stored", show_default=True,
               help="Types of values: as the program declares; all fp32; all fp16; ane: as declared, and what is fp16 "
@@ -62,6 +64,7 @@ def predict(
     package: Path,
     inputs: Path,
     out: Path,
+    taps: tuple[str, ...],
     function: str | None,
     values: str,
     accumulators: str,
@@ -72,7 +75,7 @@ def predict(
     departures: list[str] = []
     results = splitter.predict(
         package, inputs, out=out, function=function, values=values, accumulators=accumulators, seed=seed,
-        notice=departures.append,
+        taps=taps, notice=departures.append,
     )  # fmt: skip
     shapes = {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in results.items()}
     if as_json:
@@ -167,4 +170,30 @@ def doctor(
         report = splitter.doctor(path, chip=chip, inputs=inputs, run=not static, progress=progress)
     print_result(as_json, report.to_dict, lambda: tables.doctor_tables(report, everything=everything))
     if report.fails(None if fail_on == "never" else fail_on):
+        raise click.exceptions.Exit(1)
+
+
+@command.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("--inputs", type=click.Path(path_type=Path), help="What packages are run on: .npz or .safetensors, by "
+              "name.  [default: the first bundle's golden inputs, or seeded noise]")  # fmt: skip
+@click.option("--static", is_flag=True, help="Compare what is written alone; run nothing.")
+@click.option("--min-snr", type=FINITE, default=60.0, show_default=True, help="Below so many dB values diverge.")
+@memory_option
+@json_option
+def compare(first: str, second: str, inputs: Path | None, static: bool, min_snr: float, as_json: bool) -> None:
+    """Compare FIRST and SECOND, operation by operation where both are packages; exit with 1 if they differ.
+
+    Each is a .mlpackage, a bundle, BUNDLE:SEGMENT, or a .npz or .safetensors file of values by name. Operations are
+    matched by name, then by structure.
+    """
+    from . import tables
+
+    with steps() as progress:
+        comparison = splitter.compare(
+            first, second, inputs=inputs, run=not static, min_snr_db=min_snr, progress=progress
+        )
+    print_result(as_json, comparison.to_dict, lambda: tables.comparison_tables(comparison))
+    if not comparison.identical:
         raise click.exceptions.Exit(1)

@@ -39,6 +39,7 @@ _VERBS = {
     "Checks": {
         "verify": ("checking", "Check a bundle from its saved files."),
         "doctor": ("checking", "Examine packages for the Neural Engine and half precision."),
+        "compare": ("checking", "Compare two packages, bundles or files of outputs, operation by operation."),
         "goldens": ("checking", "Record reference tensors for a port."),
         "verify-port": ("checking", "Check the tensors that a port computed."),
         "predict": ("checking", "Run one package on this machine."),

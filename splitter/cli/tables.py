@@ -19,11 +19,13 @@ if TYPE_CHECKING:  # each table takes the imports of its own verb alone
     from ..bundle.manifest import AudioRecord
     from ..compiler import SkippedPlace
     from ..diagnosis import Diagnosis, DoctorReport, Finding
+    from ..mil.differences import Pair
     from ..plan.layouts import Layout
     from ..plan.outline import NewPlan
     from ..profiling import Profile
     from ..tuning import compression, precision
     from ..verification.checks import Report, Verification
+    from ..verification.comparison import Comparison
     from ..verification.port import PortReport
 
 _COLOURS = {
@@ -38,6 +40,7 @@ _PLACES = 3  # of operators of a module
 # So that the doctor fits a screen: 5 actions of two lines, and these rows.
 _CAUSES = 10
 _PACKAGES = 6
+_WRITTEN = 12
 _PUBLISHED = "Limits of the engine are published by people who measured it, not by Apple; compile times are rough."
 
 
@@ -351,6 +354,66 @@ def _findings_table(diagnosis: Diagnosis) -> RenderableType:
         table.add_row(severity, finding.rule, _place(finding), finding.what, "" if finding.rule == before else fix)
         before = finding.rule
     return table
+
+
+def comparison_tables(comparison: Comparison) -> RenderableType:
+    """What is written otherwise, and where values part; a row per array of files."""
+    parts: list[RenderableType] = [Text(note) for note in comparison.notes]
+    for package in comparison.packages:
+        found = package.found
+        if found.written:
+            parts.append(_written_table(package.subject, found.written))
+        for which, names in (("first", found.only_first), ("second", found.only_second)):
+            if names:
+                shown = ", ".join(names[:_PLACES]) + (", …" if len(names) > _PLACES else "")
+                parts.append(Text(f"{package.subject}: {len(names)} operations of the {which} alone: {shown}"))
+        if package.run_on:
+            first, below = found.first_difference, found.first_below(comparison.min_snr_db)
+            parts.append(Text(f"{package.subject}, on {package.run_on}: {_divergence('first difference', first)}"))
+            if first is not None:
+                label = f"first below {comparison.min_snr_db:g} dB"
+                parts.append(Text(f"{package.subject}: {_divergence(label, below)}"))
+    if comparison.values:
+        table = Table(title="values", title_justify="left")
+        table.add_column("name", overflow="fold")
+        for column in ("SNR", "max |Δ|", "range, first", "range, second"):
+            table.add_column(column, justify="right")
+        for value in comparison.values:
+            ranges = (f"{low:.4g} … {high:.4g}" for low, high in value.ranges)
+            table.add_row(value.name, snr(value.parity) or "other shapes", deviation(value.parity), *ranges)
+        parts.append(table)
+    verdict = "the same" if comparison.identical else "they differ"
+    parts.append(Text(f"{comparison.first} and {comparison.second}: {verdict}"))
+    return Group(*parts)
+
+
+def _written_table(subject: str, pairs: Sequence[Pair]) -> RenderableType:
+    """A row for each way in which operations are written otherwise, with how many are."""
+    table = Table(title=f"{subject}: written otherwise", title_justify="left")
+    table.add_column("operations", justify="right")
+    for column in ("first of them", "what"):
+        table.add_column(column, overflow="fold")
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        for what in pair.written:
+            groups.setdefault(what, []).append(pair)
+    for what, members in [*groups.items()][:_WRITTEN]:
+        pair = members[0]
+        name = pair.first if pair.first == pair.second else f"{pair.first} / {pair.second}"
+        table.add_row(f"{len(members)}", f"{pair.type} {name}", what)
+    if len(groups) > _WRITTEN:
+        table.add_row(f"{sum(map(len, [*groups.values()][_WRITTEN:]))}", "…", "more; --json has all")
+    return table
+
+
+def _divergence(label: str, pair: Pair | None) -> str:
+    if pair is None or pair.parity is None or pair.ranges is None:
+        return f"{label}: none"
+    (low, high), (least, most) = pair.ranges
+    return (
+        f"{label}: {pair.type} {pair.first}, {snr(pair.parity)}; {low:.4g} … {high:.4g} in the first, "
+        f"{least:.4g} … {most:.4g} in the second"
+    )
 
 
 def frontier_table(choice: precision.PrecisionChoice) -> RenderableType:

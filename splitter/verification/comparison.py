@@ -1,0 +1,255 @@
+"""Any two of: packages, bundles, segments, files of arrays; operation by operation where both can be walked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import arrays, mil
+from ..boundary import Array
+from ..bundle.directory import Bundle, load
+from ..bundle.manifest import SegmentRecord
+from ..errors import UsageError
+from ..lowering import ML_PACKAGE, capabilities
+from ..mil.differences import Differences, Pair, differences
+from ..mil.model import Model
+from ..parity import Parity, compare
+
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two packages, of one segment or given by themselves.
+
+    Attributes:
+        subject: Name of the segment, or of the first package.
+        run_on: What both were run on; empty if they were not.
+    """
+
+    subject: str
+    run_on: str
+    found: Differences
+
+
+@dataclass(frozen=True)
+class Values:
+    """An array of each file, or of a file and a package."""
+
+    name: str
+    parity: Parity | None
+    ranges: tuple[tuple[float, float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare_two` found.
+
+    Attributes:
+        packages: By operation.
+        values: By name.
+        notes: What could not be compared, and what one side alone has.
+        min_snr_db: Below which values diverge.
+    """
+
+    first: str
+    second: str
+    packages: tuple[Compared, ...]
+    values: tuple[Values, ...]
+    notes: tuple[str, ...]
+    min_snr_db: float
+
+    @property
+    def identical(self) -> bool:
+        """Nothing differs, and nothing was left out."""
+        return (
+            not self.notes
+            and all(package.found.identical for package in self.packages)
+            and all(value.parity is not None and value.parity.max_abs == 0 for value in self.values)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "first": self.first,
+            "second": self.second,
+            "identical": self.identical,
+            "packages": [_json_package(package, self.min_snr_db) for package in self.packages],
+            "values": [asdict(value) for value in self.values],
+            "notes": [*self.notes],
+        }
+
+
+def compare_two(
+    first: Path | str,
+    second: Path | str,
+    *,
+    inputs: Mapping[str, Array] | Path | None = None,
+    run: bool = True,
+    min_snr_db: float = 60.0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Comparison:
+    """Compare.
+
+    Args:
+        first: A ``.mlpackage``, a bundle, ``BUNDLE:SEGMENT``, or a ``.npz`` or ``.safetensors`` file of arrays by name.
+        second: The same.
+        inputs: What packages are run on; the first bundle's golden inputs where None, or seeded noise.
+        run: False compares what is written alone.
+        min_snr_db: Below which values diverge.
+        progress: Told of each step.
+
+    Raises:
+        UsageError: There is nothing of the kind, or the two have nothing that can be compared.
+        BundleError, PackageError, OperationError: One of them cannot be read or executed.
+    """
+    sides = _opened(str(first)), _opened(str(second))
+    if isinstance(inputs, Path):
+        inputs = arrays.read(inputs)
+    packages: list[Compared] = []
+    values: list[Values] = []
+    notes: list[str] = []
+    one, other = sides
+    if one.arrays is not None or other.arrays is not None:
+        given, computed = _named_values(one, inputs), _named_values(other, inputs)
+        values = [_values(name, given[name], computed[name]) for name in given if name in computed]
+        notes += _lonely("arrays", given, computed)
+    else:
+        pairs, lonely = _paired(one, other)
+        notes += lonely
+        for subject, a, b in pairs:
+            progress(f"comparing {subject}")
+            models = a.open(), b.open()
+            data, what = _inputs(models, (a, b), inputs) if run else (None, "")
+            packages.append(Compared(subject, what, differences(*models, data)))
+    if not packages and not values:
+        raise UsageError(f"{first} and {second} have nothing in common that can be compared", received="; ".join(notes))
+    return Comparison(str(first), str(second), tuple(packages), tuple(values), tuple(notes), min_snr_db)
+
+
+# ------------------------------------------------------------------------------------ what there is
+
+
+@dataclass(frozen=True)
+class _Package:
+    path: Path
+    bundle: Bundle | None = None
+    segment: SegmentRecord | None = None
+
+    def open(self) -> Model:
+        return mil.load(self.path, read=self.bundle.files.read) if self.bundle is not None else mil.load(self.path)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What a path leads to: arrays, or packages by segment (or by nothing), with what else a bundle has."""
+
+    packages: Mapping[str, _Package]
+    arrays: Mapping[str, Array] | None = None
+    others: tuple[str, ...] = ()
+
+
+def _opened(name: str) -> _Side:
+    path = Path(name)
+    if path.suffix in arrays.SUFFIXES and path.is_file():
+        return _Side({}, arrays.read(path))
+    if path.suffix == ".mlpackage":
+        return _Side({"": _Package(path)})
+    segment = ""
+    if not path.exists() and ":" in name:
+        place, _, segment = name.rpartition(":")
+        path = Path(place)
+    members = load(path).members
+    packages: dict[str, _Package] = {}
+    others: list[str] = []
+    for number, bundle in enumerate(members):
+        prefix = f"{number}/" if len(members) > 1 else ""
+        for record in bundle.segments:
+            if segment and record.name != segment:
+                continue
+            if capabilities(record.artifact.target).artifact == ML_PACKAGE:
+                packages[prefix + record.name] = _Package(bundle.path / record.artifact.path, bundle, record)
+            else:
+                others.append(prefix + record.name)
+    if segment and not packages:
+        names = ", ".join(record.name for bundle in members for record in bundle.segments)
+        raise UsageError(f"{path} has no package of segment {segment!r}", expected=names)
+    return _Side(packages, others=tuple(others))
+
+
+def _paired(one: _Side, other: _Side) -> tuple[list[tuple[str, _Package, _Package]], list[str]]:
+    if len(one.packages) == len(other.packages) == 1:
+        ((name, a),), ((second, b),) = one.packages.items(), other.packages.items()
+        return [(name or second or a.path.name, a, b)], []
+    pairs = [(name, a, other.packages[name]) for name, a in one.packages.items() if name in other.packages]
+    return pairs, _lonely("segments", one.packages, other.packages)
+
+
+def _lonely(what: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    alone = {"first": one.keys() - other.keys(), "second": other.keys() - one.keys()}
+    return [f"{what} of the {which} alone: {', '.join(sorted(names))}" for which, names in alone.items() if names]
+
+
+def _inputs(
+    models: tuple[Model, Model], packages: tuple[_Package, _Package], given: Mapping[str, Array] | None
+) -> tuple[dict[str, Any], str]:
+    """What both packages are run on, and how to call it."""
+    names = models[0].input_shapes
+    if given is not None:
+        return {name: given[name] for name in names if name in given}, "the given inputs"
+    for package in packages:
+        if package.bundle is not None and package.segment is not None:
+            golden, specs = package.bundle.goldens(), package.bundle.tensors
+            return {
+                name: specs[name].packaged(golden[name].astype(specs[name].dtype)) for name in package.segment.inputs
+            }, "golden inputs"
+    random = np.random.default_rng(_SEED)
+    return {
+        name: random.standard_normal([extent or 1 for extent in shape]).astype(np.float32)
+        for name, shape in names.items()
+    }, "seeded noise (give --inputs for others)"
+
+
+def _named_values(side: _Side, inputs: Mapping[str, Array] | None) -> Mapping[str, Array]:
+    """Arrays of a file; or the outputs of a package."""
+    if side.arrays is not None:
+        return side.arrays
+    results: dict[str, Array] = {}
+    for package in side.packages.values():
+        model = package.open()
+        data, _ = _inputs((model, model), (package, package), inputs)
+        results |= model.predict(data, model.make_state() if model.spec.states else None)
+    return results
+
+
+def _values(name: str, a: Array, b: Array) -> Values:
+    ranges = _range(a), _range(b)
+    with np.errstate(all="ignore"):
+        return Values(name, compare(a, b) if a.shape == b.shape else None, ranges)
+
+
+def _range(array: Array) -> tuple[float, float]:
+    return (float(np.nanmin(array)), float(np.nanmax(array))) if array.size else (0.0, 0.0)
+
+
+def _json_package(package: Compared, min_snr_db: float) -> dict[str, Any]:
+    found = package.found
+    return {
+        "subject": package.subject,
+        "run_on": package.run_on,
+        "identical": found.identical,
+        "matched": len(found.pairs),
+        "first_difference": _json_pair(found.first_difference),
+        "first_below": _json_pair(found.first_below(min_snr_db)),
+        "written": [_json_pair(pair) for pair in found.written],
+        "only_first": [*found.only_first],
+        "only_second": [*found.only_second],
+    }
+
+
+def _json_pair(pair: Pair | None) -> dict[str, Any] | None:
+    return None if pair is None else asdict(pair)
