@@ -11,39 +11,28 @@ from . import each, operator, wide
 _SPATIAL = "DHW"
 
 
-@operator("conv1d.default", "conv2d.default", "conv3d.default")
+@operator(
+    "conv1d.default", "conv2d.default", "conv3d.default", "conv1d.padding", "conv2d.padding", "conv3d.padding"
+)  # fmt: skip
 def conv(
     x: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None,
     stride: list[int],
-    padding: list[int],
+    padding: list[int] | str,
     dilation: list[int],
     groups: int,
 ) -> jax.Array:
-    """weight is (out, in / groups, …)."""
-    pads = [(pad, pad) for pad in each(padding, weight.ndim - 2)]
-    return _windowed(x, weight, bias, each(stride, weight.ndim - 2), pads, each(dilation, weight.ndim - 2), groups)
-
-
-@operator("conv1d.padding", "conv2d.padding", "conv3d.padding")
-def conv_padded(
-    x: jax.Array,
-    weight: jax.Array,
-    bias: jax.Array | None,
-    stride: list[int],
-    padding: str,
-    dilation: list[int],
-    groups: int,
-) -> jax.Array:
-    """``same`` pads the odd element at the end."""
+    """weight is (out, in / groups, …). Of the padding ``same`` the odd element is at the end; ``valid`` is none."""
     rank = weight.ndim - 2
     dilations = each(dilation, rank)
-    totals = [
-        (extent - 1) * step if padding == "same" else 0
-        for extent, step in zip(weight.shape[2:], dilations, strict=True)
-    ]
-    pads = [(total // 2, total - total // 2) for total in totals]
+    if not isinstance(padding, str):
+        pads = [(pad, pad) for pad in each(padding, rank)]
+    elif padding == "same":
+        reaches = [step * (extent - 1) for extent, step in zip(weight.shape[2:], dilations, strict=True)]
+        pads = [(reach // 2, reach - reach // 2) for reach in reaches]
+    else:
+        pads = [(0, 0)] * rank
     return _windowed(x, weight, bias, each(stride, rank), pads, dilations, groups)
 
 

@@ -84,8 +84,8 @@ def avg_pool1d(
     return _averaged(x, 1, kernel_size, stride, padding, ceil_mode, count_include_pad, None)
 
 
-@operator("avg_pool2d.default")
-def avg_pool2d(
+@operator("avg_pool2d.default", "avg_pool3d.default")
+def avg_pool(
     x: jax.Array,
     kernel_size: list[int],
     stride: list[int],
@@ -94,20 +94,7 @@ def avg_pool2d(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> jax.Array:
-    return _averaged(x, 2, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-
-
-@operator("avg_pool3d.default")
-def avg_pool3d(
-    x: jax.Array,
-    kernel_size: list[int],
-    stride: list[int],
-    padding: list[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None,
-) -> jax.Array:
-    return _averaged(x, 3, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return _averaged(x, len(kernel_size), kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 def _averaged(

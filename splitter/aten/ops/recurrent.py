@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from . import operator
+from . import Function, operator
 from .linear import product
 
 _State: TypeAlias = tuple[jax.Array, ...]  # the hidden one first
@@ -35,57 +35,41 @@ def lstm(
     return _layers(cell, x, hx, params, has_biases, num_layers, bidirectional, batch_first)
 
 
-@operator("gru.input")
-def gru(
-    x: jax.Array,
-    hx: jax.Array,
-    params: list[jax.Array],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[jax.Array, ...]:
-    def cell(state: _State, of_input: jax.Array, of_hidden: jax.Array) -> _State:
-        (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
-            jnp.split(part, 3, axis=-1) for part in (of_input, of_hidden)
-        )
-        update = jax.nn.sigmoid(update_x + update_h)
-        new = jnp.tanh(new_x + jax.nn.sigmoid(reset_x + reset_h) * new_h)
-        return ((1 - update) * new + update * state[0],)
+def _with_one_state(cell: _Cell) -> Function:
+    def recurrent(
+        x: jax.Array,
+        hx: jax.Array,
+        params: list[jax.Array],
+        has_biases: bool,
+        num_layers: int,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[jax.Array, ...]:
+        return _layers(cell, x, [hx], params, has_biases, num_layers, bidirectional, batch_first)
 
-    return _layers(cell, x, [hx], params, has_biases, num_layers, bidirectional, batch_first)
+    return recurrent
 
 
-@operator("rnn_tanh.input")
-def rnn_tanh(
-    x: jax.Array,
-    hx: jax.Array,
-    params: list[jax.Array],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[jax.Array, ...]:
-    def cell(state: _State, of_input: jax.Array, of_hidden: jax.Array) -> _State:
-        return (jnp.tanh(of_input + of_hidden),)
-
-    return _layers(cell, x, [hx], params, has_biases, num_layers, bidirectional, batch_first)
+def _gru(state: _State, of_input: jax.Array, of_hidden: jax.Array) -> _State:
+    (reset_x, update_x, new_x), (reset_h, update_h, new_h) = (
+        jnp.split(part, 3, axis=-1) for part in (of_input, of_hidden)
+    )
+    update = jax.nn.sigmoid(update_x + update_h)
+    new = jnp.tanh(new_x + jax.nn.sigmoid(reset_x + reset_h) * new_h)
+    return ((1 - update) * new + update * state[0],)
 
 
-@operator("rnn_relu.input")
-def rnn_relu(
-    x: jax.Array,
-    hx: jax.Array,
-    params: list[jax.Array],
-    has_biases: bool,
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[jax.Array, ...]:
-    def cell(state: _State, of_input: jax.Array, of_hidden: jax.Array) -> _State:
-        return (jnp.maximum(of_input + of_hidden, 0),)
+def _rnn_tanh(state: _State, of_input: jax.Array, of_hidden: jax.Array) -> _State:
+    return (jnp.tanh(of_input + of_hidden),)
 
-    return _layers(cell, x, [hx], params, has_biases, num_layers, bidirectional, batch_first)
+
+def _rnn_relu(state: _State, of_input: jax.Array, of_hidden: jax.Array) -> _State:
+    return (jnp.maximum(of_input + of_hidden, 0),)
+
+
+operator("gru.input")(_with_one_state(_gru))
+operator("rnn_tanh.input")(_with_one_state(_rnn_tanh))
+operator("rnn_relu.input")(_with_one_state(_rnn_relu))
 
 
 def _layers(
