@@ -4,10 +4,13 @@ import os
 import subprocess
 
 import pytest
+import soundfile
+from click.testing import CliRunner
 
 from splitter.cli.shell import command
+from splitter.separation.separator import Options, Separator
 
-from ..conftest import ROOT
+from ..conftest import ROOT, snr_db
 
 pytestmark = [pytest.mark.swift, pytest.mark.timeout(900)]
 HOST = ROOT / "swift" / ".build" / "release" / "splitter-host"
@@ -27,8 +30,6 @@ def host(*arguments, **environment):
 
 
 def verified(dump, bundle):
-    from click.testing import CliRunner
-
     return CliRunner().invoke(command, ["verify-port", str(dump), "-b", str(bundle)])
 
 
@@ -49,3 +50,16 @@ def test_what_it_is_told_wrongly_is_said(demo_path, tmp_path):
     ran = host("verify", demo_path, "--min-db", "1000")
     assert ran.returncode == 1
     assert "every boundary must reach" in ran.stderr
+
+
+def test_its_stems_are_those_of_python(demo_path, song_path, tmp_path):
+    song, _ = soundfile.read(song_path, frames=100_000, dtype="float32")
+    soundfile.write(tmp_path / "song.wav", song, 44_100, subtype="FLOAT")
+    ran = host("separate", tmp_path / "song.wav", "-b", demo_path, "-o", tmp_path / "host", "--seed", "5")
+    assert ran.returncode == 0, ran.stderr
+    options = Options(seed=5)
+    expected = Separator(demo_path, "default", options=options)(song.T, 44_100)
+    for stem, sound in expected.items():
+        found, rate = soundfile.read(tmp_path / "host" / f"{stem}.wav", dtype="float32")
+        assert (found.shape, rate) == (song.shape, 44_100)
+        assert snr_db(sound, found.T) > 100, stem

@@ -43,9 +43,9 @@ public struct TransformerWeights: Sendable {
 
     /// Where a parameter lies, if it is stored as float32, as it is, in the expected shape.
     public func offset(_ name: String, shape: [Int]) -> Int? {
-        guard let values = parameters[name]?["values"], values.dtype == "float32", values.shape == shape else {
-            return nil
-        }
+        guard let values = parameters[name]?["values"], values.dtype == "float32", values.shape == shape,
+            values.parameterShape == shape
+        else { return nil }
         return values.offset
     }
 

@@ -5,6 +5,7 @@ import SplitterHost
 private let usage = """
     usage: splitter-host verify BUNDLE [--min-db N]    hold every boundary against the bundle's goldens
            splitter-host dump BUNDLE -o FILE           write the transformer's taps for `splitter verify-port`
+           splitter-host separate SONG.wav -b BUNDLE -o FOLDER [--shifts N] [--overlap F] [--segment S] [--seed N]
     options: --compute-units ALL|CPU_ONLY|CPU_AND_GPU|CPU_AND_NE
     """
 
@@ -37,10 +38,12 @@ private struct Arguments {
         return words[index]
     }
 
-    func number(_ option: String, default fallback: Double) throws(HostError) -> Double {
+    func number(
+        _ option: String, default fallback: Double, in range: ClosedRange<Double> = -1e9...1e9
+    ) throws(HostError) -> Double {
         guard let text = options[option] else { return fallback }
-        guard let number = Double(text), number.isFinite else {
-            throw .usage(invariant: "\(option) takes a number", received: text, fix: usage)
+        guard let number = Double(text), range.contains(number) else {
+            throw .usage(invariant: "\(option) takes a number in \(range)", received: text, fix: usage)
         }
         return number
     }
@@ -82,6 +85,22 @@ private func run(_ command: String, _ given: [String]) async throws {
         }
         let bundle = try BundleReader(URL(fileURLWithPath: arguments.word(0, "a bundle")))
         try await Safetensors.write(taps(bundle), format: "splitter.taps/1", to: URL(fileURLWithPath: path))
+    case "separate":
+        let arguments = try Arguments(
+            given, options: ["-b", "-o", "--shifts", "--overlap", "--segment", "--seed", "--compute-units"])
+        guard let bundle = arguments.options["-b"], let out = arguments.options["-o"] else {
+            throw HostError.usage(invariant: "-b BUNDLE and -o FOLDER must be given", received: "less", fix: usage)
+        }
+        var options = SeparationOptions()
+        options.shifts = Int(try arguments.number("--shifts", default: 1, in: 0...1000))
+        options.overlap = try arguments.number("--overlap", default: 0.25)
+        options.segment = arguments.options["--segment"] == nil ? nil : try arguments.number("--segment", default: 0)
+        options.seed = UInt32(try arguments.number("--seed", default: 0, in: 0...Double(UInt32.max)))
+        let song = try WaveFile(URL(fileURLWithPath: arguments.word(0, "a song")))
+        let separator = try await Separator(Bag(URL(fileURLWithPath: bundle)), units: arguments.units())
+        for try await progress in separator.separate(song, into: URL(fileURLWithPath: out), options: options) {
+            print(String(format: "%.1f of %.1f s", progress.done, progress.total))
+        }
     default:
         throw HostError.usage(invariant: "a command must be one of those below", received: command, fix: usage)
     }
