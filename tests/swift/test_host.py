@@ -1,16 +1,23 @@
 """The host for Apple devices, run on stand-ins, against the Python one. `make swift-test` builds it."""
 
+import json
 import os
+import shutil
 import subprocess
 
+import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
+from safetensors.numpy import load_file
 
+import splitter
 from splitter.cli.shell import command
+from splitter.runtime.orchestrator import Hook, Orchestrator
 from splitter.separation.separator import Options, Separator
 
 from ..conftest import ROOT, snr_db
+from ..sealing import seal
 
 pytestmark = [pytest.mark.swift, pytest.mark.timeout(900)]
 HOST = ROOT / "swift" / ".build" / "release" / "splitter-host"
@@ -34,13 +41,13 @@ def verified(dump, bundle):
 
 
 @pytest.mark.parametrize("order", ["forward", "shuffled"])
-def test_its_transformer_passes_tap_by_tap(demo_path, tmp_path, order):
+def test_its_steps_pass_tap_by_tap(demo_path, tmp_path, order):
     dump = tmp_path / "taps.safetensors"
     ran = host("dump", demo_path, "-o", dump, METAL_STANDIN_ORDER=order)
     assert ran.returncode == 0, ran.stderr
     report = verified(dump, demo_path)
     assert report.exit_code == 0, report.output
-    assert "no divergence in 174 taps" in report.output
+    assert "no divergence in 211 taps" in report.output
 
 
 def test_what_it_is_told_wrongly_is_said(demo_path, tmp_path):
@@ -52,14 +59,69 @@ def test_what_it_is_told_wrongly_is_said(demo_path, tmp_path):
     assert "every boundary must reach" in ran.stderr
 
 
-def test_its_stems_are_those_of_python(demo_path, song_path, tmp_path):
-    song, _ = soundfile.read(song_path, frames=100_000, dtype="float32")
+def separated(song_path, bundle, tmp_path, frames, *arguments, **options):
+    """Stems of the beginning of a song: the host's, and Python's."""
+    song, _ = soundfile.read(song_path, frames=frames, dtype="float32")
     soundfile.write(tmp_path / "song.wav", song, 44_100, subtype="FLOAT")
-    ran = host("separate", tmp_path / "song.wav", "-b", demo_path, "-o", tmp_path / "host", "--seed", "5")
+    ran = host("separate", tmp_path / "song.wav", "-b", bundle, "-o", tmp_path / "host", *arguments)
     assert ran.returncode == 0, ran.stderr
-    options = Options(seed=5)
-    expected = Separator(demo_path, "default", options=options)(song.T, 44_100)
-    for stem, sound in expected.items():
+    for stem, expected in Separator(bundle, "default", options=Options(**options))(song.T, 44_100).items():
         found, rate = soundfile.read(tmp_path / "host" / f"{stem}.wav", dtype="float32")
         assert (found.shape, rate) == (song.shape, 44_100)
-        assert snr_db(sound, found.T) > 100, stem
+        yield stem, expected, found.T
+
+
+def test_its_stems_are_those_of_python(demo_path, song_path, tmp_path):
+    for stem, expected, found in separated(song_path, demo_path, tmp_path, 90_000, "--seed", "5", seed=5):
+        assert snr_db(expected, found) > 100, stem
+
+
+def test_a_bag_is_averaged(demo_path, song_path, tmp_path):
+    bag = tmp_path / "pair"
+    for member in ("first", "second"):
+        shutil.copytree(demo_path, bag / member)
+    digest = json.loads((demo_path / "manifest.json").read_text())["digest"]
+    content = {
+        "format": "splitter.bag/2",
+        "name": "pair",
+        "members": ["first", "second"],
+        "digests": [digest, digest],
+        "weights": [[1, 0, 0.5, 3], [1, 1, 1, 1]],
+    }
+    seal(bag, content)
+    arguments = ("--shifts", "1", "--overlap", "0.1")
+    for stem, expected, found in separated(song_path, bag, tmp_path, 50_000, *arguments, shifts=1, overlap=0.1):
+        assert snr_db(expected, found) > 100, stem
+    seal(bag, content | {"digests": [digest, "0" * 64]})
+    ran = host("separate", tmp_path / "song.wav", "-b", bag, "-o", tmp_path / "other")
+    assert "members must have the digests that the bag lists" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [
+        pytest.param({"boundary_dtype": "fp16"}, 60, id="half boundaries"),
+        pytest.param(
+            {"optimise_for": "ane", "weights": {"layout": "mlx", "compress": "pal6"}}, 100, id="folded, palettes"
+        ),
+        pytest.param({"weights": {"qkv": "split", "compress": "int8"}}, 110, id="int8"),
+        pytest.param({"weights": {"matrices": "fp16"}}, 110, id="halved matrices"),
+    ],
+)
+def test_boundaries_of_other_forms_are_those_of_python(tmp_path, options, limit):
+    bundle = splitter.build("demo", tmp_path / "demo.bundle", reference=False, **options).members[0]
+    ran = host("verify", bundle.path, "--min-db", "-1000", "-o", tmp_path / "host.safetensors")
+    assert ran.returncode == 0, ran.stderr
+    found = load_file(tmp_path / "host.safetensors")
+    engines = {"encoder": "mil", "decoder": "mil", "transformer": "numpy", "analysis": "numpy", "synthesis": "numpy"}
+    seen = {}
+
+    class Watch(Hook):
+        def after_segment(self, segment, outputs):
+            seen.update(outputs)
+
+    orchestrator = Orchestrator(bundle, engines, hooks=[Watch()])
+    orchestrator.run({name: bundle.goldens()[name] for name in bundle.inputs})
+    assert found.keys() == seen.keys()
+    measured = {name: snr_db(seen[name].astype(np.float32), found[name]) for name in seen if seen[name].size > 1}
+    assert min(measured.values()) > limit, measured

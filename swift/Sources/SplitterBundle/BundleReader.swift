@@ -146,9 +146,11 @@ public struct BundleReader: Sendable {
                 inputs.count == 1 && tensors[inputs[0]]?.shape == [1, audio.channels, audio.samples],
                 "a separator must take 1 × \(audio.channels) × \(audio.samples)",
                 inputs.map { "\(tensors[$0]?.shape ?? [])" }.joined(separator: ", "))
-            try hold(
+            try hold(  // a model of one stem may have no axis of stems
                 outputs.count == 1
-                    && tensors[outputs[0]]?.shape == [1, audio.stems.count, audio.channels, audio.samples],
+                    && [[audio.stems.count, audio.channels, audio.samples], [audio.channels, audio.samples]].contains(
+                        Array(tensors[outputs[0]]?.shape.dropFirst() ?? []))
+                    && tensors[outputs[0]]?.shape.reduce(1, *) == audio.stems.count * audio.channels * audio.samples,
                 "a separator must give 1 × \(audio.stems.count) × \(audio.channels) × \(audio.samples)",
                 outputs.map { "\(tensors[$0]?.shape ?? [])" }.joined(separator: ", "))
         }

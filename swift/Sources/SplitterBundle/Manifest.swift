@@ -36,6 +36,24 @@ public struct AudioRecord: Decodable, Sendable, Equatable {
     public let samplerate: Int
     public let channels: Int
     public let samples: Int
+    /// As HT Demucs where nil.
+    public let chunking: Chunking?
+}
+
+/// How the model's own inference cuts a song into runs.
+public struct Chunking: Decodable, Sendable, Equatable {
+    /// The song's mean is taken from it, and it is divided by its deviation.
+    public var normalised = true
+    /// Samples from one chunk to the next; three quarters of a chunk where nil.
+    public var stride: Int?
+    /// Samples over which a chunk's weight rises and falls; half of it each, a triangle, where nil.
+    public var fade: Int?
+    /// What lies around the song: `silence` or `reflection`.
+    public var edges = "silence"
+    /// Passes with a random shift to average.
+    public var shifts = 1
+
+    public init() {}
 }
 
 /// The contract of one tensor that a segment hands to later ones.

@@ -1,5 +1,16 @@
 import Foundation
 
+/// A named array, of complex numbers if it has an imaginary part.
+public struct Tap: Sendable {
+    public let name: String
+    public let tensor: Tensor
+    public let imaginary: Tensor?
+
+    public init(name: String, tensor: Tensor, imaginary: Tensor? = nil) {
+        (self.name, self.tensor, self.imaginary) = (name, tensor, imaginary)
+    }
+}
+
 /// Files of named arrays: a header of JSON, then the values.
 public enum Safetensors {
     private struct Entry: Codable {
@@ -43,15 +54,16 @@ public enum Safetensors {
         return tensors
     }
 
-    /// Write arrays as float32.
+    /// Write arrays as float32, and complex ones as complex64.
     ///
     /// - Throws: What the system says.
-    public static func write(_ tensors: [(name: String, tensor: Tensor)], format: String, to path: URL) throws {
+    public static func write(_ taps: [Tap], format: String, to path: URL) throws {
         var header: [String: HeaderValue] = ["__metadata__": .metadata(["format": format])]
         var offset = 0
-        for (name, tensor) in tensors {
-            let end = offset + 4 * tensor.count
-            header[name] = .entry(Entry(dtype: "F32", shape: tensor.shape, data_offsets: [offset, end]))
+        for tap in taps {
+            let end = offset + tap.tensor.count * (tap.imaginary == nil ? 4 : 8)
+            let dtype = tap.imaginary == nil ? "F32" : "C64"
+            header[tap.name] = .entry(Entry(dtype: dtype, shape: tap.tensor.shape, data_offsets: [offset, end]))
             offset = end
         }
         let encoder = JSONEncoder()
@@ -59,8 +71,10 @@ public enum Safetensors {
         var json = try encoder.encode(header)
         json.append(Data(repeating: UInt8(ascii: " "), count: (8 - json.count % 8) % 8))
         var content = withUnsafeBytes(of: UInt64(json.count).littleEndian) { Data($0) } + json
-        for (_, tensor) in tensors {
-            tensor.values.withUnsafeBytes { content.append(contentsOf: $0) }
+        for tap in taps {
+            let values =
+                tap.imaginary.map { zip(tap.tensor.values, $0.values).flatMap { [$0, $1] } } ?? tap.tensor.values
+            values.withUnsafeBytes { content.append(contentsOf: $0) }
         }
         try content.write(to: path, options: .atomic)
     }

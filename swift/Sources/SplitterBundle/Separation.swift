@@ -2,8 +2,8 @@ import Foundation
 
 /// How to separate; the defaults are those of `splitter separate`.
 public struct SeparationOptions: Sendable {
-    /// Passes with a random shift to average; 0 for one plain pass.
-    public var shifts = 1
+    /// Passes with a random shift to average; 0 for one plain pass, as many as the model's own inference where nil.
+    public var shifts: Int?
     /// Fraction of a segment shared with the next.
     public var overlap = 0.25
     /// Seconds of the song in one run of the model; all it takes where nil.
@@ -39,9 +39,17 @@ public func separate(
             received: "\(sound.samplerate) Hz and \(sound.channels) channels",
             fix: "Convert it first; `splitter separate` takes any.")
     }
-    guard options.shifts >= 0 else {
+    var own = audio.chunking ?? Chunking()
+    own.shifts = Chunking().shifts
+    guard own == Chunking() else {
         throw HostError.usage(
-            invariant: "shifts must be 0 or more", received: "\(options.shifts)", fix: "The usual is 1.")
+            invariant: "this host weaves chunks with triangles, in a normalised song with silence around it",
+            received: "a model that is run otherwise", fix: "Use `splitter separate`.")
+    }
+    let asked = options.shifts ?? audio.chunking?.shifts ?? Chunking().shifts
+    guard asked >= 0 else {
+        throw HostError.usage(
+            invariant: "shifts must be 0 or more", received: "\(asked)", fix: "The usual is 1.")
     }
     let statistics = try Statistics(sound)
     let rows = audio.stems.count * audio.channels
@@ -50,7 +58,7 @@ public func separate(
     for (member, bundle) in bag.members.enumerated() {
         guard let own = bundle.manifest.model.audio else { continue }  // the bag has checked that there is one
         let geometry = try Geometry(own, overlap: options.overlap, segment: options.segment)
-        let offsets: [Int?] = (0..<options.shifts).map { _ in random.integer(upTo: geometry.maxShift) }
+        let offsets: [Int?] = (0..<asked).map { _ in random.integer(upTo: geometry.maxShift) }
         planned += (offsets.isEmpty ? [nil] : offsets).map { (member, geometry, $0) }
     }
     func seconds(_ samples: Int) -> Double { Double(samples) / Double(audio.samplerate) }
@@ -76,7 +84,7 @@ public func separate(
         writers.append(
             try WaveWriter(file, samplerate: audio.samplerate, channels: audio.channels, frames: statistics.samples))
     }
-    let (step, shifts) = (planned[0].geometry.stride, max(1, options.shifts))
+    let (step, shifts) = (planned[0].geometry.stride, max(1, asked))
     let totals = audio.stems.indices.map { stem in bag.weights.reduce(Float(0)) { $0 + $1[stem] } }
     for start in stride(from: 0, to: statistics.samples, by: step) {
         let count = min(step, statistics.samples - start)

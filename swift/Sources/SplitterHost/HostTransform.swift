@@ -38,6 +38,11 @@ public struct HostTransform: Sendable {
     /// - Returns: The outputs by name.
     /// - Throws: `HostError.specification`, naming the step.
     public func run(_ inputs: [String: Tensor]) throws(HostError) -> [String: Tensor] {
+        try run(inputs, observe: nil)
+    }
+
+    /// The same, and show every step's result, but for those that only give other extents.
+    func run(_ inputs: [String: Tensor], observe: ((Tap) -> Void)?) throws(HostError) -> [String: Tensor] {
         var values = inputs.mapValues { Value.real($0) }
         var lastUse: [String: Int] = [:]
         for (index, step) in specification.steps.enumerated() {
@@ -56,6 +61,9 @@ public struct HostTransform: Sendable {
                 throw fault(step, "must give \(step.shape) \(step.dtype)", "\(result.shape) \(result.dtype)")
             }
             values[step.result] = result
+            if let observe, step.op != "reshape" {
+                observe(result.tap("\(specification.stage).\(step.result)"))
+            }
             for case .name(let argument) in step.arguments where lastUse[argument] == index && !kept.contains(argument)
             {
                 values[argument] = nil
@@ -319,6 +327,7 @@ private struct Specification: Decodable, Sendable {
     }
 
     let format: String
+    let stage: String
     let steps: [Step]
     let outputs: [String: String]
 }
@@ -339,6 +348,13 @@ private enum Value {
         switch self {
         case .real: "float32"
         case .complex: "complex64"
+        }
+    }
+
+    func tap(_ name: String) -> Tap {
+        switch self {
+        case .real(let tensor): Tap(name: name, tensor: tensor)
+        case .complex(let re, let im): Tap(name: name, tensor: re, imaginary: im)
         }
     }
 

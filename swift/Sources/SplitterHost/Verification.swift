@@ -5,6 +5,7 @@ public struct BoundaryParity: Sendable {
     public let name: String
     public let producer: String
     public let parity: Parity
+    public let tensor: Tensor
 }
 
 /// Run a bundle on its golden input, and hold every boundary tensor that a segment gives against its golden.
@@ -19,28 +20,35 @@ public func verify(_ bundle: BundleReader, units: ComputeUnits = .all) async thr
     _ = try await orchestrator.run(goldens.filter { bundle.inputs.contains($0.key) }) { spec, tensor in
         guard spec.producer != "input", let golden = goldens[spec.name] else { return }
         let parity = Parity(reference: golden.values, computed: tensor.values)
-        seen.append(BoundaryParity(name: spec.name, producer: spec.producer, parity: parity))
+        seen.append(BoundaryParity(name: spec.name, producer: spec.producer, parity: parity, tensor: tensor))
     }
     return seen.all
 }
 
-/// The taps of the bundle's transformer on its golden input, in the order in which they are computed.
+/// What each host stage and the transformer compute on the bundle's goldens, step by step, in the order of the segments.
 ///
-/// - Throws: `HostError`; `HostError.usage` if it has no transformer for the kernels.
-public func taps(_ bundle: BundleReader) async throws -> [(name: String, tensor: Tensor)] {
-    guard let segment = bundle.manifest.segments.first(where: { $0.artifact.target == "kernels" }) else {
-        throw HostError.usage(
-            invariant: "taps are those of a transformer for the kernels",
-            received: "a bundle without", fix: "Build the transformer for the kernels.")
+/// - Throws: `HostError`.
+public func taps(_ bundle: BundleReader) async throws -> [Tap] {
+    let goldens = try bundle.goldens()
+    var seen: [Tap] = []
+    for segment in bundle.manifest.segments {
+        let inputs = goldens.filter { segment.inputs.contains($0.key) }
+        switch segment.artifact.target {
+        case "host":
+            let outputs = try HostTransform(bundle, segment).run(inputs) { seen.append($0) }
+            seen += segment.outputs.compactMap { name in outputs[name].map { Tap(name: name, tensor: $0) } }
+        case "kernels":
+            seen += try await MetalTransformer(bundle, segment).taps(inputs)
+        default: continue  // a package shows its boundary only, which `verify` holds
+        }
     }
-    let transformer = try MetalTransformer(bundle, segment)
-    return try await transformer.taps(bundle.goldens())
+    return seen
 }
 
 extension MetalTransformer {
-    fileprivate func taps(_ inputs: [String: Tensor]) throws -> [(name: String, tensor: Tensor)] {
-        var seen: [(name: String, tensor: Tensor)] = []
-        _ = try run(inputs) { seen.append(($0, $1)) }
+    fileprivate func taps(_ inputs: [String: Tensor]) throws -> [Tap] {
+        var seen: [Tap] = []
+        _ = try run(inputs) { seen.append(Tap(name: $0, tensor: $1)) }
         return seen
     }
 }

@@ -3,8 +3,8 @@ import SplitterBundle
 import SplitterHost
 
 private let usage = """
-    usage: splitter-host verify BUNDLE [--min-db N]    hold every boundary against the bundle's goldens
-           splitter-host dump BUNDLE -o FILE           write the transformer's taps for `splitter verify-port`
+    usage: splitter-host verify BUNDLE [--min-db N] [-o FILE]    hold every boundary against the goldens, and write it
+           splitter-host dump BUNDLE -o FILE           write every step's result, for `splitter verify-port`
            splitter-host separate SONG.wav -b BUNDLE -o FOLDER [--shifts N] [--overlap F] [--segment S] [--seed N]
     options: --compute-units ALL|CPU_ONLY|CPU_AND_GPU|CPU_AND_NE
     """
@@ -61,10 +61,15 @@ private struct Arguments {
 private func run(_ command: String, _ given: [String]) async throws {
     switch command {
     case "verify":
-        let arguments = try Arguments(given, options: ["--min-db", "--compute-units"])
+        let arguments = try Arguments(given, options: ["--min-db", "-o", "--compute-units"])
         let bundle = try BundleReader(URL(fileURLWithPath: arguments.word(0, "a bundle")))
         let limit = try arguments.number("--min-db", default: 110)
         let results = try await verify(bundle, units: arguments.units())
+        if let path = arguments.options["-o"] {
+            try Safetensors.write(
+                results.map { Tap(name: $0.name, tensor: $0.tensor) }, format: "splitter.boundaries/1",
+                to: URL(fileURLWithPath: path))
+        }
         for result in results {
             let decibels = result.parity.decibels.map { $0.isInfinite ? "equal" : String(format: "%.1f dB", $0) }
             print(
@@ -92,7 +97,9 @@ private func run(_ command: String, _ given: [String]) async throws {
             throw HostError.usage(invariant: "-b BUNDLE and -o FOLDER must be given", received: "less", fix: usage)
         }
         var options = SeparationOptions()
-        options.shifts = Int(try arguments.number("--shifts", default: 1, in: 0...1000))
+        if arguments.options["--shifts"] != nil {
+            options.shifts = Int(try arguments.number("--shifts", default: 1, in: 0...1000))
+        }
         options.overlap = try arguments.number("--overlap", default: 0.25)
         options.segment = arguments.options["--segment"] == nil ? nil : try arguments.number("--segment", default: 0)
         options.seed = UInt32(try arguments.number("--seed", default: 0, in: 0...Double(UInt32.max)))

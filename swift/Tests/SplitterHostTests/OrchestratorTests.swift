@@ -6,11 +6,16 @@ import XCTest
 final class OrchestratorTests: XCTestCase {
     func testEveryBoundaryIsNearItsGolden() async throws {
         let bundle = try BundleReader(demoBundle())
-        let results = try await verify(bundle)
+        let results = try await verify(bundle, units: .cpuOnly)
+        #if os(Linux)
+            let limit = 110.0
+        #else
+            let limit = 90.0  // the plan's for Core ML on the processor; not run here
+        #endif
         XCTAssertEqual(Set(results.map(\.name)), Set(bundle.tensors.keys).subtracting(bundle.inputs))
         for result in results {
             XCTAssertTrue(
-                result.parity.reaches(110, negligible: bundle.manifest.plan.negligible),
+                result.parity.reaches(limit, negligible: bundle.manifest.plan.negligible),
                 "\(result.name): \(String(describing: result.parity.decibels)) dB")
         }
     }

@@ -16,7 +16,8 @@ struct Samples: SoundFile {
 }
 
 final class SeparationTests: XCTestCase {
-    private let audio = AudioRecord(stems: ["first", "second"], samplerate: 44_100, channels: 1, samples: 4_000)
+    private let audio = AudioRecord(
+        stems: ["first", "second"], samplerate: 44_100, channels: 1, samples: 4_000, chunking: Chunking())
 
     private func sound(_ count: Int) -> Samples {
         Samples(channels: 1, values: (0..<count).map { Float(sin(0.01 * Double($0))) * 0.3 + 0.1 })
@@ -105,6 +106,46 @@ final class SeparationTests: XCTestCase {
             try await Task.sleep(for: .milliseconds(300))
         }
         XCTAssertEqual(try FileManager.default.contentsOfDirectory(atPath: folder.path), [])
+    }
+
+    func testModelsThatAreRunOtherwiseAreRefused() async throws {
+        let copy = try copiedBundle(self)
+        try edit(copy) { content in
+            var model = try XCTUnwrap(content["model"] as? [String: Any])
+            var audio = try XCTUnwrap(model["audio"] as? [String: Any])
+            audio["chunking"] = ["normalised": true, "fade": 100, "edges": "silence", "shifts": 0] as [String: Any]
+            model["audio"] = audio
+            content["model"] = model
+        }
+        let song = Samples(channels: 2, values: [0, 0, 0, 0])
+        let bag = try Bag(copy)
+        await assertThrows(.usage, "this host weaves chunks with triangles") {
+            _ = try await separate(
+                song, bag, [{ $0 }], into: FileManager.default.temporaryDirectory, options: SeparationOptions()
+            ) { _ in }
+        }
+    }
+
+    /// A published port got corrupted results from two predictions on one model: here each segment serves one at a time.
+    func testRunsAtOnceAreThoseOfOne() async throws {
+        let orchestrator = try await Orchestrator(BundleReader(demoBundle()))
+        let inputs = (0..<2).map { number in
+            Tensor(shape: [1, 2, 66_150], values: (0..<132_300).map { Float(sin(Double($0 * (number + 1)) * 0.01)) })
+        }
+        var alone: [Tensor] = []
+        for input in inputs {
+            let stems = try await orchestrator.run(["mix": input])["stems"]
+            alone.append(try XCTUnwrap(stems))
+        }
+        let runs = Int(ProcessInfo.processInfo.environment["SWIFT_TEST_RUNS"] ?? "4") ?? 4
+        try await withThrowingTaskGroup(of: (Int, Tensor?).self) { group in
+            for run in 0..<runs {
+                group.addTask { (run % 2, try await orchestrator.run(["mix": inputs[run % 2]])["stems"]) }
+            }
+            for try await (number, stems) in group {
+                XCTAssertEqual(stems, alone[number])
+            }
+        }
     }
 
     func testSongsOfOtherRatesAreRefused() async throws {
