@@ -108,8 +108,9 @@ def _normalised(run: Call, axes: list[int], *, mean: bool = True, ddof: int = 0,
 
 def _group_norm(call: Call) -> Iterator[Mistake]:
     yield from _affine(call)
+    channels = call["input"].meta["type"].shape[1]
     for groups in (1, 2, 4, 8, 32):
-        if groups != call["num_groups"]:
+        if groups != call["num_groups"] and channels % groups == 0:
             cause = f"{groups} groups where the model has {call['num_groups']}"
             yield Mistake(cause, again(num_groups=groups))
     yield Mistake("statistics of each channel by itself", lambda run: run.again(num_groups=run["input"].shape[1]))
