@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from splitter.cli.tables import doctor_tables
-from splitter.diagnosis import examine
+from splitter.diagnosis import Severity, examine
 from splitter.diagnosis.advice import MOST_ACTIONS
 
 from .harness import f16, mb, package
@@ -91,6 +91,19 @@ def test_all_shows_every_finding(demo_path):
     outputs = {finding.output for diagnosis in found.diagnoses for finding in diagnosis.findings}
     assert len(outputs) > LINES
     assert all(output in lines for output in outputs)
+
+
+def test_no_more_than_five_things_to_do(tmp_path):
+    def much(x):
+        reflected = mb.pad(x=x, pad=[1, 1], mode="reflect")
+        kernel = mb.conv(x=mb.sin(x=x), weight=f16(8, 4, 1, 14))
+        sliced = mb.slice_by_index(x=x, begin=[0, 0, 0, 1], end=[1, 4, 8, 64])
+        strided = mb.conv(x=x, weight=f16(8, 4, 1, 1), strides=[1, 5])
+        return reflected, kernel, sliced, strided, mb.softplus(x=x), mb.square(x=x)
+
+    report = examine(package(much, {"x": f16(1, 4, 8, 64)}, tmp_path), run=False)
+    assert sum(cause.rule.severity is not Severity.INFO for cause in report.causes) > MOST_ACTIONS
+    assert len(report.actions) == MOST_ACTIONS
 
 
 def test_json_has_both(report):
