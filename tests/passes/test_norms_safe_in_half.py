@@ -110,3 +110,80 @@ def test_norm_without_weights():
     rewritten, changes = applied(PASS, program, example)
     assert changes == 1
     torch.testing.assert_close(rewritten.run(example)["y"], program.run(example)["y"], rtol=0, atol=1e-5)
+
+
+def rms(elements, factor):
+    """As RoFormers have it: one RMS norm in two steps, and a weight."""
+    weight = torch.linspace(0.5, 2.0, elements)
+
+    def forward(self, x):
+        return torch.nn.functional.normalize(x, dim=-1) * factor * self.weight
+
+    return forward, nn.Parameter(weight)
+
+
+def normalised(x, factor, weight):
+    x = x.double()
+    return (x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12) * factor * weight.double()).detach()
+
+
+def spectra(length=100):
+    return rows(1, length)[:, 0]
+
+
+@pytest.mark.parametrize("factor", [10.0, 3.0])
+def test_equals_normalize(factor):
+    forward, weight = rms(100, factor)
+    program, example = captured(forward, spectra(), weight=weight)
+    rewritten, changes = applied(PASS, program, example)
+    assert changes == 1
+    assert "linalg_vector_norm.default" not in targets(rewritten)
+    assert targets(rewritten).count("mul.Tensor") == (5 if factor == 10.0 else 6)  # √n cancels the root of the mean
+    assert types_hold(rewritten, example)
+    expected = normalised(example["x"], factor, weight)
+    torch.testing.assert_close(rewritten.run(example)["y"].double(), expected, rtol=2e-6, atol=2e-6)
+
+
+def test_normalize_without_a_factor_and_over_several_axes():
+    program, example = captured(
+        lambda self, x: torch.nn.functional.normalize(x, dim=(1, 2)) + torch.nn.functional.normalize(x, dim=1), rows()
+    )
+    rewritten, changes = applied(PASS, program, example)
+    assert changes == 2
+    x = example["x"].double()
+    expected = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12) + x / x.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    torch.testing.assert_close(rewritten.run(example)["y"].double(), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("accumulators", ["fp32", "half"])
+def test_half_precision_holds_every_level_of_a_spectrum(tmp_path, accumulators):
+    """A norm beyond 65,504, and in half accumulators a square beyond it, make zeros of a row without the pass."""
+    forward, weight = rms(100, 10.0)
+    x = spectra()
+    program, example = captured(forward, x, weight=weight)
+    plain = predicted(program, x, tmp_path / "plain", accumulators=accumulators).numpy()
+    assert not np.any(plain[-3 if accumulators == "half" else -1 :])
+    rewritten, _ = applied(PASS, program, example)
+    staged, _ = applied("means-in-stages", rewritten, example)
+    watch = OverflowWatch()
+    result = predicted(staged, x, tmp_path / "safe", accumulators=accumulators, listener=watch).numpy()
+    assert not watch.found
+    expected = normalised(x.half(), 10.0, weight).numpy()
+    assert not np.any(result[0])
+    for level, one, reference in list(zip(LEVELS, result, expected, strict=True))[1:]:
+        assert snr_db(reference, one) >= 50, level
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda self, x: x / x.norm(dim=-1, keepdim=True).clamp_min(1e-3),  # an epsilon that half precision has
+        lambda self, x: x / (x + 1).norm(dim=-1, keepdim=True).clamp_min(1e-12),
+        lambda self, x: x / x.norm(p=1, dim=-1, keepdim=True).clamp_min(1e-12),
+        lambda self, x: x[:100] / x.norm(dim=-1)[:, None].clamp_min(1e-12),
+        lambda self, x: x.norm(dim=-1, keepdim=True).clamp_min(1e-12) / x,
+    ],
+)
+def test_other_quotients_stay(forward):
+    program, example = captured(forward, spectra() + 1)
+    assert applied(PASS, program, example)[1] == 0
