@@ -55,6 +55,17 @@ _CHECKED: dict[Any, Any] = {
     torch.ops.aten.__or__.Tensor: torch.ops.aten.bitwise_or.Tensor,
     torch.ops.aten.__xor__.Tensor: torch.ops.aten.bitwise_xor.Tensor,
 }
+# Memory that forward writes to before it reads it: zeros do as well, and are the same every time.
+_UNWRITTEN = frozenset(
+    {
+        torch.ops.aten.empty.memory_format,
+        torch.ops.aten.empty_like.default,
+        torch.ops.aten.empty_permuted.default,
+        torch.ops.aten.empty_strided.default,
+        torch.ops.aten.new_empty.default,
+        torch.ops.aten.new_empty_strided.default,
+    }
+)
 # In inference it is `batch_norm`, which checks its parameters and gives one result.
 _BATCH_NORM = torch.ops.aten._native_batch_norm_legit_no_training.default
 _ONE_RESULT = torch.ops.aten.batch_norm.default
@@ -188,15 +199,7 @@ def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> 
                     received=node.target,
                     fix="Give the noise as an input, or take the part of the model that draws none.",
                 )
-            if node.target is _BATCH_NORM:
-                *tensors, momentum, eps = fx.node.map_arg(node.args, mapping.__getitem__)
-                arguments = (*tensors, False, momentum, eps, False)
-                copy = graph.create_node("call_function", _ONE_RESULT, arguments, name="batch_norm")
-                copy.meta = {"type": TensorType.of(node.meta["val"][0]), "module": _module_path(node)}
-            else:
-                copy = graph.node_copy(node, mapping.__getitem__)
-                copy.target = _CHECKED.get(copy.target, copy.target)
-                copy.meta = {"type": _type(node), "module": _module_path(node)}
+            copy = _operator(graph, node, mapping)
         elif node.op == "output":
             signature = exported.graph_signature.output_specs
             returned = [
@@ -215,6 +218,25 @@ def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> 
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     kept = {key: value for key, value in weights.items() if key in used}
     return Program("model", graph, kept, outputs, returns=returns)
+
+
+def _operator(graph: fx.Graph, node: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """An operator as a saved program has it, at the end of a graph."""
+    kind, module = (node.meta["val"][0] if node.target is _BATCH_NORM else node.meta["val"]), _module_path(node)
+    if node.target in _UNWRITTEN:
+        zeros = (list(kind.shape),), {"dtype": kind.dtype}
+        copy = graph.create_node("call_function", torch.ops.aten.zeros.default, *zeros, name="zeros")
+    elif node.target is _BATCH_NORM:
+        *tensors, momentum, eps = fx.node.map_arg(node.args, mapping.__getitem__)
+        arguments = (*tensors, False, momentum, eps, False)
+        copy = graph.create_node("call_function", _ONE_RESULT, arguments, name="batch_norm")
+        copy.meta = {"type": TensorType.of(kind), "module": module}
+        return copy
+    else:
+        copy = graph.node_copy(node, mapping.__getitem__)
+        copy.target = _CHECKED.get(copy.target, copy.target)
+    copy.meta = {"type": _type(node), "module": module}
+    return copy
 
 
 def _returned(

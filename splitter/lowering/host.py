@@ -324,6 +324,7 @@ _LOWERINGS: dict[object, Callable[[dict[str, Any], fx.Node], _Lowered | None]] =
     _aten.stft.default: _stft,
     _aten.istft.default: _istft,
     _aten.view_as_real.default: lambda a, node: ("split_complex", (a["self"],), {}),
+    _aten.abs.default: lambda a, node: ("magnitude", (a["self"],), {}),
     _aten.view_as_complex.default: lambda a, node: ("join_complex", (a["self"],), {}),
     _aten.mean.dim: _mean,
     _aten.std.dim: _std,

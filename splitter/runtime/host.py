@@ -281,6 +281,12 @@ def _join_complex(x: Array) -> Array:
     return np.asarray(x[..., 0] + np.complex64(1j) * x[..., 1])
 
 
+@_Operation("magnitude")
+def _magnitude(x: Array) -> Array:
+    """|x|; of a complex number the root of the sum of the squares of its parts."""
+    return np.abs(x)
+
+
 @_Operation("mean")
 def _mean(x: Array, *, axes: list[int]) -> Array:
     """Arithmetic mean over the axes, kept with extent 1. Accumulate in double or in stages."""

@@ -62,7 +62,8 @@ def hosts(home):
         ("without", "put", ["first", "nothing"], {"axis": 1, "index": 0}, [2, 64], "float32"),
         ("longer", "concatenate", ["without", "gains"], {"axis": 1}, [2, 128], "float32"),
         ("taken", "take", ["longer"], {"axes": 1, "indices": [1, 0], "shape": [2, 128]}, [2, 128], "float32"),
-        ("stems", "add_at", ["taken", "longer"], {"axis": 0, "indices": [1, 1]}, [2, 128], "float32"),
+        ("size", "magnitude", ["taken"], {}, [2, 128], "float32"),
+        ("stems", "add_at", ["size", "longer"], {"axis": 0, "indices": [1, 1]}, [2, 128], "float32"),
     ]
     mix = TensorSpec(name="mix", shape=(1, 2, 64), dtype="float32", producer="input", consumers=("analysis",))
     spec = host.HostSpec(

@@ -189,3 +189,17 @@ def test_state_is_what_it_was():
     program = capture(model, {"x": x})
     assert model.runs == 0
     assert torch.equal(program.run({"x": x})["output"], x)
+
+
+def test_memory_that_is_written_before_it_is_read_starts_as_zeros():
+    class Model(nn.Module):
+        def forward(self, x):
+            result = torch.empty_like(x.T)
+            result[:2] = x.T[:2]
+            result[2:] = x.T[2:] * 2
+            return result
+
+    model, x = Model().eval(), torch.randn(3, 4)
+    program = capture(model, {"x": x})
+    assert {str(node.target) for node in program.operators} <= ALLOWED
+    assert torch.equal(program.run({"x": x})["output"], model(x))
