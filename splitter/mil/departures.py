@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from . import ops
@@ -67,7 +68,6 @@ class LimitWatch:
         result = next(iter(outputs.values()), None)
         if record is None or not isinstance(result, Tensor) or (self.half and not _in_half(operation)):
             return
-        # By the function itself, not as the engine bent it: what is infinite already says no more how far it went.
         wide = {key: widened(value) for key, value in given.items() if key != "context"}
         for limit in record.traits.limits:
             self.found.extend(_departures(operation, limit, record.function, wide, result))
@@ -81,7 +81,8 @@ def _departures(
     if limit.partial is not None:
         if cannot_reach(given, limit.bound):
             return
-        result = function(**given)
+        if not bool(torch.isfinite(result).all()):  # as the engine bends it, it says no more how far it went
+            result = function(**given)
     quantity = limit.measured(given, result)
     if not quantity.numel():
         return
