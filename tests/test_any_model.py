@@ -119,6 +119,10 @@ def test_taps_are_what_modules_give(stranger, tmp_path):
     assert all(np.array_equal(taps.values[name], seen[name]) for name in shared)
     assert set(splitter.record_taps(stranger, tiny=True).values) == set(stranger.tensors)
     assert taps.about["weights"] == "as the module had them"
+    report = splitter.verify_port([taps.values], stranger)
+    assert report.passed
+    assert report.missing == ()
+    assert {tap.check.scope for tap in report.taps if tap.check.subject not in stranger.inputs} == {"local"}
 
 
 # ------------------------------------------------------------------------------------- command line

@@ -163,7 +163,7 @@ class TappedModel:
             seen.add(node)
             if node in holders:
                 taps.add(holders[node])
-            elif node in self._boundary and (node.op == "placeholder" or self._home[node.name] not in ported):
+            elif node in self._boundary and (node.op == "placeholder" or self._home.get(node.name, "") not in ported):
                 goldens.add(self._boundary[node])
             else:
                 skipped |= node in self._names and node not in self._constants

@@ -42,7 +42,7 @@ _LOUD = 0.1  # of the effective value: quieter ones say less of a factor
 _SAME_GAIN = 1e-3
 _MOST_OF_THEM = 0.95
 _MOST_WORDS = 8
-_MOST_OPERATORS = 200  # of a part in which mistakes are looked for: each is tried by running it
+_MOST_OPERATORS = 100  # of a part in which mistakes are looked for: each is tried by running it
 
 
 def verify_port(dumps: Sequence[Mapping[str, Array] | Path], bundle: Source) -> PortReport:
