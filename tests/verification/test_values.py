@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import splitter
+from splitter import arrays
 from splitter.cli.shell import command
 from splitter.verification.checks import Status
 
@@ -69,3 +70,23 @@ def test_a_bundle_in_fp32_is_not_judged(tmp_path):
     (check,) = found(report, "ane")
     assert check.status is Status.NOT_RUN
     assert "the Neural Engine runs nothing of" in check.note
+
+
+def test_a_prediction_on_the_command_line(bundle, tmp_path):
+    (package,) = bundle.members[0].path.glob("*.mlpackage")
+    beyond = "20" in str(package)
+    arrays.write(tmp_path / "in.npz", {"x": np.ones((2, 8), np.float32)})
+    given = ["predict", str(package), "--inputs", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz"), "--json"]
+    document = json.loads(CliRunner().invoke(command, [*given, "--values", "ane"]).stdout)
+    assert [text.partition(" ")[0] for text in document["departures"]] == (["softplus"] if beyond else [])
+    assert "departures" not in json.loads(CliRunner().invoke(command, given).stdout)
+    refused = CliRunner().invoke(command, [*given, "--values", "ane", "--accumulators", "half"])
+    assert "an accumulator of its own" in str(refused.exception)
+
+
+def test_an_engine_without_such_a_model(tmp_path):
+    path = tmp_path / "onnx.bundle"
+    splitter.build(Activated(20), path, inputs={"x": np.ones((2, 8), np.float32)}, format="onnx")
+    (report,) = splitter.verify(path, values="ane")
+    assert {check.note for check in found(report, "ane")} == {"onnxruntime has no model of these values"}
+    assert report.passed
