@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
+from demucs.demucs import Demucs
 from demucs.hdemucs import HDemucs
 from demucs.htdemucs import HTDemucs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -149,9 +150,20 @@ class _HDemucsArguments(_CommonArguments):
     dconv_lstm: _Layers = 4
 
 
+class _DemucsArguments(_CommonArguments):
+    lstm_layers: _Layers = 0
+    gelu: bool = True
+    glu: bool = True
+    normalize: bool = True
+    resample: bool = True
+    dconv_attn: _Layers = 4
+    dconv_lstm: _Layers = 4
+
+
 _ALLOWED: Mapping[str, tuple[type[nn.Module], type[_CommonArguments]]] = {
     "demucs.htdemucs.HTDemucs": (HTDemucs, _HTDemucsArguments),
     "demucs.hdemucs.HDemucs": (HDemucs, _HDemucsArguments),
+    "demucs.demucs.Demucs": (Demucs, _DemucsArguments),
 }
 
 
