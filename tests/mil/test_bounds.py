@@ -8,6 +8,7 @@ import pytest
 from splitter.mil import load
 from splitter.mil.bounds import bounds_of
 from splitter.mil.graph import graph_of
+from splitter.mil.program import load_spec, model_file
 
 from .harness import f32, mb, package
 
@@ -53,3 +54,15 @@ def test_interval(build, low, high, tmp_path):
         (result,) = model.predict(inputs).values()
         assert low <= result.min()
         assert result.max() <= high
+
+
+def test_padding_is_zero_where_nothing_is_said(tmp_path):
+    """Core ML Tools writes what it pads with; others may leave it out."""
+    path = package(of_sigmoid(lambda y: mb.pad(x=mb.add(x=y, y=np.float32(3)), pad=[1, 1])), X, tmp_path)
+    spec = load_spec(path)
+    function = spec.mlProgram.functions["main"]
+    (pad,) = (one for one in function.block_specializations[function.opset].operations if one.type == "pad")
+    del pad.inputs["constant_val"]
+    model_file(path).write_bytes(spec.SerializeToString())
+    graph = graph_of(load(path).function)
+    assert bounds_of(graph)(graph.outputs[0]) == (0, 4)

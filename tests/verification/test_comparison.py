@@ -93,6 +93,7 @@ def test_a_wrong_precision(tmp_path):
         ("hidden", ("computes fp32 in the first, fp16 in the second",)),
         ("activated", ("computes fp32 in the first, fp16 in the second",)),
     ]
+    assert {one.matched for one in found.pairs} == {"name"}
     assert len(found.only_second) == 2
     assert found.first_difference.first == "hidden"
     assert found.first_below(40) is None
@@ -100,8 +101,8 @@ def test_a_wrong_precision(tmp_path):
 
 
 def net_in_half(x):
-    hidden = mb.linear(x=mb.cast(x=x, dtype="fp16"), weight=WEIGHT.astype(np.float16), name="hidden")
-    activated = mb.relu(x=hidden, name="activated")
+    hidden = mb.linear(x=mb.cast(x=x, dtype="fp16"), weight=WEIGHT.astype(np.float16), name="hidden_cast_fp16")
+    activated = mb.relu(x=hidden, name="activated_cast_fp16")
     return mb.layer_norm(x=mb.cast(x=activated, dtype="fp32"), axes=[1], epsilon=np.float32(1e-3), name="normed")
 
 
