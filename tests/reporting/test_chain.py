@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from splitter.runtime.engines import Engine, engine
 from splitter.runtime.engines.mil_engine import MilEngine
 from splitter.runtime.engines.numpy_engine import NumPyEngine
 from splitter.runtime.orchestrator import Orchestrator
-from splitter.verification import taps
+from splitter.verification import transformer
 from splitter.verification.transformer import TappedTransformer
 
 from ..conftest import snr_db
@@ -140,7 +142,7 @@ def test_compressed_weights_are_no_part_of_the_reference(demo_bundle, monkeypatc
     """A port is not blamed for them; a report of the whole split must count them."""
     replaced = []
     monkeypatch.setattr(WeightsForm, "is_lossless", property(lambda form: False))
-    monkeypatch.setattr(taps, "with_stored_weights", lambda bundle, segment: replaced.append(segment) or bundle)
+    monkeypatch.setattr(transformer, "with_stored_weights", lambda bundle, segment: replaced.append(segment) or bundle)
     run(demo_bundle, [("transformer", "torch")])
     assert not replaced
     TappedTransformer(demo_bundle)
@@ -155,9 +157,18 @@ def test_engines_that_cannot_be_looked_into_say_so(demo_bundle, monkeypatch):
     assert not any(one.kind == "tap" for one in found.points)
 
 
-def test_an_output_that_holds_no_stems_is_told_of_as_a_tensor(packages_bundle):
+def test_a_model_of_one_stem_may_have_no_axis_of_stems(packages_bundle):
     """Of a module that names what it separates, and returns (1, channels, samples)."""
     assert packages_bundle.audio.stems == ("restored",)
     found = run(packages_bundle, [])
+    assert found.stems.shape == (1, packages_bundle.audio.channels, packages_bundle.audio.samples)
+    assert {point.kind for point in found.points} == {"boundary", "stem"}
+
+
+def test_an_output_that_holds_no_stems_is_told_of_as_a_tensor(packages_bundle):
+    audio = packages_bundle.manifest.model.audio.model_copy(update={"stems": ("one", "two")})
+    model = packages_bundle.manifest.model.model_copy(update={"audio": audio})
+    manifest = packages_bundle.manifest.model_copy(update={"model": model})
+    found = run(replace(packages_bundle, manifest=manifest), [])
     assert found.stems is None
     assert {point.kind for point in found.points} == {"boundary"}
