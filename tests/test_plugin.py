@@ -306,6 +306,7 @@ _NO_NAMES = {  # what the string means there
     ("compiler.py", "graph"): "a directory",
     ("compiler.py", "numpy"): "a distribution",
     ("compiler.py", "torch"): "a distribution",
+    ("models/openunmix/__init__.py", "torch"): "a name in another package's modules",
     ("plan/proposal.py", "host"): "a kind of stage",
     ("plan/schema.py", "torch"): "whose names weights have",
     ("separation/selection.py", "torch"): "a distribution",
