@@ -1,11 +1,11 @@
 import Foundation
 
-/// A WAV file: 16, 24 or 32 bit integers, or 32 bit floats, of any number of channels.
+/// A WAV file: 16, 24 or 32 bit integers, or 32 bit floats, of any number of channels. It is read piece by piece.
 public struct WaveFile: SoundFile {
     public let samplerate: Int
     public let channels: Int
     public let frames: Int
-    private let file: MappedFile
+    private let file: OpenFile
     private let start: Int
     private let width: Int  // bytes of a sample
     private let isFloat: Bool
@@ -19,31 +19,25 @@ public struct WaveFile: SoundFile {
                 invariant: "\(path.lastPathComponent) \(invariant)", received: received,
                 fix: "Export it again as WAV, 44.1 kHz, 16 or 24 bits.")
         }
-        do {
-            file = try MappedFile(path)
-        } catch {
-            throw .audio(
-                invariant: "\(path.lastPathComponent) must be a readable file", received: error.parts.received,
-                fix: "Give the path of a song.")
-        }
-        let bytes = file.bytes
-        func text(_ place: Int) -> String { String(decoding: bytes[place..<place + 4], as: UTF8.self) }
-        func number<Number: FixedWidthInteger>(_ place: Int, _: Number.Type) -> Int {
-            Int(Number(littleEndian: bytes.loadUnaligned(fromByteOffset: place, as: Number.self)))
-        }
-        guard bytes.count >= 12, text(0) == "RIFF", text(8) == "WAVE" else {
+        file = try OpenFile(path)
+        let size = file.size
+        guard size >= 12 else { throw fault("must be a WAV file", "\(size) bytes") }
+        let beginning = try file.read(0, 12)
+        guard beginning.starts(with: "RIFF".utf8), beginning[8...].elementsEqual("WAVE".utf8) else {
             throw fault("must be a WAV file", "one that begins otherwise")
         }
         var format: (tag: Int, channels: Int, samplerate: Int, bits: Int)?
         var place = 12
-        while place + 8 <= bytes.count {
-            let (name, size) = (text(place), number(place + 4, UInt32.self))
+        while place + 8 <= size {
+            let chunk = try file.read(place, 8)
+            let (name, length) = (String(decoding: chunk[..<4], as: UTF8.self), chunk.number(4, bytes: 4))
             place += 8
-            if name == "fmt ", size >= 16, place + size <= bytes.count {
-                var tag = number(place, UInt16.self)
-                if tag == 0xfffe, size >= 26 { tag = number(place + 24, UInt16.self) }  // extensible
+            if name == "fmt ", length >= 16, place + min(length, 26) <= size {
+                let content = try file.read(place, min(length, 26))
+                var tag = content.number(0, bytes: 2)
+                if tag == 0xfffe, length >= 26 { tag = content.number(24, bytes: 2) }  // extensible
                 format = (
-                    tag, number(place + 2, UInt16.self), number(place + 4, UInt32.self), number(place + 14, UInt16.self)
+                    tag, content.number(2, bytes: 2), content.number(4, bytes: 4), content.number(14, bytes: 2)
                 )
             }
             if name == "data" {
@@ -57,25 +51,27 @@ public struct WaveFile: SoundFile {
                 }
                 (samplerate, channels, width) = (format.samplerate, format.channels, format.bits / 8)
                 (isFloat, start) = (format.tag == 3, place)
-                frames = size / (width * channels)
-                guard size <= bytes.count - place else {
-                    let held = (bytes.count - place) / (width * channels)
+                frames = length / (width * channels)
+                guard length <= size - place else {
+                    let held = (size - place) / (width * channels)
                     throw fault("must hold the \(frames) samples that its header promises", "\(held)")
                 }
                 return
             }
-            place += size + size % 2
+            place += length + length % 2
         }
         throw fault("must hold samples", "no data")
     }
 
     public func read(_ range: Range<Int>) throws(HostError) -> [Float] {
         var values = [Float](repeating: 0, count: range.count * channels)
-        let bytes = file.bytes
-        for i in 0..<range.count {
-            for channel in 0..<channels {
-                let place = start + ((range.lowerBound + i) * channels + channel) * width
-                values[channel * range.count + i] = sample(bytes, place)
+        let frame = width * channels
+        let bytes = try file.read(start + range.lowerBound * frame, range.count * frame)
+        bytes.withUnsafeBytes { bytes in
+            for i in 0..<range.count {
+                for channel in 0..<channels {
+                    values[channel * range.count + i] = sample(bytes, (i * channels + channel) * width)
+                }
             }
         }
         return values
@@ -91,6 +87,61 @@ public struct WaveFile: SoundFile {
             let bits = UInt32(littleEndian: bytes.loadUnaligned(fromByteOffset: place, as: UInt32.self))
             return isFloat ? Float(bitPattern: bits) : Float(Int32(bitPattern: bits)) / 2_147_483_648
         }
+    }
+}
+
+extension [UInt8] {
+    /// A little-endian number.
+    fileprivate func number(_ place: Int, bytes: Int) -> Int {
+        (0..<bytes).reduce(0) { $0 | Int(self[place + $1]) << (8 * $1) }
+    }
+}
+
+/// A file that is read at any place, by any number of tasks.
+private final class OpenFile: Sendable {
+    let size: Int
+    private let descriptor: Int32
+    private let name: String
+
+    init(_ path: URL) throws(HostError) {
+        name = path.lastPathComponent
+        descriptor = open(path.path, O_RDONLY | O_NONBLOCK)
+        var status = stat()
+        let isOpen = descriptor >= 0 && fstat(descriptor, &status) == 0
+        size = isOpen ? Int(status.st_size) : 0
+        guard isOpen, status.st_mode & S_IFMT == S_IFREG else {
+            throw .audio(
+                invariant: "\(name) must be a readable file",
+                received: isOpen ? "something that is no file" : String(cString: strerror(errno)),
+                fix: "Give the path of a song.")
+        }
+    }
+
+    deinit {
+        if descriptor >= 0 { close(descriptor) }
+    }
+
+    /// Bytes from a place on.
+    func read(_ place: Int, _ count: Int) throws(HostError) -> [UInt8] {
+        var done = 0
+        var isWhole = true
+        let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in
+            while done < count {
+                let got = pread(descriptor, buffer.baseAddress! + done, count - done, off_t(place + done))
+                guard got > 0 else {
+                    isWhole = false
+                    break
+                }
+                done += got
+            }
+            initialized = done
+        }
+        guard isWhole else {
+            throw .audio(
+                invariant: "\(name) must stay as it is while it is read", received: "\(done) of \(count) bytes",
+                fix: "Separate a copy of it.")
+        }
+        return bytes
     }
 }
 

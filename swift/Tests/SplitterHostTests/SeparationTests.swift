@@ -148,6 +148,39 @@ final class SeparationTests: XCTestCase {
         }
     }
 
+    #if os(Linux)
+        /// Resident memory of this process, in bytes.
+        private var resident: Int {
+            let pages = try? String(contentsOfFile: "/proc/self/statm", encoding: .utf8).split(separator: " ")[1]
+            return (pages.flatMap { Int($0) } ?? 0) * Int(getpagesize())
+        }
+
+        func testMemoryDoesNotGrowWithTheSong() async throws {
+            let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+            try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+            addTeardownBlock { try FileManager.default.removeItem(at: folder) }
+            let bag = try Bag(demoBundle())
+            var peaks: [Int] = []
+            for seconds in [20, 20, 200] {  // the first run warms up
+                let path = folder.appendingPathComponent("song.wav")
+                let writer = try WaveWriter(path, samplerate: 44_100, channels: 2, frames: seconds * 44_100)
+                let second = (0..<88_200).map { Float(sin(0.01 * Double($0))) }
+                for _ in 0..<seconds {
+                    try writer.write(second[...])
+                }
+                try writer.finish()
+                var peak = 0
+                _ = try await separate(
+                    WaveFile(path), bag,
+                    [{ Tensor(shape: [1, 4, 2, 66_150], values: $0.values + $0.values + $0.values + $0.values) }],
+                    into: folder, options: SeparationOptions()
+                ) { _ in peak = max(peak, self.resident) }
+                peaks.append(peak)
+            }
+            XCTAssertLessThan(Double(peaks[2]), 1.1 * Double(peaks[1]), "\(peaks)")
+        }
+    #endif
+
     func testSongsOfOtherRatesAreRefused() async throws {
         let separator = try await Separator(Bag(demoBundle()))
         let song = Samples(samplerate: 48_000, channels: 2, values: [0, 0, 0, 0])
