@@ -9,8 +9,8 @@ BUNDLE ?= demo.bundle
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow browser real swift-test mutants fuzz fuzz-corpus lint types audit check format constraints \
-	schema aten-ops mil-ops doctor-rules doctor-cases docs bench clean
+.PHONY: help demo test slow browser real swift-test swift-faults mutants fuzz fuzz-corpus lint types audit check \
+	format constraints schema aten-ops mil-ops doctor-rules doctor-cases docs bench clean
 
 help: ## Show this help.
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -54,7 +54,10 @@ swift-test: .venv/.installed ## Build the host for Apple devices and run it on s
 	$(SWIFT) build $(SWIFT_FLAGS) --build-tests
 	$(BIN)/splitter build demo -o swift/.build/demo.bundle --force >/dev/null
 	$(SWIFT) test $(SWIFT_FLAGS) --skip-build --disable-swift-testing
-	$(BIN)/python -m pytest -m swift tests/swift
+	$(BIN)/python -m pytest -m "swift and not slow" tests/swift
+
+swift-faults: .venv/.installed ## Put faults into a copy of the host's sources, after `make swift-test`: each must be named.
+	$(BIN)/python -m pytest -m "swift and slow" tests/swift
 
 mutants: .venv/.installed ## Change COUNT places of ROOM, drawn by SEED, one at a time: its tests must notice 95 % of them.
 	$(BIN)/python -m tests.mutants $(ROOM) --seed $(SEED) --count $(COUNT)

@@ -1,0 +1,77 @@
+"""Faults put into a copy of the Swift sources, one at a time: `splitter verify-port` must name each from the host's dump."""
+
+import shutil
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+
+from splitter.cli.shell import command
+
+from ..conftest import ROOT
+from .test_host import ENVIRONMENT
+
+pytestmark = [pytest.mark.swift, pytest.mark.slow, pytest.mark.timeout(1800)]
+SOURCES = "Sources/SplitterHost"
+FAULTS = {
+    "window scaling": (
+        f"{SOURCES}/HostTransform.swift",
+        "        var factor = scale\n",
+        "        var factor: Float = 1\n",
+        "analysis.stft (the scale 1/√N left out",
+    ),
+    "missing factor 2": (
+        f"{SOURCES}/RealTransform.swift",
+        "var scale: Float = 0.5",
+        "var scale: Float = 1",
+        "analysis.stft (a constant gain of 2;",
+    ),
+    "wrong head split": (
+        f"{SOURCES}/TransformerPass.swift",
+        'let (count, size) = (constants("attention"), width / config.heads)',
+        'let (count, size) = (constants("attention"), config.heads)',
+        "layers.0.heads",
+    ),
+    "missing barrier": (
+        f"{SOURCES}/Kernels/reduction.h",
+        "        threadgroup_barrier(mem_flags::mem_threadgroup); // what is added below has been written\n",
+        "",
+        "norm_in",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The package, its kernels in place of links to them."""
+    path = tmp_path_factory.mktemp("faults") / "swift"
+    shutil.copytree(ROOT / "swift", path, ignore=shutil.ignore_patterns(".build"))
+    return path
+
+
+def run(*arguments):
+    result = subprocess.run(
+        [ROOT / "swift" / "toolchain.sh", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+    )
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_verify_port_names_it(copy, demo_path, tmp_path, fault):
+    file, old, new, named = FAULTS[fault]
+    source = copy / file
+    text = source.read_text()
+    assert text.count(old) == 1
+    source.write_text(text.replace(old, new))
+    try:
+        run("swift", "build", "--package-path", copy, "-c", "release", "--product", "splitter-host")
+        run(copy / ".build" / "release" / "splitter-host", "dump", demo_path, "-o", tmp_path / "taps.safetensors")
+    finally:
+        source.write_text(text)
+    report = CliRunner().invoke(command, ["verify-port", str(tmp_path / "taps.safetensors"), "-b", str(demo_path)])
+    assert report.exit_code == 1
+    assert f"first divergence: {named}" in report.output
