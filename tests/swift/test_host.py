@@ -98,11 +98,11 @@ def test_a_bag_is_averaged(demo_path, song_path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "limit"),
+    ("options", "limit"),  # 60 where half precision makes much of the last bits of a transform
     [
         pytest.param({"boundary_dtype": "fp16"}, 60, id="half boundaries"),
         pytest.param(
-            {"optimise_for": "ane", "weights": {"layout": "mlx", "compress": "pal6"}}, 100, id="folded, palettes"
+            {"optimise_for": "ane", "weights": {"layout": "mlx", "compress": "pal6"}}, 60, id="folded, palettes"
         ),
         pytest.param({"weights": {"qkv": "split", "compress": "int8"}}, 110, id="int8"),
         pytest.param({"weights": {"matrices": "fp16"}}, 110, id="halved matrices"),
