@@ -32,17 +32,12 @@ from ..boundary import Return
 from ..errors import CaptureError
 from . import diagnosis
 from .operators import ALLOWED
-from .patches import without_autocast_elsewhere, without_fused_attention, without_unfold_backward_decomposition
+from .patches import without_fused_attention, without_unfold_backward_decomposition
 from .program import Program
 from .shapes import TensorType
 from .signature import Call, bind, identifier, paths, remembered
 
 Patch: TypeAlias = Callable[[], AbstractContextManager[None]]
-_PATCHES: tuple[Patch, ...] = (
-    without_unfold_backward_decomposition,
-    without_fused_attention,
-    without_autocast_elsewhere,
-)
 _ASSERTIONS = frozenset({torch.ops.aten._assert_tensor_metadata.default})
 # Without in-place writes another name for a value is nothing; converters lack `alias`.
 _SAME_VALUE = frozenset({torch.ops.aten.alias.default, torch.ops.aten.detach.default})
@@ -101,7 +96,7 @@ def capture(
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # torch.export's own: tree specs, RNN weight lists
-        for patch in (*_PATCHES, *patches):
+        for patch in (without_unfold_backward_decomposition, without_fused_attention, *patches):
             stack.enter_context(patch())
         exported = _settled(model, call)
     return _unlift(exported, call, outputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FunctionType
@@ -75,23 +75,3 @@ def without_fused_attention() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-
-
-@contextmanager
-def without_autocast_elsewhere() -> Iterator[None]:
-    """Leave out what forward does to the automatic precision of other devices than the CPU, where a capture runs.
-
-    It changes nothing there, and `torch.export` makes a nested graph of the region, which nothing else has.
-    """
-    kind = torch.amp.autocast_mode.autocast
-    enter: Callable[..., object] = kind.__enter__
-    leave: Callable[..., object] = kind.__exit__
-
-    def entered(region: torch.amp.autocast_mode.autocast) -> object:
-        return enter(region) if region.device == "cpu" else region
-
-    def left(region: torch.amp.autocast_mode.autocast, *error: object) -> object:
-        return leave(region, *error) if region.device == "cpu" else False
-
-    with replaced(kind, "__enter__", entered), replaced(kind, "__exit__", left):
-        yield

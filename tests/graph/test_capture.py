@@ -169,12 +169,6 @@ def test_tables_that_a_first_run_keeps_are_read(layers):
     assert {str(node.target) for node in program.operators} <= ALLOWED
 
 
-def test_precision_of_other_devices_is_left_as_it_is_afterwards():
-    before = torch.autocast.__enter__, torch.autocast.__exit__
-    capture(nn.Sequential(Layer(Positions())).eval(), {"input": torch.randn(1, 9, 4)})
-    assert (torch.autocast.__enter__, torch.autocast.__exit__) == before
-
-
 def test_state_is_what_it_was():
     class Counter(nn.Module):
         def __init__(self):

@@ -98,6 +98,20 @@ def test_bundle_is_exact_and_its_files_do_what_the_model_does(built):
     assert min(local) >= 115
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_for_the_engine(tmp_path, kind):
+    """End to end, by the model of rounding: the norms of all layers are safe in half."""
+    path = written(tmp_path, kind, dim="32", dim_head="16")
+    bag = splitter.build(path, tmp_path / "bundle", random_init=1, optimise_for="ane")
+    (bundle,) = bag.members
+    assert bundle.segment("transformer").passes["norms-safe-in-half"] >= 15
+    report = verify_bundle(bundle)
+    assert report.passed
+    assert not report.overflows
+    (stems,) = [c for c in report.checks if (c.kind, c.subject) == ("package", "stems")]
+    assert stems.parity.snr_db >= 59.5  # 59.7 to 61.5 over configurations and sounds: sums and weights rounded
+
+
 def reference(path, seed, monkeypatch):
     """The trainers' own inference, on the trainers' own reading of the configuration: a function of sound."""
     record = types.ModuleType("ml_collections")
