@@ -149,13 +149,13 @@ FAILURES = {
     "missing file": (["separate", "none.wav", "-b", "BUNDLE"], "no such file"),
     "engine without a segment": (["separate", "SONG", "-b", "BUNDLE", "--engine", "jax"], "SEGMENT=ENGINE"),
     "engine that cannot": (
-        ["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=jax"],
-        "engine 'jax' cannot run segment 'encoder'",
+        ["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=numpy"],
+        "engine 'numpy' cannot run segment 'encoder'",
     ),
-    "unknown engine": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"], "Installed: coreml"),
+    "unknown engine": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"], "Installed: coreai"),
     "profile of an engine that cannot": (
-        ["profile", "BUNDLE", "--engine", "encoder=jax"],
-        "engine 'jax' cannot run segment 'encoder'",
+        ["profile", "BUNDLE", "--engine", "encoder=numpy"],
+        "engine 'numpy' cannot run segment 'encoder'",
     ),
     "profile of an unknown segment": (["profile", "BUNDLE", "--engine", "enkoder=mil"], "enkoder"),
     "profile of no runs": (["profile", "BUNDLE", "--runs", "0"], "--runs"),

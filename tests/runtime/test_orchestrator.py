@@ -48,12 +48,12 @@ def test_other_engines_come_near(demo_bundle, golden, engines):
 
 def test_engines_are_found_by_name():
     assert names() == [
-        "coreml", "jax", "mil", "numpy", "onnxruntime", "openvino", "openvino-bf16", "torch", "torch-optimized"
+        "coreai", "coreml", "jax", "mil", "numpy", "onnxruntime", "openvino", "openvino-bf16", "torch", "torch-optimized"
     ]  # fmt: skip
     assert engine("torch") is TorchEngine
     with pytest.raises(
         EngineError,
-        match=r"^unknown engine 'mps'\. Installed: coreml, jax, mil, numpy, onnxruntime, openvino, openvino-bf16, torch, "
+        match=r"^unknown engine 'mps'\. Installed: coreai, coreml, jax, mil, numpy, onnxruntime, openvino, openvino-bf16, torch, "
         r"torch-optimized\.$",
     ):
         engine("mps")

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from splitter_weights.demo import songs
 
+from splitter.bundle.manifest import AudioRecord, Chunking
 from splitter.errors import AudioError
-from splitter.separation.audio import Statistics, Track, Window, normalised, statistics, survey
+from splitter.separation.audio import Statistics, Track, Window, heard, heard_by, statistics, survey
 from splitter.separation.encoding import Encoding, StemWriter, finish
 
 from ..conftest import snr_db
@@ -103,11 +104,20 @@ def test_sound_is_normalised_by_its_mono_mixdown_and_restored(sound):
     loud = (sound * 0.01 + 0.3).astype(np.float32)
     mono = loud.astype(np.float64).mean(axis=0)
     expected = (loud - mono.mean()) / (mono.std(ddof=1) + 1e-8)
-    result = normalised(loud)
+    record = AudioRecord(stems=("a", "b"), samplerate=RATE, channels=2, samples=1000)
+    result = heard(loud, record)
     assert result.dtype == np.float32
     assert np.array_equal(result, expected.astype(np.float32)), "to the last bit of double precision"
     np.testing.assert_allclose(Statistics.of(loud).restored(result), loud, atol=1e-7)
-    assert np.array_equal(normalised(np.full((2, 5), 0.25, np.float32)), np.zeros((2, 5)))
+    assert np.array_equal(heard(np.full((2, 5), 0.25, np.float32), record), np.zeros((2, 5)))
+
+
+def test_a_model_that_normalises_by_itself_hears_the_sound_as_it_is(sound):
+    record = AudioRecord(
+        stems=("a", "b"), samplerate=RATE, channels=2, samples=1000, chunking=Chunking(normalised=False)
+    )
+    assert np.array_equal(heard(sound, record), sound)
+    assert np.array_equal(heard_by(record, Statistics.of(sound)).restored(sound), sound)
 
 
 BAD = {

@@ -160,7 +160,7 @@ def tripwire(tmp_path, monkeypatch):
 
 METADATA = {
     "class that is a command": ({"klass": "os.mkdir", "args": '["pwned"]', "kwargs": "{}"}, r"os\.mkdir"),
-    "class of another module": ({"klass": "demucs.demucs.Demucs"}, "does not know"),
+    "class of another module": ({"klass": "demucs.transformer.CrossTransformerEncoder"}, "does not know"),
     "no class": ({"klass": None}, "no metadata of demucs; got no klass"),
     "packed state with a class": ({"structure": '{"_class": "os.system"}'}, "is quantised"),
     "arguments that are no JSON": ({"kwargs": "{"}, "kwargs in model.safetensors cannot be read as JSON"),
