@@ -362,7 +362,7 @@ def _lowered(
     artifact = _target(segment).lower(ready, plan, arrays, directory)
     kept = uncompressed = ""
     if reference and _can(segment).reference:
-        kept = _reference(replace(segment, program=program), artifact.path, plan, directory)
+        kept = _reference(_in_fp32(segment, ready), artifact.path, plan, directory)
         if compressed_forms(artifact):
             uncompressed = _uncompressed(ready, kept, plan, directory)
     return SegmentRecord(
@@ -378,6 +378,17 @@ def _lowered(
         reference=kept,
         uncompressed=uncompressed,
     )
+
+
+def _in_fp32(segment: Segment, ready: Segment) -> Segment:
+    """A segment that is ready to be lowered, with the float32 boundary that it has in the graph."""
+    packaged = {spec.name: spec.packaged_dtype for spec in ready.inputs + ready.outputs}
+
+    def given(spec: TensorSpec) -> TensorSpec:
+        integer = packaged[spec.name]
+        return spec if integer is None else spec.with_packaged_dtype(integer)
+
+    return replace(ready, inputs=tuple(map(given, segment.inputs)), outputs=tuple(map(given, segment.outputs)))
 
 
 def _reference(segment: Segment, shipped: str, plan: Plan, directory: Path) -> str:

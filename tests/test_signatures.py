@@ -170,6 +170,23 @@ def test_bytes_are_integers_too(tmp_path):
     assert (bundle.tensors["image"].dtype, bundle.tensors["image"].packaged_dtype) == ("uint8", "int32")
 
 
+@pytest.mark.parametrize("boundary_dtype", ["fp32", "fp16"])
+def test_integers_cross_in_half_precision_and_in_its_reference(tmp_path, boundary_dtype):
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(16, 4), nn.Linear(4, 4)
+
+        def forward(self, ids):
+            return self.head(self.table(ids)), ids + 1
+
+    built = {"precision": "fp16", "boundary_dtype": boundary_dtype}
+    bag = splitter.build(Table(), tmp_path / "b", inputs={"ids": np.array([[1, 9]])}, **built)
+    (report,) = splitter.verify(bag)
+    assert report.passed
+    assert {check.subject for check in report.checks if check.kind == "precision"} >= {"output_0", "output_1"}
+
+
 def test_weights_that_are_tied(tmp_path):
     def forward(self, ids):
         return self.head(self.table(ids)), self.table.weight.sum()

@@ -69,10 +69,9 @@ of videos. Writes WAV, FLAC and MP3."""
 @click.option("--other-method", type=click.Choice(["add", "minus", "none"]), default="add", show_default=True,
               help="The rest: add: all other stems; minus: the mixture minus the stem; none: left out.")  # fmt: skip
 @click.option("--shifts", type=int, help="Randomly shifted passes to average; 0: one plain pass.  [default: the "
-              "model's, of demucs 1]")  # fmt: skip
+              "model's]")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the random shifts.")
-@click.option("--overlap", type=float, help="Overlap between chunks, as a fraction.  [default: the model's, of demucs "
-              "0.25]")  # fmt: skip
+@click.option("--overlap", type=float, help="Overlap between chunks, as a fraction.  [default: the model's]")
 @click.option("--segment", type=FINITE, metavar="SECONDS", help="Length of a chunk.  [default: the bundle's]")
 @click.option("--mp3", is_flag=True, help="Write MP3.")
 @click.option("--mp3-bitrate", default=320, show_default=True, help="In kbit/s.")
@@ -81,11 +80,11 @@ of videos. Writes WAV, FLAC and MP3."""
 @click.option("--int24", is_flag=True, help="Write 24-bit integers.")
 @click.option("--clip-mode", type=click.Choice(["rescale", "rescale-each", "clamp", "tanh", "none"]), default="rescale",
               show_default=True, help="Samples above full scale: rescale: all stems by one gain; rescale-each: each by "
-              "its own, as demucs; clamp; tanh; none.")  # fmt: skip
+              "its own; clamp; tanh; none.")  # fmt: skip
 @click.option("--samplerate", metavar="keep|model|HZ", default="keep", show_default=True, callback=_rate_option,
               help="Sample rate of the stems; keep: the file's, and its exact length.")  # fmt: skip
 @click.option("--channels", type=click.Choice(["downmix", "first2"]), default="downmix", show_default=True,
-              help="Three and more channels: mixed down by ITU-R BS.775, or the first two, as demucs.")  # fmt: skip
+              help="Three and more channels: mixed down by ITU-R BS.775, or the first two.")  # fmt: skip
 @click.option(
     "--filename", default="{track}/{stem}.{ext}", show_default=True, help="File of a stem, below OUT/<model>/."
 )

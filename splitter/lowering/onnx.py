@@ -29,7 +29,7 @@ from ..graph.program import Program
 from ..partition import Segment
 from ..plan.schema import Plan, Precision
 from ..plugins import require_extra
-from . import Capabilities, Target
+from . import Capabilities, Target, segment_files
 
 if TYPE_CHECKING:
     import onnx
@@ -61,11 +61,7 @@ class OnnxTarget(Target):
             LoweringError: The extra is missing, the exporter refuses the segment, or the file is not what was asked.
         """
         require_extra(KIND, _MODULES, f"target {segment.stage.target!r}", LoweringError)
-        if segment.name in plan.fp32_operations:
-            raise LoweringError(
-                f"segment {segment.name!r} cannot keep some operations in fp32 as an ONNX file",
-                fix="Leave it out of the plan's `fp32_operations`.",
-            )
+        segment_files.check_precision(segment, plan)
         path = directory / f"{segment.name}.onnx"
         model = export(segment.program)
         if plan.precision is Precision.FP16:
@@ -85,14 +81,11 @@ class OnnxTarget(Target):
         return Artifact(target=segment.stage.target, path=path.name)
 
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
-        inputs, outputs = (
-            tuple(tensors[name] for name in names) for names in (segment.inputs, segment.outputs)
-        )  # fmt: skip
         try:
             content = files.read(files.home / segment.artifact.path)
         except BundleError as error:
             return [str(error)]
-        return _differences(content, segment.name, inputs, outputs, plan)
+        return _differences(content, segment.name, *segment_files.boundary(segment, tensors), plan)
 
 
 def export(program: Program) -> onnx.ModelProto:
@@ -162,15 +155,11 @@ def _describe(model: onnx.ModelProto, segment: Segment, plan: Plan) -> None:
             del part.metadata_props[:]
     graph.name = segment.name
     model.producer_name, model.producer_version = "splitter", version("splitter")
-    model.doc_string = f"Stage {segment.stage.name!r} of a {plan.family} model, cut from its captured graph."
+    model.doc_string = segment_files.description(segment, plan)
     for feature, spec in zip((*graph.input, *graph.output), (*segment.inputs, *segment.outputs), strict=True):
         feature.doc_string = spec.about or spec.name
-    for key, value in _metadata(segment.name, plan).items():
+    for key, value in segment_files.metadata(segment.name, plan).items():
         model.metadata_props.add(key=key, value=value)
-
-
-def _metadata(segment: str, plan: Plan) -> dict[str, str]:
-    return {"splitter.segment": segment, "splitter.family": plan.family, "splitter.precision": plan.precision.value}
 
 
 def admitted(content: bytes, name: str) -> onnx.ModelProto:
@@ -257,16 +246,12 @@ def _differences(
     for kind, features, specs in (("input", model.graph.input, inputs), ("output", model.graph.output, outputs)):
         found = [(feature.name, *_type(feature)) for feature in features]
         asked = [(spec.name, spec.packaged_shape if spec.fold else spec.shape, np.dtype(spec.dtype)) for spec in specs]
-        findings += [f"{kind} {a}, asked {b}" for a, b in zip(found, asked, strict=False) if a != b]
-        if len(found) != len(asked):
-            findings.append(f"{len(found)} {kind}s, asked {len(asked)}")
+        findings += segment_files.differences(kind, found, asked)
     other = onnx.TensorProto.FLOAT if plan.precision is Precision.FP16 else onnx.TensorProto.FLOAT16
     if wrong := [weight.name for weight in model.graph.initializer if weight.data_type == other]:
         findings.append(f"{len(wrong)} weights not in {plan.precision.value}: {', '.join(wrong[:5])}")
     held = {entry.key: entry.value for entry in model.metadata_props}
-    if held != (asked_metadata := _metadata(name, plan)):
-        findings.append(f"metadata {held}, asked {asked_metadata}")
-    return findings
+    return findings + segment_files.metadata_differences(held, name, plan)
 
 
 def _type(feature: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:

@@ -15,7 +15,9 @@ from splitter.bundle import directory
 from splitter.errors import BundleError, EngineError, LoweringError, PlanError
 from splitter.graph.capture import capture
 from splitter.lowering.coreai import runtime
-from splitter.lowering.coreai.target import _halved
+from splitter.lowering.coreai.target import _packaged
+from splitter.partition import partition
+from splitter.plan.schema import Plan
 from splitter.runtime.engines import loaded
 from splitter.verification.checks import Status
 
@@ -69,6 +71,12 @@ def test_half_precision_is_what_was_asked_for(tmp_path):
     assert bundle.manifest.plan.precision == "fp16"
 
 
+def whole(model, inputs, outputs):
+    """A model as one segment."""
+    plan = Plan.model_validate({"family": "one", "outputs": outputs, "stages": [{"name": "all", "target": "coreai"}]})
+    return partition(capture(model, inputs, outputs), plan).segments[0]
+
+
 class Mixed(torch.nn.Module):
     """What is made of nothing or of integers is rounded, too."""
 
@@ -79,7 +87,7 @@ class Mixed(torch.nn.Module):
 
 def test_all_arithmetic_between_the_boundaries_is_in_half_precision():
     inputs = {"x": torch.rand(2, 4), "ids": torch.arange(4)}
-    program = _halved(capture(Mixed().eval(), inputs, ("y", "next")))
+    program = _packaged(whole(Mixed().eval(), inputs, ("y", "next")), half=True)
     kinds = []
     results = program.run(inputs, lambda node, value: kinds.append((str(node.target), value.dtype)))
     assert results["y"].dtype == torch.float32
@@ -96,9 +104,9 @@ def test_weights_that_half_precision_cannot_hold_are_refused():
     large = torch.nn.Linear(2, 2)
     with torch.no_grad():
         large.weight[0, 0] = 1e5
-    program = capture(large.eval(), {"input": torch.zeros(1, 2)}, ("y",))
+    segment = whole(large.eval(), {"input": torch.zeros(1, 2)}, ("y",))
     with pytest.raises(LoweringError, match=r"weights beyond half precision: expected at most 65504, found weight"):
-        _halved(program)
+        _packaged(segment, half=True)
 
 
 def test_the_file_says_nothing_of_the_machine_and_is_the_same_each_time(bundle, tmp_path):
@@ -192,6 +200,45 @@ def test_a_missing_extra_is_named(bundle, tmp_path, monkeypatch):
 def test_what_cannot_be_built_is_refused_before_the_build(tmp_path, options, message):
     with pytest.raises(PlanError, match=message):
         splitter.build(separating(), tmp_path / "b", plan=PACKAGES_PLAN, format="coreai", **options)
+
+
+class Scaled(torch.nn.Module):
+    """Boundaries that are integers, truths and single numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(16, 4)
+        self.head = torch.nn.Linear(4, 4)
+
+    def forward(self, ids, scale, small, flag):
+        found = self.table(ids) * scale + small.float()
+        return self.head(found), ids + 1, ids > 3, found.sum(), small + 1, ~flag
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_integers_truths_and_single_numbers_cross_as_int32_and_one_element(tmp_path, precision):
+    stages = [{"name": "table", "target": "coreai", "modules": ["table"]}, {"name": "head", "target": "coreai"}]
+    outputs = ["y", "next", "large", "total", "wrapped", "other"]
+    plan = Plan.model_validate({"family": "scaled", "outputs": outputs, "precision": precision, "stages": stages})
+    inputs = {
+        "ids": np.array([[1, 9]]),
+        "scale": np.array(2.0, np.float32),
+        "small": np.array([1, 2, 3, 255], np.uint8),
+        "flag": np.array([True, False]),
+    }
+    splitter.build(Scaled(), tmp_path / "b", inputs=inputs, plan=plan)
+    assert not failures(tmp_path / "b")
+    specs = directory.single(tmp_path / "b").tensors
+    assert {(spec.dtype, spec.packaged_dtype) for spec in specs.values()} == {
+        ("int64", "int32"), ("uint8", "int32"), ("bool", "int32"), ("float32", None)
+    }  # fmt: skip
+    assert {name for name, spec in specs.items() if not spec.shape} == {"scale", "total"}
+
+
+def test_elements_that_no_file_has_are_refused(tmp_path):
+    plan = Plan.model_validate({"family": "one", "outputs": ["y"], "stages": [{"name": "all", "target": "coreai"}]})
+    with pytest.raises(LoweringError, match="'input' has elements that no file of the target 'coreai' takes or gives"):
+        splitter.build(torch.nn.ReLU(), tmp_path / "b", inputs={"input": np.ones(3, np.float64)}, plan=plan)
 
 
 def test_norms_are_written_out_because_the_runtime_loses_their_digits(bundle):

@@ -98,7 +98,7 @@ def test_a_bag_is_averaged(demo_path, song_path, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "limit"),  # 60 where half precision makes much of the last bits of a transform
+    ("options", "limit"),  # 60 in half precision: splitter's own two transforms, last bits apart, end at 64
     [
         pytest.param({"boundary_dtype": "fp16"}, 60, id="half boundaries"),
         pytest.param(

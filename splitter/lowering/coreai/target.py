@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ...boundary import Array, TensorSpec
 from ...bundle.files import Files
@@ -22,17 +22,20 @@ from ...bundle.manifest import Artifact, SegmentRecord
 from ...errors import BundleError, LoweringError
 from ...graph.capture import exported
 from ...graph.program import Program
-from ...graph.shapes import TensorType
+from ...graph.shapes import DTYPES, TensorType
 from ...partition import Segment
 from ...patching import replaced
 from ...plan.schema import Plan, Precision
 from ...plugins import require_extra
 from ...terminal import without_messages
-from .. import Capabilities, Target
+from .. import Capabilities, Target, segment_files
 from . import EXTRA, FUNCTION, KIND, MODULES
 from .runtime import Runtime
 
-_TYPES = {"float32": "Float32", "float16": "Float16", "int32": "Int32", "int64": "Int64", "bool": "Bool"}
+_DTYPES = {"float32": "Float32", "int32": "Int32"}  # at the boundary, by the names of Apple's library
+# What a file has inside, too. Integers of 8 and 16 bits stay int32, whose lower bits are the same: the runtime's own
+# end at their limits (255 + 1 is 255), where PyTorch's begin again.
+_CAST = frozenset({"bool", "int64"})
 _WIDE = 16  # numbers of a file in half precision that may be float32: epsilons and the like
 
 
@@ -48,6 +51,7 @@ class CoreAITarget(Target):
         reference=True,
         precisions=frozenset(Precision),
         boundary_dtypes=frozenset({Precision.FP32}),
+        integers="int32",  # the converter makes them of int64
     )
 
     def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
@@ -57,28 +61,22 @@ class CoreAITarget(Target):
             LoweringError: The extra is missing, the converter refuses the segment, or the file is not what was asked.
         """
         require_extra(EXTRA, MODULES, f"target {segment.stage.target!r}", LoweringError)
-        if segment.name in plan.fp32_operations:
-            raise LoweringError(
-                f"segment {segment.name!r} cannot keep some operations in fp32 as a Core AI file",
-                fix="Leave it out of the plan's `fp32_operations`.",
-            )
+        segment_files.check_precision(segment, plan)
+        segment_files.check_elements(segment, _DTYPES)
         path = directory / f"{segment.name}.{KIND}"
-        program = _halved(segment.program) if plan.precision is Precision.FP16 else segment.program
+        program = _packaged(segment, half=plan.precision is Precision.FP16)
         _save(program, segment, plan, path)
         if findings := _differences(path, segment.name, segment.inputs, segment.outputs, plan):
             raise LoweringError(f"{path.name} is not what the plan asks for", received="; ".join(findings))
         return Artifact(target=segment.stage.target, path=path.name)
 
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
-        inputs, outputs = (
-            tuple(tensors[name] for name in names) for names in (segment.inputs, segment.outputs)
-        )  # fmt: skip
         try:
             require_extra(EXTRA, MODULES, "the reader of Core AI files", BundleError)
             path = files.checked(segment.artifact.path)
         except BundleError as error:
             return [str(error)]
-        return _differences(path, segment.name, inputs, outputs, plan)
+        return _differences(path, segment.name, *segment_files.boundary(segment, tensors), plan)
 
 
 def _save(program: Program, segment: Segment, plan: Plan, path: Path) -> None:
@@ -98,8 +96,8 @@ def _save(program: Program, segment: Segment, plan: Plan, path: Path) -> None:
         from coreai_torch import TorchConverter, get_decomp_table
 
     metadata = AIModelAssetMetadata()
-    metadata.model_description = f"Stage {segment.stage.name!r} of a {plan.family} model, cut from its captured graph."
-    for key, value in _metadata(segment.name, plan).items():
+    metadata.model_description = segment_files.description(segment, plan)
+    for key, value in segment_files.metadata(segment.name, plan).items():
         metadata.set_custom(key, value)
     try:
         with _quiet(), _same_names(), torch.no_grad():
@@ -120,18 +118,32 @@ def _save(program: Program, segment: Segment, plan: Plan, path: Path) -> None:
         ) from error
 
 
-def _halved(program: Program) -> Program:
-    """The program in half precision between inputs and outputs whose types stay."""
+def _packaged(segment: Segment, *, half: bool) -> Program:
+    """The segment's program with the inputs and outputs that its file has.
+
+    Args:
+        segment: Its specs say which.
+        half: Compute in half precision between inputs and outputs whose types stay.
+
+    Raises:
+        LoweringError: A weight is beyond half precision.
+    """
+    program = segment.program
+    specs = {spec.name: spec for spec in (*segment.inputs, *segment.outputs)}
+    inner = torch.float16 if half else torch.float32
     graph = fx.Graph()
     mapping: dict[fx.Node, fx.Node] = {}
 
-    def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
-        copy = graph.call_function(torch.ops.aten._to_copy.default, (node,), {"dtype": dtype})
-        copy.meta = {"type": None, "module": ""}
-        return copy
+    def call(target: Any, node: fx.Node, *arguments: Any, **options: Any) -> fx.Node:
+        made = graph.call_function(target, (node, *arguments), options)
+        made.meta = {"type": None, "module": ""}
+        return made
 
-    def half(argument: Any) -> Any:
-        return torch.float16 if argument is torch.float32 else argument
+    def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        return call(torch.ops.aten._to_copy.default, node, dtype=dtype)
+
+    def inside(argument: Any) -> Any:
+        return inner if argument is torch.float32 else argument
 
     for node in program.graph.nodes:
         if node.op == "output":
@@ -139,17 +151,32 @@ def _halved(program: Program) -> Program:
         copy = mapping[node] = graph.node_copy(node, mapping.__getitem__)
         copy.meta = dict(node.meta)
         kind: TensorType | None = node.meta["type"]
-        copy.args, copy.kwargs = tuple(map(half, copy.args)), {key: half(v) for key, v in copy.kwargs.items()}
-        if kind is not None and kind.dtype == "float32":
+        copy.args, copy.kwargs = tuple(map(inside, copy.args)), {key: inside(v) for key, v in copy.kwargs.items()}
+        if node.op == "placeholder":
+            spec = specs[str(node.target)]
+            copy.meta["type"] = TensorType(spec.packaged_shape, spec.element)
+            if spec.dtype in _CAST:
+                mapping[node] = cast(mapping[node], DTYPES[spec.dtype])
+            if not spec.shape:
+                mapping[node] = call(torch.ops.aten.select.int, mapping[node], 0, 0)
+        if half and kind is not None and kind.dtype == "float32":
             if node.op == "get_attr":
                 copy.meta["type"] = TensorType(kind.shape, "float16")
             elif not any(map(_is_float, node.all_input_nodes)):  # an input; made of nothing, or of integers
-                mapping[node] = cast(copy, torch.float16)
-    results = [
-        cast(mapping[node], torch.float32) if node.meta["type"].dtype == "float32" else mapping[node]
-        for node in program.output_nodes
-    ]
+                mapping[node] = cast(mapping[node], inner)
+    results = []
+    for name, node in zip(program.outputs, program.output_nodes, strict=True):
+        spec, result = specs[name], mapping[node]
+        if spec.element != spec.dtype or (half and spec.dtype == "float32"):
+            result = cast(result, DTYPES[spec.element])
+        results.append(result if spec.shape else call(torch.ops.aten.unsqueeze.default, result, 0))
     graph.output(tuple(results))
+    weights = _halved(program) if half else program.weights
+    return Program(program.name, graph, weights, program.outputs, program.folds)
+
+
+def _halved(program: Program) -> dict[str, Tensor]:
+    """The program's weights in half precision."""
     weights = {
         key: weight.detach().half() if weight.dtype is torch.float32 else weight
         for key, weight in program.weights.items()
@@ -161,7 +188,7 @@ def _halved(program: Program) -> Program:
             received=", ".join(large[:5]),
             fix="Build with --precision fp32.",
         )
-    return Program(program.name, graph, weights, program.outputs, program.folds)
+    return weights
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -192,10 +219,6 @@ def _same_names() -> Iterator[None]:
         yield
 
 
-def _metadata(segment: str, plan: Plan) -> dict[str, str]:
-    return {"splitter.segment": segment, "splitter.family": plan.family, "splitter.precision": plan.precision.value}
-
-
 def _differences(
     path: Path, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], plan: Plan
 ) -> list[str]:
@@ -210,20 +233,14 @@ def _differences(
     if found.states:
         findings.append(f"states {found.states}, asked none")
     for kind, tensors, specs in (("input", found.inputs, inputs), ("output", found.outputs, outputs)):
-        asked = [(spec.name, _described(spec)) for spec in specs]
-        findings += [f"{kind} {a}, asked {b}" for a, b in zip(tensors, asked, strict=False) if a != b]
-        if len(tensors) != len(asked):
-            findings.append(f"{len(tensors)} {kind}s, asked {len(asked)}")
+        findings += segment_files.differences(kind, tensors, [(spec.name, _described(spec)) for spec in specs])
     other = "Float32" if plan.precision is Precision.FP16 else "Float16"
     stored = found.stored.get(other, 0)
     if stored > (_WIDE if plan.precision is Precision.FP16 else 0):
         findings.append(f"{stored} stored numbers in {other}, asked {plan.precision.value}")
-    if found.metadata != (asked_metadata := _metadata(name, plan)):
-        findings.append(f"metadata {found.metadata}, asked {asked_metadata}")
-    return findings
+    return findings + segment_files.metadata_differences(found.metadata, name, plan)
 
 
 def _described(spec: TensorSpec) -> str:
     """A tensor as Apple's library describes it."""
-    shape = spec.packaged_shape if spec.fold else spec.shape
-    return f"NDArray ({_TYPES[spec.dtype]}, {' × '.join(map(str, shape))})"
+    return f"NDArray ({_DTYPES[spec.element]}, {' × '.join(map(str, spec.packaged_shape))})"

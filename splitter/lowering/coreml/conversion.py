@@ -32,6 +32,7 @@ from ...mil.program import Ref
 from ...mil.stored import StoredWeight, stored_weights
 from ...partition import Segment
 from ...plan.schema import Plan, Precision
+from .. import segment_files
 from ..weights import summary
 from . import compression, preparation
 
@@ -46,6 +47,7 @@ def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
     Raises:
         LoweringError: Core ML Tools refuses the segment, or the saved package is not what the plan asks for.
     """
+    segment_files.check_elements(segment, _ELEMENTS)
     path = directory / f"{segment.name}.mlpackage"
     model, route = _convert(segment, plan)
     wanted: dict[str, compression.Compressed] = {}
@@ -73,8 +75,7 @@ def audit(segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan,
         stored = stored_weights(saved.function)
     except (PackageError, OperationError) as error:
         return [str(error)]
-    inputs = tuple(tensors[name] for name in segment.inputs)
-    outputs = tuple(tensors[name] for name in segment.outputs)
+    inputs, outputs = segment_files.boundary(segment, tensors)
     wanted = compression.from_details(segment.artifact.details.get("compressed", {}))
     findings = _differences(saved, segment.name, inputs, outputs, plan, stored)
     return findings + compression.differences(stored, wanted, plan.compression)
@@ -203,13 +204,6 @@ _ELEMENTS = {"float32": "fp32", "float16": "fp16", "int32": "int32"}
 
 
 def _element(spec: TensorSpec) -> type[np.generic]:
-    if spec.element not in _ELEMENTS:
-        raise LoweringError(
-            f"{spec.name!r} has elements that no package takes or gives",
-            expected=", ".join(_ELEMENTS),
-            received=spec.element,
-            fix="Cut the model elsewhere, or give the stage another target in the plan.",
-        )
     return np.dtype(spec.element).type
 
 
@@ -217,7 +211,7 @@ def _describe(model: "ct.models.MLModel", segment: Segment, plan: Plan, forms: s
     model.author = "splitter"
     model.license = "Converter output; the weights keep the terms of their checkpoint."
     model.version = version("splitter")
-    model.short_description = f"Stage {segment.stage.name!r} of a {plan.family} model, cut from its captured graph."
+    model.short_description = segment_files.description(segment, plan)
     for spec in segment.inputs:
         model.input_description[spec.name] = _description(spec)
     for spec in segment.outputs:

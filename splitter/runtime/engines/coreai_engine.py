@@ -32,14 +32,10 @@ class CoreAIEngine(Engine):
         return None if all(map(find_spec, MODULES)) else f"Core AI is not installed (the extra `{EXTRA}` brings it)"
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
-        self._folds = {name: spec.fold for name, spec in bundle.tensors.items()}  # types and ranks are the graph's own
-        self._outputs = segment.outputs
+        self._specs, self._outputs = bundle.tensors, segment.outputs
         self._runtime = Runtime(torch.get_num_threads())
         self._runtime.load(bundle.files.checked(segment.artifact.path), compute_units)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        folds = self._folds
-        results = self._runtime.run(
-            {name: fold.fold(array) if (fold := folds[name]) else array for name, array in inputs.items()}
-        )
-        return {name: fold.unfold(results[name]) if (fold := folds[name]) else results[name] for name in self._outputs}
+        results = self._runtime.run({name: self._specs[name].packaged(array) for name, array in inputs.items()})
+        return {name: self._specs[name].unpackaged(results[name]) for name in self._outputs}
