@@ -27,6 +27,7 @@ from .norms_safe_in_half import NormsSafeInHalf
 from .rewriting import Pass, Rewriting, Skip
 from .rows_out_of_batch import RowsOutOfBatch
 from .stds_as_means import StdsAsMeans
+from .tokens_as_images import TokensAsImages
 from .transposed_convs_as_convs import TransposedConvsAsConvs
 
 __all__ = ["PASSES", "PRESETS", "Pass", "Rewriting", "Skip", "apply", "check_order", "parsed", "preset"]
@@ -39,6 +40,7 @@ PASSES: Mapping[str, type[Pass]] = {
         KeepBroadcastsSmall,
         NormsSafeInHalf,
         RowsOutOfBatch,
+        TokensAsImages,
         FoldLongAxes,
         Conv1dAsConv2d,
         MeansInStages,
@@ -53,6 +55,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         "keep-broadcasts-small",
         "norms-safe-in-half",
         "rows-out-of-batch",
+        "tokens-as-images",
         "fold-long-axes",
         "conv1d-as-conv2d",
         "means-in-stages",

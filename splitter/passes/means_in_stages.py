@@ -40,6 +40,8 @@ class MeansInStages(OperatorPass):
     def rewrite(self, call: Call, node: Operator) -> fx.Node | str | None:
         if node.target is not _aten.mean.dim:
             return None
+        if _is_of_layer_norm(node):
+            return "it belongs to a layer norm, which Core ML Tools makes one operation of"
         axes = self._axes(*node.args, **node.kwargs)
         return axes if isinstance(axes, str) else self._staged(call, node, axes)
 
@@ -73,6 +75,19 @@ class MeansInStages(OperatorPass):
             result = call(_aten.mul.Tensor, result, filled)
         wanted = mean.meta["type"].shape
         return result if result.meta["type"].shape == wanted else call(_aten.view.default, result, list(wanted))
+
+
+def _is_of_layer_norm(mean: Operator) -> bool:
+    """Whether it is mean(x) or mean(u²) in ``u / √(mean(u²) + eps)``, u = x − mean(x), over channels of an image."""
+    if list(mean.args[1:]) != [[1], True] or len(mean.meta["type"].shape) != 4:
+        return False
+    (reader, *others) = mean.users
+    if others:
+        return False
+    if reader.target is _aten.sub.Tensor:
+        squares = [user for user in reader.users if user.args == (reader, reader)]
+        return any(_is_of_layer_norm(user) for square in squares for user in square.users if user.target is mean.target)
+    return reader.target is _aten.add.Tensor and [user.target for user in reader.users] == [_aten.rsqrt.default]
 
 
 def _filled(call: Call, x: fx.Node, axis: int, extent: int) -> fx.Node:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -127,7 +128,8 @@ def inserter(graph: fx.Graph, module: str) -> Call:
     def call(target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         node = graph.call_function(target, args, kwargs)
         shown = fx.node.map_arg((args, kwargs), _without_storage)
-        node.meta = {"type": TensorType.of(target(*shown[0], **shown[1])), "module": module}
+        result = target(*shown[0], **shown[1])
+        node.meta = {"type": TensorType.of(result) if isinstance(result, torch.Tensor) else None, "module": module}
         return node
 
     return call
@@ -139,6 +141,16 @@ def as_images(call: Call, x: fx.Node) -> fx.Node:
     return call(torch.ops.aten.view.default, x, [before, channels, 1, length])
 
 
-def _without_storage(node: fx.Node) -> torch.Tensor:
-    kind: TensorType = node.meta["type"]
+def pieces(call: Call, x: fx.Node, sizes: Sequence[int], axis: int) -> list[fx.Node]:
+    """A tensor in pieces along an axis; as it is where that is one."""
+    if len(sizes) == 1:
+        return [x]
+    split = call(torch.ops.aten.split_with_sizes.default, x, list(sizes), axis)
+    return [call(operator.getitem, split, index) for index in range(len(sizes))]
+
+
+def _without_storage(node: Operator) -> Any:
+    kind: TensorType | None = node.meta["type"]
+    if kind is None:  # several, of which one is taken
+        return node.target(*fx.node.map_arg(node.args, _without_storage))
     return torch.empty(kind.shape, dtype=getattr(torch, kind.dtype), device="meta")
