@@ -21,7 +21,7 @@ from . import passes as graph_passes
 from .boundary import INPUT, Array, TensorSpec
 from .bundle import goldens
 from .bundle.directory import Bag, Bundle, file_records, load, staged, write_manifest
-from .bundle.manifest import BagManifest, GoldenRecord, Manifest, ModelRecord, SegmentRecord
+from .bundle.manifest import BagManifest, DefinitionsRecord, GoldenRecord, Manifest, ModelRecord, SegmentRecord
 from .errors import CheckpointError, PartitionError, PassError, PlanError, UsageError
 from .graph import program as programs
 from .graph.capture import capture
@@ -239,6 +239,7 @@ def _build_one(
     progress("recording goldens of the untouched model")
     golden = goldens.record(model.module, whole, parts, example.inputs)
     _check_exact(golden, parts)
+    definitions = _definitions(model.module, whole, golden, example.inputs, progress)
 
     (directory / "graph").mkdir()
     _save_tensors(whole.weights, directory / _WEIGHTS)
@@ -277,10 +278,32 @@ def _build_one(
             segments=tuple(segments),
             weights=_WEIGHTS,
             whole=_WHOLE,
-            golden=GoldenRecord(path=_GOLDENS, audio=names.visible(example.description), machine=goldens.machine()),
+            golden=GoldenRecord(
+                path=_GOLDENS,
+                audio=names.visible(example.description),
+                machine=goldens.machine(),
+                definitions=definitions,
+            ),
             files=file_records(directory),
         ),
     )
+
+
+def _definitions(
+    module: nn.Module,
+    whole: programs.Program,
+    golden: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
+    progress: Progress,
+) -> DefinitionsRecord | None:
+    """What the graph has by definitions, and how far the model's own kernels lie from them."""
+    if not whole.defined:
+        return None
+    parity = goldens.departure(module, whole, golden, inputs)
+    if not parity.max_abs:
+        return None
+    progress(f"{', '.join(whole.defined)}: by their definitions, {parity} from the model's own")
+    return DefinitionsRecord(operators=whole.defined, snr_db=parity.snr_db, max_abs=parity.max_abs)
 
 
 def _target(segment: Segment) -> lowering.Target:

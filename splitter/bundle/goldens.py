@@ -1,29 +1,39 @@
 """One recorded run of the untouched model: its input, every boundary tensor, its output.
 
 The boundary tensors are the model's own. While its unmodified forward runs, a dispatch mode watches every
-tensor PyTorch computes; a golden is kept only if the model was seen to compute it, bit for bit.
+tensor PyTorch computes; a golden is kept only if the model was seen to compute it, bit for bit. Operators that the
+capture has by a definition (`splitter.graph.definitions`) are computed by it in that run, and `departure` says how far
+the model as it is lies from it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..boundary import INPUT
+from ..boundary import INPUT, Array
 from ..errors import CaptureError
+from ..graph.definitions import in_place_of_kernels
 from ..graph.patches import without_fused_attention
 from ..graph.program import Program, largest_difference
 from ..graph.signature import bind
+from ..parity import Parity, compare
 from ..partition import Partition
 from .manifest import Machine
+
+LEAST_DB = 100  # between the model and one with operators by their definitions
+_NEGLIGIBLE = 1e-12
 
 
 @torch.no_grad()
@@ -52,7 +62,7 @@ def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping
     )
     # What forward returns is held against the returned itself: it may be a table that is never computed.
     wanted = {s.name: expected[s.name] for s in parts.tensors if s.producer != INPUT and s.name not in program.outputs}
-    with without_fused_attention():
+    with without_fused_attention(), in_place_of_kernels(program.defined) if program.defined else nullcontext():
         with _Watcher(wanted) as watcher:
             call.run(model)
         returned = tree_leaves(call.run(model))
@@ -68,8 +78,7 @@ def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping
                 f"the capture gives another {place.tensor!r} than the model",
                 expected="max |Δ| = 0",
                 received=f"max |Δ| = {largest_difference(output, expected[place.tensor]):g}",
-                fix="The model's forward depends on something beside its input, or the capture has an operator by its "
-                "definition, which rounds otherwise (as the norms of parametrizations: remove those first).",
+                fix="The model's forward depends on something beside its input: a state, a clock, the number of calls.",
             )
     if watcher.missing:
         raise CaptureError(
@@ -77,6 +86,38 @@ def record(model: nn.Module, program: Program, parts: Partition, inputs: Mapping
             fix="Cut where the model has the tensor, not inside what the capture made of it.",
         )
     return expected
+
+
+@torch.no_grad()
+def departure(model: nn.Module, program: Program, golden: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> Parity:
+    """How far the model as it is lies from a capture with operators by their definitions, on its worst output.
+
+    Raises:
+        CaptureError: Below `LEAST_DB`, or integers or truths that differ.
+    """
+    with without_fused_attention():
+        returned = tree_leaves(bind(model, inputs).run(model))
+    worst = Parity(math.inf, 0.0, 1.0, finite=True)
+    for place, output in zip(program.returns, returned, strict=True):
+        if not place.tensor:
+            continue
+        parity = compare(_real(output), _real(golden[place.tensor]))
+        exact = not (output.is_floating_point() or output.is_complex())
+        if parity.max_abs and (exact or not parity.reaches(LEAST_DB, _NEGLIGIBLE)):
+            raise CaptureError(
+                f"the model's {', '.join(program.defined)} and its definition give another {place.tensor!r}",
+                expected="the same" if exact else f"{LEAST_DB} dB",
+                received=str(parity),
+                fix="Where a value lies on an edge, as a coordinate between two pixels, both are right: give other "
+                "example inputs. Else use another function in the model.",
+            )
+        if parity.max_abs and (parity.snr_db or 0) < (worst.snr_db or 0):
+            worst = parity
+    return worst
+
+
+def _real(tensor: Tensor) -> Array:
+    return np.asarray(torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor)
 
 
 class _Watcher(TorchDispatchMode):

@@ -176,6 +176,20 @@ class Machine(Record):
     torch: str
 
 
+class DefinitionsRecord(Record):
+    """Operators of the model that no saved graph may use, and that the graph has by their definitions.
+
+    Attributes:
+        operators: By name, e.g. ``"aten.grid_sampler_2d.default"``.
+        snr_db: Of the worst output against the model with its own kernels; None where that is silent.
+        max_abs: The largest difference there.
+    """
+
+    operators: tuple[str, ...]
+    snr_db: float | None
+    max_abs: float
+
+
 class GoldenRecord(Record):
     """The recorded run of the untouched model.
 
@@ -183,11 +197,14 @@ class GoldenRecord(Record):
         path: safetensors file with the input, every boundary tensor and the output, by tensor name.
         audio: What the input was made from.
         machine: Where it was recorded.
+        definitions: Where the model has operators that the recorded run computed by their definitions, which round
+            otherwise; None where it is the model's own to the last bit.
     """
 
     path: RelativePath
     audio: str
     machine: Machine
+    definitions: DefinitionsRecord | None = None
 
 
 class FileRecord(Record):

@@ -26,6 +26,7 @@ MAX_NODES = 50_000
 _MAX_RANK = 12
 # No extent, stride or padding of a real model comes near it, and products of two fit in 64 bits.
 _MAX_INTEGER = 2**31
+_INEXACT = frozenset(kind for kind in DTYPES.values() if kind.is_floating_point or kind.is_complex)
 _INT64 = range(-(2**63), 2**63)
 _INT64_ARGUMENTS = frozenset({"start", "end"})  # of slices, where the largest integer means "to the end"
 _MAX_TEXT = 1000
@@ -342,6 +343,24 @@ def _no_truths(arguments: Bound) -> str:
     return "raises truths to a power" if truths else ""
 
 
+def _divides(arguments: Bound) -> str:
+    """Integers by a constant that is neither 0 nor -1, in their own type: the processor traps at others."""
+    operands = [arguments["self"], arguments["other"]]
+    dtypes = [kind.dtype for kind in operands if isinstance(kind, TensorType)]
+    constants = [kind.value for kind in operands if isinstance(kind, shapes.Constant)]
+    whole = all(DTYPES[name] not in _INEXACT for name in dtypes) and not any(
+        type(value) is float for value in constants
+    )
+    if not whole or _value(arguments, "rounding_mode", "floor") is None:
+        return ""
+    divisor = _value(arguments, "other")
+    if isinstance(divisor, TensorType):
+        return "divides integers by a tensor, which may hold 0; divide them as floating-point numbers and round"
+    least = torch.iinfo(DTYPES[dtypes[0]]) if dtypes[0] != "bool" else torch.iinfo(torch.int64)
+    fits = 1 <= divisor <= least.max or least.min < divisor < -1
+    return "" if fits else f"divides integers by {divisor}"
+
+
 def _countable(arguments: Bound) -> str:
     """Numbers that PyTorch's kernel and its inference count alike: both in float64."""
     ends = [_value(arguments, name, 0) for name in ("start", "end", "step")]
@@ -394,6 +413,7 @@ def _recurrent(gates: int, states: int) -> Callable[[Bound], str]:
 _RULES: Mapping[str, Iterable[Callable[[Bound], str]]] = {
     **{name: (_same_dtype,) for name in ALLOWED if name.startswith("aten.conv")},
     **{f"aten.pow.{overload}": (_no_truths,) for overload in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")},
+    **{f"aten.{name}": (_divides,) for name in ("div.Tensor_mode", "remainder.Scalar", "remainder.Tensor")},
     **{f"aten.arange.{overload}": (_countable,) for overload in ("default", "start", "start_step")},
     "aten.pixel_shuffle.default": (_not_empty,),
     "aten.pixel_unshuffle.default": (_not_empty,),

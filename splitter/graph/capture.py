@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_structure
 
 from ..boundary import Return
 from ..errors import CaptureError
-from . import diagnosis
+from . import definitions, derived, diagnosis
 from .operators import ALLOWED
 from .patches import without_fused_attention, without_unfold_backward_decomposition
 from .program import Program
@@ -38,7 +38,15 @@ from .shapes import TensorType
 from .signature import Call, bind, identifier, paths, remembered
 
 Patch: TypeAlias = Callable[[], AbstractContextManager[None]]
-_ASSERTIONS = frozenset({torch.ops.aten._assert_tensor_metadata.default})
+# Of what a graph computes, none needs them.
+_ASSERTIONS = frozenset(
+    {
+        torch.ops.aten._assert_tensor_metadata.default,
+        torch.ops.aten._assert_async.msg,
+        torch.ops.aten._assert_async.default,
+        torch.ops.higher_order.with_effects,
+    }
+)
 # Without in-place writes another name for a value is nothing; converters lack `alias`.
 _SAME_VALUE = frozenset({torch.ops.aten.alias.default, torch.ops.aten.detach.default})
 # What autograd or Python's syntax tells apart is one operator here.
@@ -98,21 +106,26 @@ def capture(
         warnings.simplefilter("ignore")  # torch.export's own: tree specs, RNN weight lists
         for patch in (without_unfold_backward_decomposition, without_fused_attention, *patches):
             stack.enter_context(patch())
-        exported = _settled(model, call)
-    return _unlift(exported, call, outputs)
+        exported, defined = _settled(model, call)
+    program = _unlift(exported, call, outputs)
+    program.defined = defined
+    return program
 
 
-def _settled(model: nn.Module, call: Call) -> ExportedProgram:
+Reviewed: TypeAlias = tuple[ExportedProgram, tuple[str, ...]]
+
+
+def _settled(model: nn.Module, call: Call) -> Reviewed:
     """The export of a run that finds what the run before it kept.
 
     Some modules fill a table when they first run, of positions for example, and read it from then on. Where layers
     share such a table, `torch.export` gets the first run wrong or refuses it: it takes the table for one of each layer.
     What is still written in a second run is state; the module gets back what it had.
     """
-    first: ExportedProgram | None = None
+    first: Reviewed | None = None
     try:
         first = _exported(model, call)
-        if not _writes(first):
+        if not _writes(first[0]):
             return first
     except Exception as error:
         reason = diagnosis.of(error, model, call)
@@ -121,7 +134,7 @@ def _settled(model: nn.Module, call: Call) -> ExportedProgram:
     try:
         call.run(model, kept=False)
         second = _exported(model, call)
-        if not _writes(second):
+        if not _writes(second[0]):
             return second
     except Exception:  # noqa: S110 - the reason is the first one's
         pass
@@ -131,7 +144,7 @@ def _settled(model: nn.Module, call: Call) -> ExportedProgram:
     return first
 
 
-def _exported(model: nn.Module, call: Call) -> ExportedProgram:
+def _exported(model: nn.Module, call: Call) -> Reviewed:
     exported = torch.export.export(model, call.args, call.kwargs, strict=False)
     # Functional: in-place writes become values, so that data flow alone orders the nodes.
     return _reviewed(exported.run_decompositions({}))
@@ -141,22 +154,46 @@ def _writes(exported: ExportedProgram) -> bool:
     return any(spec.kind is OutputKind.BUFFER_MUTATION for spec in exported.graph_signature.output_specs)
 
 
-def _draws(node: fx.Node) -> bool:
-    """Whether an operator draws random numbers; those that a program may use are told not to, see `admission`."""
-    return str(node.target) not in ALLOWED and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+def _check_drawn(node: fx.Node) -> None:
+    """Refuse an operator that draws random numbers; those that a program may use are told not to, see `admission`."""
+    if str(node.target) not in ALLOWED and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        raise CaptureError(
+            f"forward draws random numbers{_at(node)}",
+            received=node.target,
+            fix="Give the noise as an input, or take the part of the model that draws none.",
+        )
 
 
-def _reviewed(exported: ExportedProgram) -> ExportedProgram:
-    """With operators that a saved program may not use as those that PyTorch defines them by, where it does."""
-    for _ in range(3):  # a definition may use another such operator
-        called = {node.target for node in exported.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
-        foreign = {target for target in called if str(target) not in ALLOWED} - _CHECKED.keys() - {_BATCH_NORM}
-        definitions = torch.export.default_decompositions() if foreign else {}
-        known = {target: definitions[target] for target in foreign if target in definitions}
+def _reviewed(exported: ExportedProgram) -> Reviewed:
+    """With operators that a saved program may not use as those that they are defined by; their names."""
+    defined: set[str] = set()
+    for _ in range(4):  # a definition may use another such operator
+        known = definitions.known(_foreign(exported))
         if not known:
             break
-        exported = exported.run_decompositions(known)
-    return exported
+        defined |= {str(target) for target in known if definitions.rounds_otherwise(target)}
+        exported = exported.run_decompositions(dict(known))
+    return exported, tuple(sorted(defined))
+
+
+def _foreign(exported: ExportedProgram) -> set[torch._ops.OpOverload]:
+    """Operators that a saved program may not use, and that compute something from the inputs."""
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    varying: set[fx.Node] = set()
+    foreign = set()
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            varying |= {node} if specs[node.name].kind is InputKind.USER_INPUT else set()
+        elif varying.intersection(node.all_input_nodes):
+            varying.add(node)
+            foreign |= {node.target} if _is_foreign(node) else set()
+    return foreign
+
+
+def _is_foreign(node: fx.Node) -> bool:
+    target = node.target
+    known = str(target) in ALLOWED or target in _CHECKED or target is _BATCH_NORM or target in _UNWRITTEN
+    return isinstance(target, torch._ops.OpOverload) and not known
 
 
 def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> Program:
@@ -166,10 +203,13 @@ def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> 
     weights: dict[str, Tensor] = {}
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     names = iter(call.tensors)
+    tuples: dict[fx.Node, Any] = {}  # of weights that are made of weights
     returns: tuple[Return, ...] = ()
     for node in exported.graph.nodes:
         if node.op == "placeholder":
             spec = specs[node.name]
+            if spec.kind is InputKind.TOKEN:  # orders assertions
+                continue
             if spec.kind is InputKind.USER_INPUT:
                 if not isinstance(spec.arg, TensorArgument):  # a constant, which the graph holds already
                     continue
@@ -180,7 +220,7 @@ def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> 
                 copy = graph.get_attr(key)
             copy.meta = {"type": _type(node), "module": ""}
         elif node.op == "call_function":
-            if node.target in _ASSERTIONS:
+            if node.target in _ASSERTIONS or any(source.target in _ASSERTIONS for source in node.all_input_nodes):
                 continue
             if node.target in _SAME_VALUE:
                 mapping[node] = mapping[node.all_input_nodes[0]]
@@ -188,12 +228,9 @@ def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> 
             if node.target is operator.getitem and mapping[node.args[0]].target is _ONE_RESULT:
                 mapping[node] = mapping[node.args[0]]  # the other results are of training
                 continue
-            if _draws(node):
-                raise CaptureError(
-                    f"forward draws random numbers{_at(node)}",
-                    received=node.target,
-                    fix="Give the noise as an input, or take the part of the model that draws none.",
-                )
+            _check_drawn(node)
+            if _derived(graph, node, mapping, weights, tuples):
+                continue
             copy = _operator(graph, node, mapping)
         elif node.op == "output":
             signature = exported.graph_signature.output_specs
@@ -213,6 +250,26 @@ def _unlift(exported: ExportedProgram, call: Call, outputs: tuple[str, ...]) -> 
     used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     kept = {key: value for key, value in weights.items() if key in used}
     return Program("model", graph, kept, outputs, returns=returns)
+
+
+def _derived(
+    graph: fx.Graph,
+    node: fx.Node,
+    mapping: dict[fx.Node, fx.Node],
+    weights: dict[str, Tensor],
+    tuples: dict[fx.Node, Any],
+) -> bool:
+    """Put a new weight in the place of an operator that no saved program may use, if it is made of weights alone."""
+    if not _is_foreign(node) and not any(source in tuples for source in node.all_input_nodes):
+        return False
+    made = derived.of_weights(node, mapping, weights, tuples)
+    if isinstance(made, Tensor):
+        mapping[node] = graph.get_attr(derived.name(node, mapping, weights))
+        mapping[node].meta = {"type": _type(node), "module": ""}
+        weights[str(mapping[node].target)] = made
+    elif made is not None:
+        tuples[node] = made
+    return made is not None
 
 
 def _operator(graph: fx.Graph, node: fx.Node, mapping: Mapping[fx.Node, fx.Node]) -> fx.Node:

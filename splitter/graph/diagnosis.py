@@ -14,7 +14,29 @@ from .signature import Call
 
 _TORCH = Path(torch.__file__).parent
 # `torch.export` words the same refusal in several ways.
-_DATA_DEPENDENT = ("data-dependent", "data dependent", "_local_scalar_dense", "Cannot cast FakeTensor", "aten.nonzero")
+_DATA_DEPENDENT = (
+    "data-dependent",
+    "data dependent",
+    "_local_scalar_dense",
+    "Cannot cast FakeTensor",
+    "aten.nonzero",
+    "but got FakeTensor",  # an extent
+)
+# Words of a refusal: what is true of the module, and what to do.
+_KNOWN = {
+    "PackedParams": (
+        "{name} is quantised already, and its weights are no tensors",
+        "Give the module as it was before; packages quantise weights by `compress` (handbook, «Compression»).",
+    ),
+    "register a pytree": (
+        "{name}.forward returns an object that PyTorch cannot look into",
+        "Return a tuple or a dictionary, or register its class: torch.export.register_dataclass.",
+    ),
+    ".numpy() is not supported": (
+        "{name}.forward leaves PyTorch for NumPy{place}, where no graph follows",
+        "Use PyTorch's functions there, or do that part before or after the model.",
+    ),
+}
 
 
 def of(error: Exception, model: nn.Module, call: Call) -> CaptureError:
@@ -30,6 +52,9 @@ def of(error: Exception, model: nn.Module, call: Call) -> CaptureError:
         check(model, call)
     except CaptureError as own:
         return own
+    for words, (problem, fix) in _KNOWN.items():
+        if words in str(error):
+            return CaptureError(problem.format(name=name, place=_place(error)), received=_first_line(error), fix=fix)
     if _depends_on_data(error):
         return CaptureError(
             f"{name}.forward decides by the values of a tensor{_place(error)}, and a graph has one way through",

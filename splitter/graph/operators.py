@@ -17,10 +17,11 @@ from functools import cache
 import torch
 
 _CATEGORIES: dict[str, str] = {
-    # Pointwise; operands broadcast. Integer division and remainder are left out: 0 and INT_MIN / -1 trap.
+    # Pointwise; operands broadcast. Integers are divided by constants only (a rule): 0 and INT_MIN / -1 trap.
     "arithmetic": """
         add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Tensor rsub.Scalar mul.Tensor mul.Scalar
-        div.Tensor div.Scalar neg.default abs.default reciprocal.default square.default sqrt.default rsqrt.default
+        div.Tensor div.Scalar div.Tensor_mode remainder.Scalar remainder.Tensor neg.default abs.default
+        reciprocal.default square.default sqrt.default rsqrt.default
         pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar exp.default exp2.default expm1.default
         log.default log2.default log10.default log1p.default sin.default cos.default tan.default
         asin.default acos.default atan.default atan2.default sinh.default cosh.default tanh.default

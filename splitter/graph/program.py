@@ -53,6 +53,8 @@ class Program:
         outputs: Names of the outputs, in the order of the graph's output.
         folds: Inputs and outputs that a pass has folded; captured programs, and so all on disk, have none.
         returns: What a whole model's forward returns, place by place; empty for other programs, and for all on disk.
+        defined: Operators of the model that a capture has by definitions, which may round otherwise; see
+            `splitter.graph.definitions`.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Program:
     outputs: tuple[str, ...]
     folds: dict[str, Fold] = field(default_factory=dict)
     returns: tuple[Return, ...] = ()
+    defined: tuple[str, ...] = ()
     _module: fx.GraphModule | None = field(default=None, repr=False)
 
     @property
@@ -90,7 +93,7 @@ class Program:
         mapping: dict[fx.Node, fx.Node] = {}
         copy_nodes((node for node in self.graph.nodes if node.op != "output"), graph, mapping)
         graph.output(tuple(mapping[node] for node in self.output_nodes))
-        return Program(self.name, graph, self.weights, self.outputs, self.folds, self.returns)
+        return Program(self.name, graph, self.weights, self.outputs, self.folds, self.returns, self.defined)
 
     def constant(self, node: fx.Node) -> Tensor:
         """Value of a node that depends on no input.
@@ -347,7 +350,9 @@ def _declared(entry: Mapping[str, Any]) -> TensorType | None:
 
 
 def _weight(tensor: Tensor, requires_grad: object) -> Tensor:
-    if not isinstance(requires_grad, bool) or (requires_grad and not tensor.is_floating_point()):
+    if not isinstance(requires_grad, bool) or (
+        requires_grad and not (tensor.is_floating_point() or tensor.is_complex())
+    ):
         raise ValueError(f"requires_grad is {requires_grad!r} for {tensor.dtype}")
     return nn.Parameter(tensor) if requires_grad else tensor
 

@@ -142,6 +142,10 @@ CASES: dict[str, list[tuple]] = {
     "clamp_max.default": [(f(9), 0.1), (s(9), 1)],
     "addcmul.default": [(f(2, 3), f(3), f(2, 1)), (f(3), f(3), f(3), kw(value=0.3))],
     "addcdiv.default": [(f(2, 3), f(3), p(2, 1)), (f(3), f(3), p(3), kw(value=0.3))],
+    "div.Tensor_mode": [(f(40), p(40), {"rounding_mode": mode}) for mode in ("floor", "trunc", None)] + [
+        (s(9), 3, {"rounding_mode": "floor"}), (s(9), -2, {"rounding_mode": "trunc"}), (h(9), 0.5, {"rounding_mode": "floor"})],
+    "remainder.Scalar": [(f(40), 0.7), (s(9), 3), (s(9), -4), (f(9), -0.7)],
+    "remainder.Tensor": [(f(40), p(40)), (f(3, 1), f(4))],
     "lerp.Scalar": [(f(3), f(3), 0.2), (f(3), f(3), 0.8)],
     "lerp.Tensor": [(f(3), f(3), f(3))],
     "nan_to_num.default": [(wild(),), (wild(), 2.0, 3.0, -4.0), (s(3),)],

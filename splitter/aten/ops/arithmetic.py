@@ -127,6 +127,26 @@ def _sum(first: Any, second: Any, factor: float, result: TensorType) -> jax.Arra
     return total.astype(dtype)
 
 
+@operator("div.Tensor_mode")
+def divided_and_rounded(x: Any, other: Any, rounding_mode: str | None, result: TensorType) -> jax.Array:
+    """x / other, rounded down, towards zero, or not."""
+    dtype = dtype_of(result)
+    a, b = cast(x, wide(dtype)), cast(other, wide(dtype))
+    if rounding_mode == "floor":
+        return jnp.floor_divide(a, b).astype(dtype)
+    if rounding_mode == "trunc" and dtype.kind in "iu":
+        return lax.div(*jnp.broadcast_arrays(a, b))
+    quotient = jnp.divide(a, b)
+    return (quotient if rounding_mode is None else jnp.trunc(quotient)).astype(dtype)
+
+
+@operator("remainder.Scalar", "remainder.Tensor")
+def remainder(x: Any, other: Any, result: TensorType) -> jax.Array:
+    """x − other · ⌊x / other⌋, exact; of the sign of the divisor."""
+    dtype = dtype_of(result)
+    return jnp.remainder(cast(x, wide(dtype)), cast(other, wide(dtype))).astype(dtype)
+
+
 @operator("neg.default")
 def neg(x: jax.Array) -> jax.Array:
     return -x
