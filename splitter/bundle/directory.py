@@ -133,9 +133,11 @@ class Bundle:
             self._programs[path] = programs.load(self.path / path, self.weights, self.files.read)
         return self._programs[path]
 
-    def with_programs(self, programs: Mapping[str, Program]) -> Bundle:
-        """The bundle with other programs in the place of some of its own, by path."""
-        return replace(self, _programs=dict(programs))
+    def with_programs(self, programs: Mapping[str, Program], manifest: Manifest | None = None) -> Bundle:
+        """The bundle with other programs in the place of some of its own, by path, and a manifest that says so."""
+        other = replace(self, manifest=manifest or self.manifest, _programs=dict(programs))
+        vars(other).update(files=self.files, weights=self.weights)  # each is read once for both
+        return other
 
     def goldens(self) -> dict[str, Array]:
         """The recorded run of the untouched model, by tensor name."""

@@ -12,6 +12,7 @@ from ..bundle.manifest import SegmentRecord
 from ..errors import BoundaryError
 from ..parity import compare
 from .engines import Engine, default_engine, loaded
+from .pruning import pruned
 
 
 class Hook:
@@ -39,6 +40,11 @@ class Orchestrator:
     Each boundary tensor is held against its `TensorSpec` when it is produced (name, shape, dtype, finite)
     and freed after its last consumer. Several threads may run it at once: each segment then serves one at a time,
     since not every engine can serve two.
+
+    Attributes:
+        bundle: What is run; of some stems, the bundle pruned to them.
+        engines: By segment.
+        whole: Segments that compute more than the stems that are asked for need: their engines run artifacts.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Orchestrator:
         compute_units: str = "ALL",
         hooks: Sequence[Hook] = (),
         golden_snr_db: float | None = None,
+        stems: Sequence[str] | None = None,
     ) -> None:
         """Load every segment.
 
@@ -58,22 +65,29 @@ class Orchestrator:
             compute_units: For Core ML: ``ALL``, ``CPU_ONLY``, ``CPU_AND_GPU`` or ``CPU_AND_NE``.
             hooks: Called before and after each segment, in this order.
             golden_snr_db: If given, every boundary tensor must also reach this SNR against the bundle's
-                goldens; for runs on the golden input only.
+                goldens; for runs of all stems on the golden input only.
+            stems: Of a separator, only these, in its order; all where None. What only the others need is not run,
+                as far as the engines run captured graphs, see `splitter.runtime.pruning`.
 
         Raises:
             UsageError: ``engines`` names a segment the bundle does not have.
             EngineError: An engine cannot run its segment here. Nothing else is tried in its place.
         """
-        self.bundle = bundle = single(bundle)
+        bundle = single(bundle)
         self.hooks = tuple(hooks)
         self._golden_snr_db = golden_snr_db
         self._goldens = bundle.goldens() if golden_snr_db is not None else {}
         chosen = {bundle.segment(name).name: given for name, given in (engines or {}).items()}
+        names = {segment.name: chosen.get(segment.name) or default_engine(segment) for segment in bundle.segments}
+        self.whole: tuple[str, ...] = ()
         self.engines: dict[str, Engine] = {}
         with bundle.weights.held():
+            if stems is not None and (*stems,) != bundle.audio.stems:
+                bundle, self.whole = pruned(bundle, stems, names)
             for segment in bundle.segments:
-                name = chosen.get(segment.name) or default_engine(segment)
+                name = names[segment.name]
                 self.engines[segment.name] = loaded(name, bundle, segment, compute_units=compute_units)
+        self.bundle = bundle
         self._serving = {segment.name: Lock() for segment in bundle.segments}
         self._last_consumer = {name: index for index, segment in enumerate(bundle.segments) for name in segment.inputs}
 

@@ -162,7 +162,7 @@ class Separator:
         sound = self.bag.members[0].audio
         self.stems, self.samplerate, self.channels = sound.stems, sound.samplerate, sound.channels
         self._wanted = Wanted.of(self.stems, options.stems, options.two_stems, options.other_method)
-        self._members = self._wanted.members(self.bag.weights)
+        self._shares = self._wanted.shares(self.bag.weights)
         self._shifts = sound.chunking.shifts if options.shifts is None else options.shifts
         if self._shifts < 0:
             raise UsageError("--shifts is negative", expected="0 or more", received=options.shifts)
@@ -234,7 +234,7 @@ class Separator:
         """How often a model runs on so much sound, in all passes of all members."""
         passes = max(1, self._shifts)
         samples = round(seconds * self.samplerate)
-        return sum(passes * self._geometries[member].runs(samples, None) for member in self._members)
+        return sum(passes * self._geometries[member].runs(samples, None) for member in self._shares)
 
     def engines(self, jobs: int = 1, runs: int | None = None) -> Engines:
         """What runs what, measured if it must be. What is found first is kept.
@@ -273,9 +273,13 @@ class Separator:
     @cached_property
     def _orchestrators(self) -> list[Orchestrator]:
         engines, members = self.engines().by_segment, self.bag.members
-        if len(self._members) < len(members):
-            self._progress(f"{len(self._members)} of {len(members)} models give what is asked for")
-        return [Orchestrator(members[member], engines) for member in self._members]
+        if len(self._shares) < len(members):
+            self._progress(f"{len(self._shares)} of {len(members)} models give what is asked for")
+        running = [Orchestrator(members[member], engines, stems=stems) for member, stems in self._shares.items()]
+        for segment in dict.fromkeys(segment for orchestrator in running for segment in orchestrator.whole):
+            engine = running[0].engines[segment].name
+            self._progress(f"{segment} computes all stems: its artifact, which {engine} runs, gives no fewer")
+        return running
 
     def track(self, path: Path) -> Track:
         return Track(path, self.samplerate, self.channels, self.options.channels)
@@ -323,11 +327,12 @@ class Separator:
         for start in range(0, track_statistics.samples, step):
             samples = min(step, track_statistics.samples - start)
             mixed = np.zeros((len(totals), self.channels, samples), np.float32)
-            for weights in all_weights[[*self._members]]:
+            for member, stems in self._shares.items():
                 shifted = next(passes).read(samples)
                 for _ in range(1, shifts):
                     shifted = shifted + next(passes).read(samples)
-                mixed += shifted / np.float32(shifts) * weights[:, None, None]
+                places = [self._wanted.separated.index(stem) for stem in stems]
+                mixed[places] += shifted / np.float32(shifts) * all_weights[member][places, None, None]
             yield track_statistics.restored(mixed / totals)
 
     def _passes(self, path: Path, window: Window, track_statistics: Statistics, progress: Progress) -> list[SongPass]:
@@ -338,10 +343,10 @@ class Separator:
             [shifts.randint(0, geometry.max_shift) for _ in range(self._shifts)] or [None]
             for geometry in self._geometries
         ]
-        plan = [(self._geometries[member], drawn[member]) for member in self._members]
+        plan = [(self._geometries[member], drawn[member], stems) for member, stems in self._shares.items()]
         total = sum(
             geometry.runs(track_statistics.samples, offset) * geometry.stride / self.samplerate
-            for geometry, offsets in plan
+            for geometry, offsets, _ in plan
             for offset in offsets
         )
         done = 0.0
@@ -354,32 +359,34 @@ class Separator:
         advance(0.0)
         return [
             SongPass(
-                self._model(orchestrator),
+                self._model(orchestrator, stems),
                 window,
                 track_statistics,
                 geometry,
-                stems=len(self._wanted.indices),
+                stems=len(stems),
                 channels=self.channels,
                 offset=offset,
                 advanced=partial(advance, geometry.stride / self.samplerate),
             )
-            for orchestrator, (geometry, offsets) in zip(self._orchestrators, plan, strict=True)
+            for orchestrator, (geometry, offsets, stems) in zip(self._orchestrators, plan, strict=True)
             for offset in offsets
         ]
 
-    def _model(self, orchestrator: Orchestrator) -> Model:
-        """The model on one segment of sound.
+    def _model(self, orchestrator: Orchestrator, stems: Sequence[str]) -> Model:
+        """The model on one segment of sound, for some of its stems.
 
         It runs in the caller's thread. In one beside it, with files read and written meanwhile, songs took a tenth
         longer: OpenMP keeps a team of threads for every thread that has computed, and where teams outnumber the
         processors, their threads sleep between operators.
         """
         (given,), (returned,) = orchestrator.bundle.inputs, orchestrator.bundle.outputs
+        sound = orchestrator.bundle.audio
+        places = [sound.stems.index(stem) for stem in stems]
 
         def run(mix: Block) -> Stems:
-            stems = orchestrator.bundle.audio.separated(orchestrator.run({given: mix[None]})[returned])
+            separated = sound.separated(orchestrator.run({given: mix[None]})[returned])
             self._trimming.after_run()
-            return stems[[*self._wanted.indices]] if len(self._wanted.indices) < len(stems) else stems
+            return separated[places] if len(places) < len(sound.stems) else separated
 
         return run
 

@@ -70,9 +70,19 @@ class Wanted:
         rest = {"add": [f"no_{two}"], "minus": [f"minus_{two}"], "none": []}[self.other_method]
         return (two, *rest)
 
-    def members(self, weights: Sequence[Sequence[float]]) -> tuple[int, ...]:
-        """Which models of a bag have a share in what is separated, by their weights of each stem."""
-        return tuple(index for index, shares in enumerate(weights) if any(shares[stem] for stem in self.indices))
+    def shares(self, weights: Sequence[Sequence[float]]) -> dict[int, tuple[str, ...]]:
+        """Which models of a bag have a share in what is separated, and in which stems.
+
+        Args:
+            weights: ``weights[member][stem]``.
+        """
+        shares = {
+            member: tuple(
+                stem for stem, index in zip(self.separated, self.indices, strict=True) if weights[member][index]
+            )
+            for member in range(len(weights))
+        }
+        return {member: stems for member, stems in shares.items() if stems}
 
     def blocks(self, separated: Stems, mixture: Callable[[], Block]) -> dict[str, Block]:
         """What is written, by name.

@@ -140,6 +140,14 @@ def test_only_models_with_a_share_in_what_is_asked_for_are_run(tmp_path, demo_bu
         assert any("models give what is asked for" in str(step) for step in told) == (share < 1)
 
 
+def test_what_has_to_be_run_whole_for_some_stems_is_said(bag):
+    for engines, whole in (({}, 0), ({"decoder": "mil"}, 1)):
+        told = []
+        Separator(bag, splitter.separation.selection.Engines(engines), options=Options(stems=("bass",)),
+                  progress=told.append).load()  # fmt: skip
+        assert sum("decoder computes all stems" in str(step) for step in told) == whole
+
+
 def test_progress_ends_at_its_total(tmp_path, bag):
     told = []
     separator = Separator(bag, "default", options=Options(shifts=3))

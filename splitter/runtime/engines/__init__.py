@@ -73,6 +73,11 @@ class Engine(ABC):
         """Whether it may be taken for a segment that it can run without being asked for, if it is quick enough."""
         return cls.max_time_ratio is not None
 
+    @classmethod
+    def runs_programs(cls, segment: SegmentRecord) -> bool:
+        """Whether what it runs is `Bundle.program` of a segment, so that it also runs one that was pruned in memory."""
+        return False
+
     @abstractmethod
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         """Load what the segment needs.

@@ -38,6 +38,10 @@ class JaxEngine(Engine):
         """By hand it was written to be fast; the captured graph is for those who ask."""
         return _has_kernels(segment)
 
+    @classmethod
+    def runs_programs(cls, segment: SegmentRecord) -> bool:
+        return _artifact(segment) not in (weights.ARTIFACT, tensor_file.ARTIFACT)  # else with the weights that ship
+
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         _keep_compiled()
         self._run: _Kernels | _Graph = (_Kernels if _has_kernels(segment) else _Graph)(bundle, segment)

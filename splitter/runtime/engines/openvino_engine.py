@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import sys
 import warnings
@@ -28,7 +29,7 @@ from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
 from ...errors import EngineError, SplitterError
 from ...graph.capture import exported
-from ...graph.program import Program
+from ...graph.program import Program, to_json
 from ...lowering import capabilities
 from . import OWN_WEIGHTS_TIME_RATIO, Engine
 
@@ -45,6 +46,10 @@ class OpenVINOEngine(Engine):
         if capabilities(segment.artifact.target).on_host:
             return "OpenVINO runs what lies between the host's stages"
         return None if find_spec("openvino") else "OpenVINO is not installed (the extra `openvino` brings it)"
+
+    @classmethod
+    def runs_programs(cls, segment: SegmentRecord) -> bool:
+        return True
 
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         def convert(home: Path) -> None:
@@ -106,11 +111,16 @@ def _capabilities() -> tuple[str, ...]:
 def _key(bundle: Bundle, segment: SegmentRecord) -> str:
     """Of the converted segment: hashes of the bytes that it is made of, which are read for it."""
     facts = (
-        bundle.files.digest(segment.program),
+        bundle.files.digest(segment.program) if segment.program in bundle.manifest.files else _digest(bundle, segment),
         bundle.files.digest(bundle.manifest.weights),
         version("openvino"),
     )
     return hashlib.sha256(" ".join(facts).encode()).hexdigest()
+
+
+def _digest(bundle: Bundle, segment: SegmentRecord) -> str:
+    """Of a program that is in memory alone; names of weights say which part of them it has."""
+    return hashlib.sha256(json.dumps(to_json(bundle.program(segment.program))).encode()).hexdigest()
 
 
 _importing = Lock()

@@ -24,6 +24,10 @@ class TorchEngine(Engine):
     name: ClassVar[str] = "torch"
     max_time_ratio: ClassVar[float | None] = 1.0
 
+    @classmethod
+    def runs_programs(cls, segment: SegmentRecord) -> bool:
+        return True
+
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         self._bundle, self._program = bundle, bundle.program(segment.program)
         self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
