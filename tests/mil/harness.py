@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 
@@ -37,7 +36,7 @@ def package(build, inputs, directory, target="iOS17"):
     scope = {"build": build}
     exec(f"def body({names}):\n    return build({names})", scope)
     program = mb.program(input_specs=specs, opset_version=TARGETS[target])(scope["body"])
-    with quiet_and_quick(), mock.patch("gc.collect"):  # which each conversion calls: 90 % of its time in a test
+    with quiet_and_quick():
         model = ct.convert(
             program,
             convert_to="mlprogram",
