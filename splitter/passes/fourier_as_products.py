@@ -1,32 +1,35 @@
 """Compute short-time Fourier transforms and their inverses as products, without complex numbers or convolutions.
 
 Converters write a transform of N samples as a convolution with N kernels of length N, if they know it at all: 405 MB of
-weights for 4096 samples both ways, which the Neural Engine's compiler refuses. In factors it takes 0.24 MB.
+weights for 4096 samples both ways, which the Neural Engine's compiler refuses. In factors it takes 0.7 MB.
 
 Before::
 
     z: (b, k, t) complex = stft(x: (b, n), N, hop, window)
     y: (b, k, t, 2) = view_as_real(slice(z, …))
 
-After, with `splitter.passes.dft` for the tables F, c, s, G, and complex values as real ones with an axis of 2 more::
+After, for N = r₁ r₂ r₃, with `splitter.passes.dft` for the tables T₁ T₂ T₃ and R = t + N/hop − 1 rows of hop samples::
 
-    rows: (b, t + N/hop − 1, hop) = view(slice(x, …))
-    frames: (b, t, N₁, N₂) = view(cat(rows[:, i : i + t] for i < N/hop) · window)
-    a: (b, t, 2 N₁, N₂) = F @ frames; p, q = its halves
-    v: (b, t, N₁, 2 K₂) = cat(p c + q s, q c − p s) @ G
-    y = slice(slice(view(permute(view(v, (b, t, N₁, 2, K₂)), [0, 4, 2, 1, 3]), (b, K₂ N₁, t, 2)), k), …)
+    rows: (hop, b, R) = permute(view(slice(x, …)))                 # the digits n₃ before n₂
+    frames: (r₁, r₃, r₂, b t) = cat(rows[:, :, i : i + t] for i < N/hop)
+    u: (r₃ r₂, 2 r₁, b t) = T₁ @ permute(frames)                   # the window is in it
+    v: (r₃, 2 r₂, r₁ b t) = T₂ @ view(u)
+    w: (2 r₃', r₂ r₁ b t) = T₃ @ view(v)                           # the lower half of the spectrum
+    y = permute(slice(view(w, (2, k, b, t)), …), [2, 1, 3, 0])
 
-The inverse runs the factors backwards; overlap-add is a sum of N/hop shifted tensors, multiplied with the inverse
-envelope: one row of it for the middle, and N/hop − 1 for either end.
+The results of each product lie in the order in which the next one reads them: between them nothing moves. The inverse
+runs the products backwards; overlap-add is a sum of N/hop shifted tensors. The last table has the window in it and the
+inverse envelope of the middle; the rows at either end, N/hop − 1 at most, are multiplied with what is left of theirs.
 
 What one transform hands to another as complex numbers is rewritten as a whole, or left as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -35,11 +38,12 @@ from torch import fx
 
 from ..graph.program import Program
 from ..graph.shapes import TensorType
-from .dft import MOST_BYTES, Factors
+from .dft import MOST_BYTES, Exact, Factors
 from .rewriting import Call, Pass, Rewriting, Skip, inserter
 
 _aten = torch.ops.aten
 _MOST_SHIFTS = 32  # tensors that framing joins and overlap-add sums up
+_MOST_AXES = 5  # that Core ML and the Neural Engine take
 _LEAST_ENVELOPE = 1e-11  # below it PyTorch refuses to invert
 
 
@@ -145,7 +149,17 @@ class _Chain:
             self.tables[name].meta = {"type": TensorType.of(flat), "module": ""}
         return self.call(_aten.view.default, self.tables[name], list(shape))
 
-    def window(self, given: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def products(self, label: str, tables: Sequence[Exact], x: fx.Node) -> fx.Node:
+        """One product with each table behind the other."""
+        for table in tables:
+            count, _, columns = table.shape
+            constant = self.table(label, table, table.shape if count > 1 else table.shape[1:])
+            last = prod(x.meta["type"].shape) // (count * columns)
+            shape = [columns, last] if count == 1 else [count, columns, last]
+            x = self.call(_aten.matmul.default, constant, self.call(_aten.reshape.default, x, shape))
+        return x
+
+    def window(self, given: dict[str, Any]) -> Exact:
         """Of n_fft samples, one of fewer in their middle. Raises `_UnknownError` if it depends on an input."""
         samples, length = given["n_fft"], given["win_length"] or given["n_fft"]
         if given["window"] is None:
@@ -170,9 +184,8 @@ class _Chain:
             raise _UnknownError("it is not one-sided")
         if given["self"].meta["type"].dtype != kind:
             raise _UnknownError(f"it is no {kind}")
-        factors = Factors.of(samples)
-        if factors.largest > MOST_BYTES:
-            raise _UnknownError(f"its factors {factors.rows} and {factors.columns} take {factors.largest:,} bytes")
+        if samples < 2 or (factors := Factors.of(samples, samples // hop)) is None:
+            raise _UnknownError(f"{samples:,} has no factors with tables of at most {MOST_BYTES:,} bytes")
         return factors, hop
 
 
@@ -185,39 +198,37 @@ def _stft(chain: _Chain, given: dict[str, Any]) -> fx.Node:
     factors, hop = chain.transform(given, "float32")
     if given["align_to_window"]:
         raise _UnknownError("its frames are aligned to the window")
-    samples, shifts = factors.samples, factors.samples // hop
+    samples, shifts, first = factors.samples, factors.samples // hop, factors.digits[0]
     is_single = len(x.meta["type"].shape) == 1
     if is_single:
         x = call(_aten.unsqueeze.default, x, 0)
     batch, length = x.meta["type"].shape
-    if given.get("center"):
-        x = call(_aten.pad.default, x, [samples // 2] * 2, given["pad_mode"])
-        length += samples // 2 * 2
-    frames = 1 + (length - samples) // hop
+    margin = samples // 2 if given.get("center") else 0
+    frames = 1 + (length + 2 * margin - samples) // hop
     rows = frames + shifts - 1
-    if rows * hop != length:
+    behind = rows * hop - margin - length  # what no frame takes is not padded
+    if margin:
+        x = call(_aten.pad.default, x, [margin, max(behind, 0)], given["pad_mode"])
+    if behind < 0:
         x = call(_aten.slice.Tensor, x, 1, 0, rows * hop)
-    x = call(_aten.reshape.default, x, [batch, rows, hop])
+    x = _turned(call, call(_aten.reshape.default, x, [batch * rows, hop]))
+    is_early = first % shifts == 0
+    if is_early:  # what the shifts share is put into order before they are joined
+        x = _reversed(call, x, first // shifts, factors.digits[1:])
+    x = call(_aten.reshape.default, x, [hop, batch, rows])
     if shifts > 1:
         x = call(
-            _aten.cat.default, [call(_aten.slice.Tensor, x, 1, shift, shift + frames) for shift in range(shifts)], 2
+            _aten.cat.default, [call(_aten.slice.Tensor, x, 2, shift, shift + frames) for shift in range(shifts)], 0
         )
+    if not is_early:
+        x = _reversed(call, x, first, factors.digits[1:])
+    x = call(_aten.reshape.default, x, [first, samples // first, batch * frames])
+    x = call(_aten.permute.default, x, [1, 0, 2])
     window = chain.window(given) * (samples**-0.5 if given["normalized"] else 1)
-    x = call(_aten.mul.Tensor, x, chain.table("dft_window", window, [samples]))
-    x = call(_aten.reshape.default, x, [batch, frames, factors.rows, factors.columns])
-    x = call(_aten.matmul.default, chain.table("dft_first", factors.first(), [2 * factors.rows, factors.rows]), x)
-    real, imaginary = _halves(call, x, 2)
-    cosine, sine = _twiddles(chain, factors)
-    x = call(_aten.cat.default, [
-        call(_aten.add.Tensor, call(_aten.mul.Tensor, real, cosine), call(_aten.mul.Tensor, imaginary, sine)),
-        call(_aten.sub.Tensor, call(_aten.mul.Tensor, imaginary, cosine), call(_aten.mul.Tensor, real, sine)),
-    ], 3)  # fmt: skip
-    second = chain.table("dft_second", factors.second(), [2 * factors.columns, 2 * factors.blocks])
-    x = call(_aten.matmul.default, x, second)
-    x = call(_aten.reshape.default, x, [batch, frames, factors.rows, 2, factors.blocks])
-    x = call(_aten.permute.default, x, [0, 4, 2, 1, 3])
-    x = call(_aten.reshape.default, x, [batch, factors.blocks * factors.rows, frames, 2])
+    x = chain.products("dft", factors.tables(window), x)
+    x = call(_aten.reshape.default, x, [2, factors.computed, batch, frames])
     x = call(_aten.slice.Tensor, x, 1, 0, factors.bins)
+    x = call(_aten.permute.default, x, [2, 1, 3, 0])
     return call(_aten.squeeze.dim, x, 0) if is_single else x
 
 
@@ -231,77 +242,106 @@ def _istft(chain: _Chain, given: dict[str, Any]) -> fx.Node:
         raise _UnknownError("it gives complex samples")
     samples, shifts, is_single = factors.samples, factors.samples // hop, len(x.meta["type"].shape) == 3
     window = chain.window(given)
-    ends = _Ends.of(window, hop, x.meta["type"].shape[-2], samples // 2 if given["center"] else 0, given["length"])
+    frames = x.meta["type"].shape[-2]
+    ends = _Ends.of(window, hop, frames, samples // 2 if given["center"] else 0, given["length"])
     if is_single:
         x = call(_aten.unsqueeze.default, x, 0)
-    batch, _, frames, _ = x.meta["type"].shape
-    blocks, rows, columns = factors.blocks, factors.rows, factors.columns
-    if blocks * rows != factors.bins:
-        x = call(_aten.constant_pad_nd.default, x, [0, 0, 0, 0, 0, blocks * rows - factors.bins], 0.0)
-    x = call(_aten.mul.Tensor, x, chain.table("dft_shares", factors.shares(), [blocks * rows, 1, 1]))
-    x = call(_aten.reshape.default, x, [batch, blocks, rows, frames, 2])
-    x = call(_aten.permute.default, x, [0, 3, 2, 4, 1])
-    x = call(_aten.reshape.default, x, [batch, frames, rows, 2 * blocks])
-    first = chain.table("dft_inverse_first", factors.inverse_first(), [2 * blocks, 2 * columns])
-    real, imaginary = _halves(call, call(_aten.matmul.default, x, first), 3)
-    cosine, sine = _twiddles(chain, factors)
-    x = call(_aten.cat.default, [
-        call(_aten.sub.Tensor, call(_aten.mul.Tensor, real, cosine), call(_aten.mul.Tensor, imaginary, sine)),
-        call(_aten.add.Tensor, call(_aten.mul.Tensor, real, sine), call(_aten.mul.Tensor, imaginary, cosine)),
-    ], 2)  # fmt: skip
-    x = call(_aten.matmul.default, chain.table("dft_inverse_second", factors.inverse_second(), [rows, 2 * rows]), x)
-    x = call(_aten.reshape.default, x, [batch, frames, samples])
-    scaled = window * (samples**0.5 if given["normalized"] else 1)
-    x = call(_aten.mul.Tensor, x, chain.table("dft_window", scaled, [samples]))
-    total = None
-    for shift in range(shifts):
-        part = x if shifts == 1 else call(_aten.slice.Tensor, x, 2, shift * hop, (shift + 1) * hop)
-        if shifts > 1:
-            part = call(_aten.constant_pad_nd.default, part, [0, 0, shift, shifts - 1 - shift], 0.0)
-        total = part if total is None else call(_aten.add.Tensor, total, part)
-    assert total is not None
-    x = _unweighted(chain, total, ends)
-    x = call(_aten.reshape.default, x, [batch, (frames + shifts - 1) * hop])
-    x = call(_aten.slice.Tensor, x, 1, ends.start, min(ends.stop, (frames + shifts - 1) * hop))
-    if ends.missing:
-        x = call(_aten.constant_pad_nd.default, x, [0, ends.missing], 0.0)
+    batch = x.meta["type"].shape[0]
+    x = _completed(call, call(_aten.permute.default, x, [3, 1, 0, 2]), factors)
+    scaled = window * np.tile(ends.middle, shifts) * (2 * samples**0.5 if given["normalized"] else 2)
+    x = chain.products("inverse_dft", factors.inverse_tables(scaled), x)
+    digits = factors.digits[::-1]
+    if factors.digits[0] % shifts:
+        x = _reversed(call, x, 1, digits)
+        digits = (hop * shifts,)
+    outer = samples // digits[-1]
+    x = call(_aten.reshape.default, x, [outer, shifts, hop // outer * batch, frames])
+    x = _reversed(call, _overlapped(call, x, ends), 1, (*digits[:-1], digits[-1] // shifts))
+    x = _turned(call, call(_aten.reshape.default, x, [hop, batch * len(ends.rows)]))
+    x = _evened(chain, call(_aten.reshape.default, x, [batch, len(ends.rows), hop]), ends)
+    x = call(_aten.reshape.default, x, [batch, len(ends.rows) * hop])
+    behind = ends.rows.start * hop
+    x = call(_aten.slice.Tensor, x, 1, ends.start - behind, min(ends.stop, ends.rows.stop * hop) - behind)
+    if missing := max(ends.stop - ends.rows.stop * hop, 0):
+        x = call(_aten.constant_pad_nd.default, x, [0, missing], 0.0)
     return call(_aten.squeeze.dim, x, 0) if is_single else x
 
 
-def _halves(call: Call, x: fx.Node, axis: int) -> tuple[fx.Node, fx.Node]:
-    extent = x.meta["type"].shape[axis]
-    return (
-        call(_aten.slice.Tensor, x, axis, 0, extent // 2),
-        call(_aten.slice.Tensor, x, axis, extent // 2, extent),
+def _turned(call: Call, x: fx.Node) -> fx.Node:
+    """(a, b) as (b, a), each row in one piece."""
+    return call(_aten.clone.default, call(_aten.permute.default, x, [1, 0]), memory_format=torch.contiguous_format)
+
+
+def _reversed(call: Call, x: fx.Node, before: int, digits: Sequence[int]) -> fx.Node:
+    """(before, digits…, the rest), in whatever shape, with the digits in reverse order; of five axes at most."""
+    if len(digits) < 2:
+        return x
+    outer = [before] if before > 1 else []
+    whole = len(digits) + len(outer) < _MOST_AXES
+    axes = list(digits) if whole else [digits[0], prod(digits[1:])]
+    after = prod(x.meta["type"].shape) // (before * prod(digits))
+    order = [*range(len(outer)), *range(len(outer) + len(axes) - 1, len(outer) - 1, -1), len(outer) + len(axes)]
+    x = call(_aten.permute.default, call(_aten.reshape.default, x, [*outer, *axes, after]), order)
+    x = call(_aten.reshape.default, x, [before * prod(digits), after])
+    return x if whole else _reversed(call, x, before, digits[1:])
+
+
+def _completed(call: Call, x: fx.Node, factors: Factors) -> fx.Node:
+    """(2, k, b, t) with zeros for the other bins of the highest digit; those without a mirror image count half."""
+    bins = factors.bins
+    first, middle, last = (
+        call(_aten.slice.Tensor, x, 1, start, stop) for start, stop in ((0, 1), (1, bins - 1), (bins - 1, bins))
     )
+    first = call(_aten.mul.Tensor, first, 0.5)
+    if factors.samples % 2 == 0:
+        last = call(_aten.mul.Tensor, last, 0.5)
+    if factors.computed > bins:
+        last = call(_aten.constant_pad_nd.default, last, [0, 0, 0, 0, 0, factors.computed - bins], 0.0)
+    return call(_aten.cat.default, [first, middle, last] if bins > 2 else [first, last], 1)
 
 
-def _twiddles(chain: _Chain, factors: Factors) -> Iterator[fx.Node]:
-    for label, values in zip(("dft_cosine", "dft_sine"), factors.twiddles(), strict=True):
-        yield chain.table(label, values, [factors.rows, factors.columns])
+def _overlapped(call: Call, x: fx.Node, ends: _Ends) -> fx.Node:
+    """(a, shifts, b, t) → (a, b, rows): the sum of the shifts, each a row behind the one before."""
+    outer, shifts, inner, frames = x.meta["type"].shape
+    total = None
+    for shift in range(shifts):
+        start, stop = ends.rows.start - shift, ends.rows.stop - shift
+        kept = (max(start, 0), min(stop, frames))
+        if kept[0] >= kept[1]:
+            continue
+        part = call(_aten.slice.Tensor, x, 1, shift, shift + 1)
+        if kept != (0, frames):
+            part = call(_aten.slice.Tensor, part, 3, *kept)
+        if kept != (start, stop):
+            part = call(_aten.constant_pad_nd.default, part, [kept[0] - start, stop - kept[1]], 0.0)
+        total = part if total is None else call(_aten.add.Tensor, total, part)
+    assert total is not None
+    return call(_aten.reshape.default, total, [outer, inner, len(ends.rows)])
 
 
 @dataclass(frozen=True)
 class _Ends:
-    """What overlap-add is divided by, and what is kept of it.
+    """What overlap-add is multiplied by, and what is kept of it; nowhere more than within what is kept, so that half
+    precision holds it.
 
     Attributes:
-        inverse: (rows, hop): one over the sum of the shifted squared windows; nowhere more than within what is kept, so
-            that half precision holds it.
-        same: How many rows in the middle have one value.
+        middle: (hop,): one over the sum of the squared windows where all of them overlap; 1 if they do so nowhere.
+        before: (rows, hop): what the rows before are multiplied by still.
+        after: The same of those behind.
+        rows: Which rows of hop samples are kept.
         start: Of the samples that are kept.
         stop: Their end, which may lie behind the last frame.
     """
 
-    inverse: np.ndarray[Any, np.dtype[np.float64]]
-    same: int
+    middle: Exact
+    before: Exact
+    after: Exact
+    rows: range
     start: int
     stop: int
 
     @classmethod
-    def of(
-        cls, window: np.ndarray[Any, np.dtype[np.float64]], hop: int, frames: int, start: int, length: int | None
-    ) -> _Ends:
+    def of(cls, window: Exact, hop: int, frames: int, start: int, length: int | None) -> _Ends:
         """Raises `_UnknownError` where PyTorch refuses to invert."""
         shifts = len(window) // hop
         squares = np.square(window).reshape(shifts, hop)
@@ -312,27 +352,29 @@ class _Ends:
         kept = envelope.reshape(-1)[start:stop]
         if not kept.size or kept.min() < _LEAST_ENVELOPE:
             raise _UnknownError("its windows leave samples uncovered")
-        return cls(1 / np.maximum(envelope, kept.min()), max(frames - shifts + 1, 0), start, stop)
+        inverse = 1 / np.maximum(envelope, kept.min())
+        rows = range(start // hop, min(len(envelope), -(-stop // hop)))
+        inner = range(max(rows.start, shifts - 1), min(rows.stop, frames)) or range(rows.stop, rows.stop)
+        middle = inverse[inner.start] if inner else np.ones(hop)
+        before, after = inverse[rows.start : inner.start], inverse[inner.stop : rows.stop]
+        return cls(middle, before / middle, after / middle, rows, start, stop)
 
-    @property
-    def missing(self) -> int:
-        """Zeros behind the last frame."""
-        return max(self.stop - self.inverse.size, 0)
 
-
-def _unweighted(chain: _Chain, total: fx.Node, ends: _Ends) -> fx.Node:
-    """(b, rows, hop), each row times its inverse envelope; the rows in the middle share one."""
-    rows, hop = ends.inverse.shape
-    side = (rows - ends.same) // 2
-    if side == 0 or ends.same < 2:
-        shared = ends.inverse[:1] if side == 0 else ends.inverse
-        return chain.call(_aten.mul.Tensor, total, chain.table("dft_envelope", shared, shared.shape))
+def _evened(chain: _Chain, x: fx.Node, ends: _Ends) -> fx.Node:
+    """(b, rows, hop) with the rows at either end as the middle is already."""
+    rows = len(ends.rows)
     parts = []
-    for start, stop, tabled in ((0, side, side), (side, rows - side, 1), (rows - side, rows, side)):
-        part = chain.call(_aten.slice.Tensor, total, 1, start, stop)
-        inverse = ends.inverse[start : start + tabled]
-        parts.append(chain.call(_aten.mul.Tensor, part, chain.table("dft_envelope", inverse, [tabled, hop])))
-    return chain.call(_aten.cat.default, parts, 1)
+    for start, stop, factors in (
+        (0, len(ends.before), ends.before),
+        (len(ends.before), rows - len(ends.after), None),
+        (rows - len(ends.after), rows, ends.after),
+    ):
+        if start < stop:
+            part = x if stop - start == rows else chain.call(_aten.slice.Tensor, x, 1, start, stop)
+            if factors is not None:
+                part = chain.call(_aten.mul.Tensor, part, chain.table("dft_ends", factors, factors.shape))
+            parts.append(part)
+    return parts[0] if len(parts) == 1 else chain.call(_aten.cat.default, parts, 1)
 
 
 # ------------------------------------------------------------------- what moves complex numbers

@@ -24,6 +24,7 @@ from ...graph.capture import exported
 from ...graph.program import Program
 from ...graph.shapes import DTYPES, TensorType
 from ...partition import Segment
+from ...passes.rewriting import Call, Operator, rewrite_nodes
 from ...patching import replaced
 from ...plan.schema import Plan, Precision
 from ...plugins import require_extra
@@ -36,6 +37,9 @@ _DTYPES = {"float32": "Float32", "int32": "Int32"}  # at the boundary, by the na
 # What a file has inside, too. Integers of 8 and 16 bits stay int32, whose lower bits are the same: the runtime's own
 # end at their limits (255 + 1 is 255), where PyTorch's begin again.
 _CAST = frozenset({"bool", "int64"})
+_aten = torch.ops.aten
+_PRODUCTS = frozenset({_aten.matmul.default, _aten.mm.default, _aten.bmm.default})
+_RESHAPES = frozenset({_aten.view.default, _aten.reshape.default})
 _WIDE = 16  # numbers of a file in half precision that may be float32: epsilons and the like
 
 
@@ -118,6 +122,25 @@ def _save(program: Program, segment: Segment, plan: Plan, path: Path) -> None:
         ) from error
 
 
+def _unmistakable(call: Call, node: Operator) -> fx.Node | None:
+    """A product whose right side is reshaped, transposed.
+
+    The converter (0.4.3) takes ``a @ reshape(b @ c)`` for ``reshape(a @ b @ c)`` where the extent that is summed over
+    stands at the same place before the reshape: (16, 32, 94) as (32, 1504) gives something else.
+    """
+    if node.target not in _PRODUCTS:
+        return None
+    left, right = node.args
+    source = right
+    while source.target in _RESHAPES:
+        source = source.args[0]
+    before, after = source.meta["type"].shape[-2:], right.meta["type"].shape[-2:]
+    if source is right or len(before) < 2 or before[0] != after[0] or before[1] == after[1]:
+        return None
+    turned = [call(_aten.transpose.int, side, -1, -2) for side in (right, left)]
+    return call(_aten.transpose.int, call(_aten.matmul.default, *turned), -1, -2)
+
+
 def _packaged(segment: Segment, *, half: bool) -> Program:
     """The segment's program with the inputs and outputs that its file has.
 
@@ -128,7 +151,7 @@ def _packaged(segment: Segment, *, half: bool) -> Program:
     Raises:
         LoweringError: A weight is beyond half precision.
     """
-    program = segment.program
+    program = rewrite_nodes(segment.program, _unmistakable).program
     specs = {spec.name: spec for spec in (*segment.inputs, *segment.outputs)}
     inner = torch.float16 if half else torch.float32
     graph = fx.Graph()
@@ -140,7 +163,7 @@ def _packaged(segment: Segment, *, half: bool) -> Program:
         return made
 
     def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
-        return call(torch.ops.aten._to_copy.default, node, dtype=dtype)
+        return call(_aten._to_copy.default, node, dtype=dtype)
 
     def inside(argument: Any) -> Any:
         return inner if argument is torch.float32 else argument
@@ -158,7 +181,7 @@ def _packaged(segment: Segment, *, half: bool) -> Program:
             if spec.dtype in _CAST:
                 mapping[node] = cast(mapping[node], DTYPES[spec.dtype])
             if not spec.shape:
-                mapping[node] = call(torch.ops.aten.select.int, mapping[node], 0, 0)
+                mapping[node] = call(_aten.select.int, mapping[node], 0, 0)
         if half and kind is not None and kind.dtype == "float32":
             if node.op == "get_attr":
                 copy.meta["type"] = TensorType(kind.shape, "float16")
@@ -169,7 +192,7 @@ def _packaged(segment: Segment, *, half: bool) -> Program:
         spec, result = specs[name], mapping[node]
         if spec.element != spec.dtype or (half and spec.dtype == "float32"):
             result = cast(result, DTYPES[spec.element])
-        results.append(result if spec.shape else call(torch.ops.aten.unsqueeze.default, result, 0))
+        results.append(result if spec.shape else call(_aten.unsqueeze.default, result, 0))
     graph.output(tuple(results))
     weights = _halved(program) if half else program.weights
     return Program(program.name, graph, weights, program.outputs, program.folds)
