@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -22,7 +22,41 @@ if TYPE_CHECKING:
     from ..bundle.directory import Bundle
     from ..bundle.manifest import Artifact, SegmentRecord
 
-BITS: Mapping[WeightForm, int] = {"int8": 8, "pal8": 8, "pal6": 6, "pal4": 4}
+BITS: Mapping[WeightForm, int] = {
+    "int8": 8, "pal8": 8, "pal6": 6, "pal4": 4, "int8-blocks": 8, "int4-blocks": 4, "pal6-groups": 6, "pal4-groups": 4,
+    "pal4-sparse": 4,
+}  # fmt: skip
+# Most inputs that share a scale, and most outputs that share a palette, where it is not all.
+_INPUTS: Mapping[WeightForm, int] = {"int8-blocks": 32, "int4-blocks": 32}
+_OUTPUTS: Mapping[WeightForm, int] = {"pal6-groups": 16, "pal4-groups": 16}
+ZEROS: Mapping[WeightForm, float] = {"pal4-sparse": 0.5}  # share of the elements
+
+
+def is_linear(form: WeightForm) -> bool:
+    """Integers with scales, not a palette."""
+    return form.startswith("int")
+
+
+def blocks(form: WeightForm, shape: Sequence[int], outputs: int) -> tuple[int, ...]:
+    """Extents, along each axis of a weight, of what shares a scale or a palette; the parts are of one size.
+
+    Args:
+        form: In which it is stored.
+        shape: Its extents: outputs and inputs on the first two axes, in either order.
+        outputs: The axis of the outputs.
+    """
+    extents = list(shape)
+    if is_linear(form):
+        extents[outputs] = 1
+        extents[1 - outputs] = _divisor(shape[1 - outputs], _INPUTS.get(form))
+    else:
+        extents[outputs] = _divisor(shape[outputs], _OUTPUTS.get(form))
+    return tuple(extents)
+
+
+def _divisor(extent: int, most: int | None) -> int:
+    """The greatest that is not above the most."""
+    return next(part for part in range(min(extent, most or extent), 0, -1) if extent % part == 0)
 
 
 class DecodedWeight(NamedTuple):
@@ -61,20 +95,41 @@ class Weight:
         plain, beside = self.width
         if form == "none":
             return self.values.size * plain
-        if form == "int8":
-            return self.values.size + self.values.shape[self.channels] * beside
-        bits = BITS[form]
-        return math.ceil(self.values.size * bits / 8) + 2**bits * beside
+        bits, size = BITS[form], self.values.size
+        parts = size // math.prod(blocks(form, self.values.shape, self.channels))
+        if form in ZEROS:
+            kept = round(size * (1 - ZEROS[form]))
+            return math.ceil(size / 8) + math.ceil(kept * bits / 8) + 2**bits * beside
+        return math.ceil(size * bits / 8) + parts * (1 if is_linear(form) else 2**bits) * beside
 
     def decoded(self, form: CompressionForm) -> Array:
         """The weight as it comes back from a form."""
-        if form == "int8":
-            channels = np.moveaxis(self.values, self.channels, 0)
-            quotients, scales = integers(channels.reshape(len(channels), -1))
+        shape = self.values.shape
+        extents = blocks(form, shape, self.channels)
+        split = [part for extent, block in zip(shape, extents, strict=True) for part in (extent // block, block)]
+        order = [*range(0, 2 * len(shape), 2), *range(1, 2 * len(shape), 2)]
+        parts = self.values.reshape(split).transpose(order)
+        rows = parts.reshape(-1, math.prod(extents))
+        if is_linear(form):
+            quotients, scales = integers(rows, BITS[form])
             rows = quotients.astype(np.float32) * scales[:, None]
-            return np.ascontiguousarray(np.moveaxis(rows.reshape(channels.shape), 0, self.channels))
-        table = palette(self.values, 2 ** BITS[form])
-        return table[nearest(table, self.values)]
+        else:
+            rows = np.stack([_from_palette(row, form) for row in rows])
+        return np.ascontiguousarray(rows.reshape(parts.shape).transpose(np.argsort(order)).reshape(shape))
+
+
+def table_of(values: Array, form: WeightForm) -> Array:
+    """The palette of a weight, or of a part of it; zeros that are left out are none of its concern."""
+    kept = values[values != 0] if form in ZEROS and bool(values.any()) else values
+    return palette(kept, 2 ** BITS[form])
+
+
+def _from_palette(values: Array, form: WeightForm) -> Array:
+    if form in ZEROS:  # as Core ML Tools chooses them
+        values = np.where(np.abs(values) <= np.percentile(np.abs(values), 100 * ZEROS[form]), 0, values)
+    table = table_of(values, form)
+    found: Array = table[nearest(table, values)]
+    return np.where(values == 0, 0, found) if form in ZEROS else found
 
 
 def compressible(program: Program, asked: Compression) -> dict[str, str]:
@@ -90,10 +145,17 @@ def compressible(program: Program, asked: Compression) -> dict[str, str]:
             varying.add(node)
             read |= set(node.all_input_nodes) - varying
     return {
-        node.name: str(node.target)
+        node.name: str(weight.target)
         for node in program.graph.nodes
-        if node.op == "get_attr" and node in read and _is_large(program.weights[str(node.target)], asked)
+        if node in read and (weight := _viewed(node)) and _is_large(program.weights[str(weight.target)], asked)
     }
+
+
+def _viewed(node: fx.Node) -> fx.Node | None:
+    """The weight that a node is, or has under another shape: a kernel with a height of 1."""
+    while node.target in (torch.ops.aten.view.default, torch.ops.aten.reshape.default):
+        node = node.all_input_nodes[0]
+    return node if node.op == "get_attr" else None
 
 
 def _is_large(weight: torch.Tensor, asked: Compression) -> bool:

@@ -34,6 +34,7 @@ class StoredWeight:
         bits: Of one stored weight, scales and tables not counted.
         groups: How many scales or palettes there are along each axis; one each means one for the tensor.
         symmetric: Zero is stored as zero.
+        sparse: Zeros are not stored, but where they are.
         bytes: Of everything that is stored for it.
     """
 
@@ -44,6 +45,7 @@ class StoredWeight:
     bits: int
     groups: tuple[int, ...] = ()
     symmetric: bool = True
+    sparse: bool = False
     bytes: int = 0
 
     @property
@@ -52,16 +54,19 @@ class StoredWeight:
 
     @property
     def form(self) -> str:
-        """In one word as a plan says it, with what a plan has no word for: ``int8``, ``pal6``, ``pal4 in 2 groups``."""
+        """As a plan says it, with what a plan has no word for: ``int8``, ``pal6-groups``, ``int8 in groups (1, 1)``."""
         if self.kind == "plain":
             return "none"
         if self.kind == "palette":
-            count = math.prod(self.groups)
-            return f"pal{self.bits}" + (f" in {count} groups" if count > 1 else "")
+            several = sum(count > 1 for count in self.groups)
+            suffix = ("", "-groups")[several] if several < 2 else f" in groups {self.groups}"
+            return f"pal{self.bits}{'-sparse' if self.sparse else suffix}"
         if self.kind == "linear":
             channels = [axis for axis, count in enumerate(self.groups) if count > 1]
             whole = [axis for axis in channels if self.groups[axis] == self.shape[axis]]
             granular = "" if len(whole) == len(channels) == 1 or max(self.shape) == 1 else f" in groups {self.groups}"
+            if len(whole) == 1 and len(channels) == 2:
+                granular = "-blocks"
             return f"int{self.bits}{granular}{'' if self.symmetric else ', asymmetric'}"
         return "other"
 
@@ -69,6 +74,7 @@ class StoredWeight:
 def stored_weights(function: Function) -> dict[str, StoredWeight]:
     """The floating-point constants of a function's body by name, those that decompressions read left out."""
     constants: dict[str, Any] = {}
+    producers: dict[str, Operation] = {}
     found: dict[str, StoredWeight] = {}
     for operation in function.block.operations:
         if operation.type == "const":
@@ -77,6 +83,7 @@ def stored_weights(function: Function) -> dict[str, StoredWeight]:
             read = {argument.name for argument in _arguments(operation) if isinstance(argument, Ref)}
             for name in read & found.keys():
                 del found[name]
+            producers |= {output.name: operation for output in operation.outputs}
         kind = operation.outputs[0].type if operation.outputs else None
         if isinstance(kind, TensorType) and kind.dtype.is_float:
             if operation.type == "const":
@@ -86,7 +93,7 @@ def stored_weights(function: Function) -> dict[str, StoredWeight]:
                     operation.name, shape, kind.dtype.name, "plain", kind.dtype.bits, bytes=size
                 )
             elif operation.type.startswith("constexpr"):
-                found[operation.name] = _decompressed(operation, kind, constants)
+                found[operation.name] = _decompressed(operation, kind, constants, producers)
     return found
 
 
@@ -115,13 +122,27 @@ def _arguments(operation: Operation) -> Iterator[Any]:
         yield from many
 
 
-def _decompressed(operation: Operation, kind: TensorType, constants: Mapping[str, Any]) -> StoredWeight:
-    given: dict[str, Any] = dict(operation.attributes)
-    given |= {
+def _given(operation: Operation, constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a decompression, None for what another one computes."""
+    return dict(operation.attributes) | {
         key: constants.get(many[0].name) if isinstance(many[0], Ref) else many[0]
         for key, many in operation.inputs.items()
     }
+
+
+def _decompressed(
+    operation: Operation, kind: TensorType, constants: Mapping[str, Any], producers: Mapping[str, Operation]
+) -> StoredWeight:
+    given = _given(operation, constants)
     shape = _shape(kind)
+    elements, mask, sparse = math.prod(shape), 0, False
+    if operation.type == "constexpr_sparse_to_dense" and given["nonzero_data"] is None:
+        source = producers.get(operation.inputs["nonzero_data"][0].name)
+        if source is not None and source.type == "constexpr_lut_to_sparse":
+            given = _given(source, constants)
+            indices = given["indices_nonzero_data"]
+            if isinstance(indices, Tensor) and isinstance(given["lut"], Tensor):
+                elements, mask, sparse = indices.numel(), -(-math.prod(shape) // 8), True
     described: tuple[Kind, int, tuple[int, ...], bool] = ("other", 0, (), True)
     if operation.type == "constexpr_affine_dequantize":
         data, scale = given["quantized_data"], given["scale"]
@@ -132,19 +153,19 @@ def _decompressed(operation: Operation, kind: TensorType, constants: Mapping[str
         offset = given.get("offset")
         symmetric = offset is None or not bool(offset.any())
         described = ("linear", _bits(given["data"]), tuple(given["scale"].shape), symmetric)
-    elif operation.type == "constexpr_lut_to_dense" and isinstance(given["lut"], Tensor):
+    elif sparse or (operation.type == "constexpr_lut_to_dense" and isinstance(given["lut"], Tensor)):
         table = given["lut"]
         entries = table.shape[-2] if table.ndim > 1 else len(table)
         groups = tuple(table.shape[:-2]) if table.ndim > 1 else (1,) * len(shape)
         described = ("palette", (entries - 1).bit_length(), groups, True)
     _, bits, *_ = described
-    stored = -(-math.prod(shape) * bits // 8)
+    stored = -(-elements * bits // 8) + mask
     beside = sum(
         value.numel() * value.element_size()
         for key, value in given.items()
         if key in ("scale", "zero_point", "offset", "lut") and isinstance(value, Tensor)
     )
-    return StoredWeight(operation.name, shape, kind.dtype.name, *described, bytes=stored + beside)
+    return StoredWeight(operation.name, shape, kind.dtype.name, *described, sparse, bytes=stored + beside)
 
 
 def _bits(data: Tensor) -> int:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,9 +23,15 @@ from ..errors import PlanError
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 _NAME_TEMPLATE = r"^[a-z{][a-z0-9_{}]*$"
 _MAX_BYTES = 1 << 18  # of a plan file
-CompressionForm: TypeAlias = Literal["int8", "pal8", "pal6", "pal4"]
+MatrixForm: TypeAlias = Literal["int8", "pal8", "pal6", "pal4"]
+CompressionForm: TypeAlias = Literal[
+    MatrixForm, "int8-blocks", "int4-blocks", "pal6-groups", "pal4-groups", "pal4-sparse"
+]
 WeightForm: TypeAlias = Literal["none", CompressionForm]
 COMPRESSIONS: tuple[CompressionForm, ...] = get_args(CompressionForm)
+_Form = TypeVar("_Form", bound=WeightForm)
+# Forms that only the newest packages can decode.
+_SINCE_IOS18: frozenset[str] = frozenset(form for form in COMPRESSIONS if "-" in form)
 Packaging: TypeAlias = Literal["split", "core", "whole"]
 PACKAGINGS: tuple[Packaging, ...] = get_args(Packaging)
 # Passes for what host stages compute: before a plan's own, and behind them.
@@ -124,18 +130,18 @@ class WeightsForm(_Strict):
     layout: Literal["torch", "mlx"] = "torch"
     qkv: Literal["fused", "split"] | None = None
     matrices: Precision = Precision.FP32
-    compress: WeightForm = "none"
-    exceptions: dict[str, WeightForm] = {}
+    compress: Literal["none", MatrixForm] = "none"
+    exceptions: dict[str, Literal["none", MatrixForm]] = {}
 
     @property
     def is_split(self) -> bool:
         return self.qkv == "split" or self.layout == "mlx"
 
-    def form_of(self, matrix: str) -> WeightForm:
+    def form_of(self, matrix: str) -> Literal["none", MatrixForm]:
         """How a matrix is stored, by its name in `kernels.spec.parameters`."""
         return _form_of(matrix, self.compress, self.exceptions)
 
-    def loss_of(self, matrix: str) -> Literal["fp16", CompressionForm] | None:
+    def loss_of(self, matrix: str) -> Literal["fp16", MatrixForm] | None:
         """What may change a matrix; None if it is kept bit for bit."""
         form = self.form_of(matrix)
         if form != "none":
@@ -162,7 +168,9 @@ class Compression(_Strict):
 
     Attributes:
         form: ``int8`` with a scale per output channel, a palette of 256, 64 or 16 values per weight, or ``none``: in
-            the element type of the arithmetic.
+            the element type of the arithmetic. From iOS18 on also ``int8-blocks`` and ``int4-blocks``, a scale for
+            each output and at most 32 inputs; ``pal6-groups`` and ``pal4-groups``, a palette for at most 16 outputs;
+            and ``pal4-sparse``, the smaller half of a weight zero and a palette for the rest.
         exceptions: Another form for some weights, by their name in the model (``decoder.0.rewrite.weight``) or the path
             of a module for all in it (``decoder``); the longest that fits counts.
         min_elements: Weights of fewer stay as they are. 2048 is Core ML Tools' own limit.
@@ -173,16 +181,20 @@ class Compression(_Strict):
     min_elements: int = Field(default=2048, ge=1)
 
     @property
+    def forms(self) -> frozenset[str]:
+        return frozenset({self.form, *self.exceptions.values()})
+
+    @property
     def is_lossless(self) -> bool:
         """No weight is compressed."""
-        return {self.form, *self.exceptions.values()} == {"none"}
+        return self.forms == {"none"}
 
     def form_of(self, weight: str) -> WeightForm:
         """How a weight is stored, by its name in the model."""
         return _form_of(weight, self.form, self.exceptions)
 
 
-def _form_of(name: str, default: WeightForm, exceptions: Mapping[str, WeightForm]) -> WeightForm:
+def _form_of(name: str, default: _Form, exceptions: Mapping[str, _Form]) -> _Form:
     while name:
         if name in exceptions:
             return exceptions[name]
@@ -231,8 +243,23 @@ class Tolerances(_Strict):
         "pal8": 27.0,
         "pal6": 17.0,
         "pal4": 0.0,
+        "int8-blocks": 28.0,
+        "int4-blocks": 0.0,
+        "pal6-groups": 17.0,
+        "pal4-groups": 0.0,
+        "pal4-sparse": 0.0,
     }
-    package_compression_snr_db: dict[CompressionForm, float] = {"int8": 20.0, "pal8": 22.0, "pal6": 10.0, "pal4": 0.0}
+    package_compression_snr_db: dict[CompressionForm, float] = {
+        "int8": 20.0,
+        "pal8": 22.0,
+        "pal6": 10.0,
+        "pal4": 0.0,
+        "int8-blocks": 20.0,
+        "int4-blocks": 0.0,
+        "pal6-groups": 12.0,
+        "pal4-groups": 0.0,
+        "pal4-sparse": -3.0,
+    }
     coreml_snr_db: dict[Literal["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE", "ALL"], float] = {
         "CPU_ONLY": 90.0,
         "CPU_AND_GPU": 70.0,
@@ -285,6 +312,12 @@ class Plan(_Strict):
     tolerances: Tolerances = Tolerances()
 
     @property
+    def forms(self) -> tuple[CompressionForm, ...]:
+        """In which weights can be stored for the deployment target."""
+        newest = self.deployment_target is DeploymentTarget.IOS18
+        return tuple(form for form in COMPRESSIONS if newest or form not in _SINCE_IOS18)
+
+    @property
     def graph_passes(self) -> tuple[str, ...]:
         """The passes as given, or those without which packages of the precision are too large or wrong."""
         return self.passes if self.passes is not None else self.precision.passes
@@ -317,6 +350,8 @@ class Plan(_Strict):
             raise ValueError("fp16 boundaries need iOS16 or later: iOS15 packages take and give float32 only")
         if not self.compression.is_lossless and self.deployment_target is DeploymentTarget.IOS15:
             raise ValueError("compressed packages need iOS16 or later: iOS15 has no operation that decodes weights")
+        if newer := sorted(self.compression.forms - {"none", *self.forms}):
+            raise ValueError(f"weights as {', '.join(newer)} need iOS18 packages: choose the target iOS18")
         return self
 
 

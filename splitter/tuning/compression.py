@@ -263,7 +263,7 @@ class WeightSearch:
         """Those that its target offers."""
         target = self.trial.bundle.segment(weight.segment).artifact.target
         offered = lowering.capabilities(target).compressions
-        return ["none", *(form for form in COMPRESSIONS if form in offered)]
+        return ["none", *(form for form in self.trial.bundle.manifest.plan.forms if form in offered)]
 
     def _smallest_form(self, weight: Weight) -> WeightForm:
         return min(self._forms(weight), key=lambda form: (weight.bytes(form), self.damage(weight, form)))
@@ -356,8 +356,9 @@ class WeightSearch:
         return tuple(self.point(f"frontier {number + 1}", choices[place]) for number, place in enumerate(places))
 
     def uniform(self) -> tuple[WeightPoint, ...]:
-        """One form for all weights."""
-        return tuple(self.point(form, dict.fromkeys(self._all, form)) for form in COMPRESSIONS)
+        """One form for all weights, of those that all can have."""
+        common = [form for form in COMPRESSIONS if all(form in self._forms(weight) for weight in self.weights)]
+        return tuple(self.point(form, dict.fromkeys(self._all, form)) for form in common)
 
     def built(self, bundle: Bundle) -> WeightPoint:
         """A built bundle, the saved files of what stores weights run."""

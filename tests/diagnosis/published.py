@@ -116,6 +116,17 @@ def scaled_palette(x):
     return mb.conv(x=x, weight=mb.constexpr_blockwise_shift_scale(data=lut(), scale=f16(8, 1, 1, 1)))
 
 
+def blocks(*scales):
+    """8 × 4 weights of 8 bits, a scale for each output and for so many blocks of inputs."""
+
+    def build(x):
+        scale = np.full((8, *scales), 0.5, np.float16)
+        data = np.arange(32, dtype=np.int8).reshape(8, 4, 1, 1)
+        return mb.conv(x=x, weight=mb.constexpr_blockwise_shift_scale(data=data, scale=scale))
+
+    return build
+
+
 def summed_times(factor):
     return lambda x: mb.mul(x=mb.reduce_sum(x=x, axes=[1], keep_dims=True), y=np.float16(factor))
 
@@ -232,6 +243,8 @@ CASES = [
               Side(attention, tokens(10)), Side(attention, tokens(9)), "a batch of 9"),
     Published("palette with a scale for each channel", "https://github.com/apple/coremltools/pull/2688",
               "load-scaled-palette", Side(scaled_palette, IMAGE), Side(palette, IMAGE), "no scales", target="iOS18"),
+    Published("8-bit weights in blocks of two inputs", issue(279, "apple/coreai-models"), "engine-blocks",
+              Side(blocks(2, 1, 1), IMAGE), Side(blocks(1, 1, 1), IMAGE), "a scale for each output", target="iOS18"),
     Published("sum times 0", "https://github.com/sbryngelson/ANEForge/pull/116", "load-zero-product",
               Side(summed_times(0), row(1, 2)), Side(summed_times(2), row(1, 2)), "times 2"),
     Published("computed weights on a batch of 2", PITFALLS, "load-runtime-weight", Side(convolved, images(2)),

@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 Array: TypeAlias = NDArray[Any]
 _CELLS = 4096
-_LARGEST_INT8 = 127
 
 
-def integers(rows: Array) -> tuple[Array, Array]:
+def integers(rows: Array, bits: int = 8) -> tuple[Array, Array]:
     """``q = rint(w / s)`` int8 ``(rows, columns)`` with ``s = max |row| / 127``, 1 for a row of zeros, float32
-    ``(rows,)``: no weight is further off than s / 2."""
-    scales = np.abs(rows).max(axis=1).astype(np.float32) / np.float32(_LARGEST_INT8)
+    ``(rows,)``: no weight is further off than s / 2. Of 4 bits the largest is 7."""
+    largest = 2 ** (bits - 1) - 1
+    scales = np.abs(rows).max(axis=1).astype(np.float32) / np.float32(largest)
     scales = np.where(scales > 0, scales, np.float32(1))
     quotients = np.rint(rows.astype(np.float64) / scales[:, None])
-    return np.clip(quotients, -_LARGEST_INT8, _LARGEST_INT8).astype(np.int8), scales
+    return np.clip(quotients, -largest, largest).astype(np.int8), scales
 
 
 def palette(values: Array, count: int) -> Array:

@@ -29,7 +29,7 @@ from ...mil import load
 from ...mil.coreml_tools import ct, keywords_unread, quiet_and_quick
 from ...mil.model import Model
 from ...mil.program import Ref
-from ...mil.stored import StoredWeight, stored_weights
+from ...mil.stored import stored_weights
 from ...partition import Segment
 from ...plan.schema import Plan, Precision
 from .. import segment_files
@@ -58,7 +58,8 @@ def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
     model.save(str(path))
     saved = load(path)
     stored = stored_weights(saved.function)
-    findings = _differences(saved, segment.name, segment.inputs, segment.outputs, plan, stored)
+    forms = summary(compression.obtained(stored, wanted))
+    findings = _differences(saved, segment.name, segment.inputs, segment.outputs, plan, forms)
     findings += compression.differences(stored, wanted, plan.compression)
     if findings:
         raise LoweringError(f"{path.name} is not what the plan asks for", received="; ".join(findings))
@@ -77,7 +78,8 @@ def audit(segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan,
         return [str(error)]
     inputs, outputs = segment_files.boundary(segment, tensors)
     wanted = compression.from_details(segment.artifact.details.get("compressed", {}))
-    findings = _differences(saved, segment.name, inputs, outputs, plan, stored)
+    forms = summary(compression.obtained(stored, wanted))
+    findings = _differences(saved, segment.name, inputs, outputs, plan, forms)
     return findings + compression.differences(stored, wanted, plan.compression)
 
 
@@ -243,7 +245,7 @@ def _differences(
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     plan: Plan,
-    stored: Mapping[str, StoredWeight],
+    forms: str,
 ) -> list[str]:
     """Everything in which a saved package is not what was asked for."""
     facts, findings = saved.spec, []
@@ -290,7 +292,7 @@ def _differences(
     for field in ("author", "license", "version", "short_description"):
         if not getattr(facts, field):
             findings.append(f"no {field} in the metadata")
-    for key, value in _metadata(segment, plan, summary(weight.form for weight in stored.values())).items():
+    for key, value in _metadata(segment, plan, forms).items():
         if facts.user_defined.get(key) != value:
             findings.append(f"metadata {key} is {facts.user_defined.get(key)!r}, asked {value!r}")
     return findings

@@ -25,7 +25,7 @@ from ...errors import LoweringError, PlanError, SplitterError
 from ...graph.program import Program
 from ...parity import compare
 from ...partition import Segment, within
-from ...plan.schema import COMPRESSIONS, CompressionForm, Plan, Tolerances, WeightsForm, rank
+from ...plan.schema import CompressionForm, Plan, Tolerances, WeightsForm, rank
 from .. import Capabilities, Target
 from ..weights import Weight, paths
 
@@ -39,7 +39,10 @@ class KernelsTarget(Target):
     """Reads configuration and tables off the graph, and proves the file with the NumPy kernels."""
 
     capabilities: ClassVar[Capabilities] = Capabilities(
-        artifact=weights.ARTIFACT, engines=("jax", "numpy"), weights="weights", compressions=frozenset(COMPRESSIONS)
+        artifact=weights.ARTIFACT,
+        engines=("jax", "numpy"),
+        weights="weights",
+        compressions=frozenset({"int8", "pal8", "pal6", "pal4"}),
     )
     question: ClassVar[str] = "the transformer written by hand does what the graph does"
 

@@ -14,7 +14,7 @@ from splitter.lowering import Capabilities, Target
 from splitter.lowering.coreml import CoreMLTarget
 from splitter.lowering.weights import DecodedWeight, compressible
 from splitter.partition import Segment
-from splitter.plan.schema import COMPRESSIONS, Plan, Precision
+from splitter.plan.schema import Plan, Precision
 
 from . import artifact
 
@@ -54,7 +54,7 @@ class ToyTarget(PlainTarget):
         precisions=frozenset(Precision),
         boundary_dtypes=frozenset({Precision.FP32}),
         weights="compression",
-        compressions=frozenset(COMPRESSIONS) - {"pal4"},
+        compressions=frozenset({"int8", "pal8", "pal6"}),
     )
 
     def decoded_weights(self, bundle: Bundle, segment: SegmentRecord) -> Iterator[DecodedWeight]:
