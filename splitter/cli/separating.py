@@ -53,7 +53,7 @@ class _Separate(click.Command):
 
 _FORMATS = """Reads WAV, FLAC, MP3, Ogg (Vorbis, Opus), AIFF, CAF, AU, W64 and RF64; with the extra `av` also M4A and
 MP4 (AAC, ALAC), WebM and Matroska (Opus and others), Windows Media, AAC, AC-3, WavPack, Monkey's Audio, and the sound
-of videos. Writes WAV, FLAC and MP3."""
+of videos. Writes WAV, FLAC and MP3; with the extra `av` also M4A (AAC) and .stem.mp4."""
 
 
 @command.command(cls=_Separate, epilog=_FORMATS)
@@ -75,6 +75,9 @@ of videos. Writes WAV, FLAC and MP3."""
 @click.option("--segment", type=FINITE, metavar="SECONDS", help="Length of a chunk.  [default: the bundle's]")
 @click.option("--mp3", is_flag=True, help="Write MP3.")
 @click.option("--mp3-bitrate", default=320, show_default=True, help="In kbit/s.")
+@click.option("--m4a", is_flag=True, help="Write M4A (AAC).")
+@click.option("--stem-mp4", is_flag=True, help="Write one .stem.mp4 of the song and four stems, for DJ software.")
+@click.option("--aac-bitrate", default=256, show_default=True, help="Of M4A and .stem.mp4, in kbit/s.")
 @click.option("--flac", is_flag=True, help="Write FLAC.")
 @click.option("--float32", is_flag=True, help="Write WAV as 32-bit float.")
 @click.option("--int24", is_flag=True, help="Write 24-bit integers.")
@@ -113,6 +116,9 @@ def separate(
     segment: float | None,
     mp3: bool,
     mp3_bitrate: int,
+    m4a: bool,
+    stem_mp4: bool,
+    aac_bitrate: int,
     flac: bool,
     float32: bool,
     int24: bool,
@@ -138,7 +144,13 @@ def separate(
         stems=stems,
         two_stems=two_stems,
         other_method="none" if out == _STDOUT else other_method,
-        encoding=_encoding(mp3, mp3_bitrate, flac, float32, int24, clip_mode),
+        encoding=_encoding(
+            {"--mp3": mp3, "--m4a": m4a, "--stem-mp4": stem_mp4, "--flac": flac},
+            {"--float32": float32, "--int24": int24},
+            clip=clip_mode,
+            mp3_bitrate=mp3_bitrate,
+            aac_bitrate=aac_bitrate,
+        ),
         filename=filename,
         seed=seed,
         samplerate=samplerate,
@@ -186,7 +198,10 @@ def _say(outcome: splitter.Outcome, options: splitter.Options) -> None:
         if written.downmix is not None:
             _print_note(outcome, f"{written.downmix}; --channels first2 takes the first two")
         if options.samplerate == "keep" and written.samplerate != written.source_samplerate:
-            _print_note(outcome, f"MP3 has no {written.source_samplerate:,} Hz; written at {written.samplerate:,} Hz")
+            name = options.encoding.name
+            _print_note(
+                outcome, f"{name} has no {written.source_samplerate:,} Hz; written at {written.samplerate:,} Hz"
+            )
         _say_gain(outcome, written.gain_db)
     if outcome.error is not None:
         print_lines(f"splitter: error: {outcome.error}", stream=sys.stderr)
@@ -221,23 +236,28 @@ def _sum_up(outcomes: Sequence[splitter.Outcome]) -> None:
     print_lines(*(f"  {outcome.path}" for outcome in failed), stream=sys.stderr)
 
 
-def _encoding(mp3: bool, mp3_bitrate: int, flac: bool, float32: bool, int24: bool, clip_mode: Any) -> splitter.Encoding:
-    if mp3 and flac:
-        raise errors.UsageError("--mp3 and --flac exclude each other", fix="Leave one of them out.")
-    if float32 and int24:
-        raise errors.UsageError("--float32 and --int24 exclude each other", fix="Leave one of them out.")
-    if mp3 and (float32 or int24):
-        raise errors.UsageError(
-            f"MP3 has no sample format to choose, as {'--float32' if float32 else '--int24'} does", fix="Leave it out."
-        )
-    if flac and float32:
+def _encoding(formats: Mapping[str, bool], numbers: Mapping[str, bool], **more: Any) -> splitter.Encoding:
+    """The one format and the one sample format that are asked for."""
+    for options in (formats, numbers):
+        if len(several := [option for option, asked in options.items() if asked]) > 1:
+            raise errors.UsageError(f"{' and '.join(several)} exclude each other", fix="Leave all but one out.")
+    chosen = next((option for option, asked in formats.items() if asked), "--wav")
+    number = next((option for option, asked in numbers.items() if asked), None)
+    lossy: dict[str, tuple[Any, Any]] = {
+        "--mp3": ("mp3", "MPEG_LAYER_III"), "--m4a": ("m4a", "AAC"), "--stem-mp4": ("stem.mp4", "AAC"),
+    }  # fmt: skip
+    if chosen in lossy:
+        container, subtype = lossy[chosen]
+        if number is not None:
+            name = "MP3" if chosen == "--mp3" else "AAC"
+            raise errors.UsageError(f"{name} has no sample format to choose, as {number} does", fix="Leave it out.")
+        return splitter.Encoding(container, subtype, **more)
+    if chosen == "--flac" and number == "--float32":
         raise errors.UsageError(
             "FLAC cannot hold --float32", expected="integers", fix="Use --int24, or leave --flac out."
         )
-    if mp3:
-        return splitter.Encoding("mp3", "MPEG_LAYER_III", clip_mode, mp3_bitrate)
-    subtype: Any = "FLOAT" if float32 else "PCM_24" if int24 else "PCM_16"
-    return splitter.Encoding("flac" if flac else "wav", subtype, clip_mode)
+    samples: Any = {"--float32": "FLOAT", "--int24": "PCM_24", None: "PCM_16"}[number]
+    return splitter.Encoding("flac" if chosen == "--flac" else "wav", samples, **more)
 
 
 def _find_bundle(bundle: Path | None, name: str | None, trusted_key: Path | None) -> splitter.Bag:

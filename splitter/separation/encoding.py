@@ -1,4 +1,4 @@
-"""Stems on their way into files, block by block: soxr resamples, soundfile encodes."""
+"""Stems on their way into files, block by block: soxr resamples, soundfile encodes, FFmpeg's libraries encode AAC."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
@@ -16,15 +17,19 @@ import numpy as np
 import soundfile
 
 from ..errors import UsageError
+from . import aac
+from .aac import AacFile
 from .audio import Block
 from .decoding import Frames
 from .resampling import Resampler
 
 ClipMode: TypeAlias = Literal["rescale", "rescale-each", "clamp", "tanh", "none"]
+STEM_FILE = "stem.mp4"
 MP3_BITRATES = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)  # kbit/s, of MPEG-1 layer III
 
 MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # Hz, of MPEG-1, 2 and 2.5
 
+_AAC_BITRATES = (32, 320)  # kbit/s, least and most
 _BLOCK = 1 << 16  # frames written at a time
 _MP3_SPANS = ((16_000, 8, 64), (32_000, 8, 160), (math.inf, 32, 320))  # kbit/s, least and most, of rates below so many
 _WAV_LIMIT = (1 << 32) - (1 << 16)  # bytes a RIFF header can count; longer files are RF64
@@ -35,24 +40,58 @@ class Encoding:
     """How stems are written.
 
     Attributes:
-        container: ``wav``, ``flac`` or ``mp3``: also the file extension.
+        container: ``wav``, ``flac``, ``mp3``, ``m4a``, or ``stem.mp4`` for one file of the song and four stems, as DJ
+            software reads it: also the file extension. The last two take the extra `av`.
         subtype: libsndfile's name of the sample format.
         clip: What happens to samples beyond full scale. ``rescale`` divides all stems of a song by the highest peak
             among them, times 1.01, if that exceeds 1; ``rescale-each`` divides each stem by its own (as demucs does);
             ``clamp`` limits to ±0.99; ``tanh`` bends; ``none`` leaves them to the format.
         mp3_bitrate: In kbit/s, constant.
+        aac_bitrate: In kbit/s, of each track.
     """
 
-    container: Literal["wav", "flac", "mp3"] = "wav"
-    subtype: Literal["PCM_16", "PCM_24", "FLOAT", "MPEG_LAYER_III"] = "PCM_16"
+    container: Literal["wav", "flac", "mp3", "m4a", "stem.mp4"] = "wav"
+    subtype: Literal["PCM_16", "PCM_24", "FLOAT", "MPEG_LAYER_III", "AAC"] = "PCM_16"
     clip: ClipMode = "rescale"
     mp3_bitrate: int = 320
+    aac_bitrate: int = 256
 
     def __post_init__(self) -> None:
-        """Raises `UsageError` for a bit rate that MP3 does not have."""
+        """Raises `UsageError` for a bit rate that the format does not have, or if its encoder is not installed."""
+        if self.is_aac and find_spec("av") is None:
+            raise UsageError(
+                "AAC is written by FFmpeg's libraries, which are not installed",
+                fix="Install them: pip install 'splitter[av]'. Or choose another format.",
+            )
+        least, most = _AAC_BITRATES
+        if not least <= self.aac_bitrate <= most:
+            raise UsageError(
+                "the bit rate of AAC is out of range",
+                expected=f"between {least} and {most} kbit/s",
+                received=self.aac_bitrate,
+            )
         if self.mp3_bitrate not in MP3_BITRATES:
             rates = ", ".join(map(str, MP3_BITRATES))
             raise UsageError(f"MP3 has no bit rate of {self.mp3_bitrate} kbit/s", fix=f"It has {rates}.")
+
+    @property
+    def name(self) -> str:
+        """Of the format, for people."""
+        return "AAC" if self.is_aac else self.container.upper()
+
+    @property
+    def is_aac(self) -> bool:
+        return self.container in ("m4a", STEM_FILE)
+
+    @property
+    def of_parts(self) -> Encoding:
+        """How what a stem file is made of waits to be put into it."""
+        return replace(self, container="wav", subtype="FLOAT")
+
+    @property
+    def rates(self) -> tuple[int, ...]:
+        """Sample rates that the format has, in Hz; none where it has any."""
+        return MP3_RATES if self.container == "mp3" else aac.RATES if self.is_aac else ()
 
     @property
     def has_gain(self) -> bool:
@@ -61,11 +100,12 @@ class Encoding:
 
     def rate(self, wanted: int) -> int:
         """The sample rate that the format has for one: MP3 has nine, of which the next above it holds all it can."""
-        if self.container != "mp3" or wanted in MP3_RATES:
+        rates = self.rates
+        if not rates or wanted in rates:
             return wanted
-        if wanted > MP3_RATES[-1] and wanted % 44_100 == 0:
-            return 44_100
-        return min((rate for rate in MP3_RATES if rate > wanted), default=MP3_RATES[-1])
+        if wanted > rates[-1] and wanted % 44_100 == 0:
+            return max(rate for rate in rates if rate % 44_100 == 0)
+        return min((rate for rate in rates if rate > wanted), default=rates[-1])
 
 
 class StemWriter:
@@ -147,8 +187,10 @@ class StemWriter:
     ) -> None:
         self._file.close()
 
-    def _open(self, path: Path) -> soundfile.SoundFile:
+    def _open(self, path: Path) -> soundfile.SoundFile | AacFile:
         encoding = self.encoding
+        if encoding.container == "m4a":
+            return AacFile(path, self._samplerate, self._channels, encoding.aac_bitrate)
         options: dict[str, object] = {"format": encoding.container.upper(), "subtype": encoding.subtype}
         if encoding.container == "mp3":
             # libsndfile's compression level spans the bit rates of MPEG's layer III; at 1.0 its own check fails.

@@ -118,14 +118,21 @@ class _Media(Source):
         resampler = av.AudioResampler("fltp", self._stream.codec_context.layout, self.samplerate)
         decoded = 0
         for frame in self._container.decode(self._stream):
+            lasting = self._lasting(frame)
             for part in resampler.resample(frame):
-                frames = np.ascontiguousarray(part.to_ndarray().T, np.float32)
+                frames = np.ascontiguousarray(part.to_ndarray().T[:lasting], np.float32)
                 decoding.check_finite(frames, str(self._path), start=decoded, samplerate=self.samplerate)
                 decoded += len(frames)
                 yield frames
         promised = self._promised()
         if decoded < promised - _SLACK * self.samplerate:
             raise decoding.truncated(self._path, promised, decoded)
+
+    def _lasting(self, frame: Any) -> int | None:
+        """How many samples of a frame are sound, where the file says that the last one is filled up; None for all."""
+        if self._kind.demuxer != "mov" or not frame.duration:
+            return None
+        return round(frame.duration * frame.time_base * self.samplerate)
 
     def _promised(self) -> int:
         """How many frames the file says its sound has; 0 where it does not, or guesses."""

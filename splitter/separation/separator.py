@@ -24,11 +24,11 @@ from ..names import path_fault, readable
 from ..runtime.heap import Trimming
 from ..runtime.orchestrator import Orchestrator
 from ..runtime.workers import share
-from . import audio, resampling, selection, tags
+from . import aac, audio, resampling, selection, tags
 from .audio import Block, Sound, Statistics, Track, Window, statistics, survey
 from .channels import Channels
 from .decoding import check_rate
-from .encoding import MP3_RATES, Encoding, StemWriter, finish
+from .encoding import STEM_FILE, Encoding, StemWriter, finish
 from .named import named
 from .overlap_add import Geometry, Model, SongPass, Stems
 from .selection import Engines
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .batch import Outcome
 
 DEFAULT_FILENAME = "{track}/{stem}.{ext}"
+_STEM_FILENAME = "{track}.{ext}"  # of a file of all stems
 _FIELDS = frozenset({"folder", "track", "trackext", "stem", "ext"})
 
 
@@ -53,7 +54,8 @@ class Options:
         two_stems: Only this stem and the rest.
         other_method: What "the rest" is: the sum of the other stems, the mixture minus the stem, or nothing.
         encoding: File format and clip handling.
-        filename: Below ``OUT/<model>/`` in any case; may hold ``{track}``, ``{trackext}``, ``{stem}`` and ``{ext}``,
+        filename: Below ``OUT/<model>/`` in any case, by default ``{track}/{stem}.{ext}``, and ``{track}.{ext}`` of a
+            file of all stems; may hold ``{track}``, ``{trackext}``, ``{stem}`` and ``{ext}``,
             and ``{folder}``, the name of the folder that the track is in.
         seed: Of the random shifts, the same for every file.
         samplerate: Of the stems: ``keep`` for the file's, and its very length; ``model`` for the model's; or in Hz.
@@ -166,8 +168,17 @@ class Separator:
         self._shifts = sound.chunking.shifts if options.shifts is None else options.shifts
         if self._shifts < 0:
             raise UsageError("--shifts is negative", expected="0 or more", received=options.shifts)
-        _check_filename(options.filename)
+        self._in_one_file = options.encoding.container == STEM_FILE
+        _check_filename(options.filename, in_one_file=self._in_one_file)
         _check_samplerate(options)
+        if options.encoding.is_aac:
+            aac.check_channels(self.channels)
+        if self._in_one_file and (options.two_stems or len(self._wanted.written) != aac.STEMS):
+            raise UsageError(
+                f"a stem file holds {aac.STEMS} stems",
+                received=", ".join(self._wanted.written),
+                fix=f"Choose {aac.STEMS} by --stems, or another format.",
+            )
         self._geometries = [
             Geometry.of(member.audio, overlap=options.overlap, segment=options.segment) for member in self.bag.members
         ]
@@ -304,11 +315,19 @@ class Separator:
         self, track: Track | Sound, track_statistics: Statistics, progress: Progress = silent
     ) -> Iterator[dict[str, Block]]:
         """The same, as the stems that the options ask for, by name."""
+        for stems, _ in self._selected(track, track_statistics, progress):
+            yield stems
+
+    def _selected(
+        self, track: Track | Sound, track_statistics: Statistics, progress: Progress
+    ) -> Iterator[tuple[dict[str, Block], Callable[[], Block]]]:
+        """The stems by name, and what gives the mixture of them."""
         window = self._window(track)
         position = 0
         for block in self._separated(track.path, window, track_statistics, progress):
             stop = position + block.shape[-1]
-            yield self._wanted.blocks(block, partial(window.read, position, stop))
+            mixture = partial(window.read, position, stop)
+            yield self._wanted.blocks(block, mixture), mixture
             position = stop
 
     def _window(self, track: Track | Sound) -> Window:
@@ -396,8 +415,8 @@ class Separator:
 
     @property
     def written(self) -> tuple[str, ...]:
-        """The stems that each track gets, by name."""
-        return self._wanted.written
+        """The files that each track gets, by the names of their stems."""
+        return ("stems",) if self._in_one_file else self._wanted.written
 
     def outputs(self, path: Path, out: Path, template: str | None = None) -> dict[str, Path]:
         """Where each stem of a file will be written.
@@ -411,6 +430,8 @@ class Separator:
             UsageError: The template and the track's name make no path below the directory of the model.
         """
         template = template or self.options.filename
+        if self._in_one_file and template == DEFAULT_FILENAME:
+            template = _STEM_FILENAME
         return {name: self.home(out) / self._place(path, name, template) for name in self.written}
 
     def _place(self, path: Path, stem: str, template: str) -> str:
@@ -441,19 +462,28 @@ class Separator:
         wanted = self.options.samplerate
         rate = encoding.rate(found.samplerate if wanted == "keep" else self.samplerate if wanted == "model" else wanted)
         samples = resampling.length(found.frames, found.samplerate, rate)
+        places, written_as = files, encoding
+        if self._in_one_file:
+            (file,) = files.values()
+            names = (aac.MIX, *self._wanted.written)
+            places, written_as = {name: file.with_name(f"{file.name}.{name}") for name in names}, encoding.of_parts
         with ExitStack() as stack:
             writers = {
-                name: stack.enter_context(StemWriter(file, encoding, rate, self.channels, samples, self.samplerate))
-                for name, file in files.items()
+                name: stack.enter_context(StemWriter(place, written_as, rate, self.channels, samples, self.samplerate))
+                for name, place in places.items()
             }
-            for stems in self.selected(track, found.statistics, progress):
+            for stems, mixture in self._selected(track, found.statistics, progress):
                 for name, writer in writers.items():
-                    writer.write(stems[name])
+                    writer.write(stems[name] if name in stems else mixture())
             gains = finish(writers.values(), torch.get_num_threads())
+        if self._in_one_file:
+            aac.write_stem_file(file, [*places.values()], self._wanted.written, encoding.aac_bitrate)
+            for place in places.values():
+                place.unlink()
         if self.options.tags and (song := tags.read(track.path)) is not None:
             (title,) = song.fields.get("title", [track.path.stem])[:1]
             for name, file in files.items():
-                tags.write(file, song, f"{title} ({name})")
+                tags.write(file, song, title if self._in_one_file else f"{title} ({name})")
         decibels = {name: 20 * math.log10(gain) for name, gain in zip(writers, gains, strict=True)}
         return Written(found.samplerate, rate, samples, found.downmix, decibels if encoding.has_gain else {})
 
@@ -492,11 +522,11 @@ def _check_samplerate(options: Options) -> None:
         return
     check_rate(rate, "a stem")
     if options.encoding.rate(rate) != rate:
-        rates = ", ".join(f"{known:,}" for known in MP3_RATES)
-        raise UsageError(f"MP3 has no sample rate of {rate:,} Hz", fix=f"It has {rates}.")
+        rates = ", ".join(f"{known:,}" for known in options.encoding.rates)
+        raise UsageError(f"{options.encoding.name} has no sample rate of {rate:,} Hz", fix=f"It has {rates}.")
 
 
-def _check_filename(template: str) -> None:
+def _check_filename(template: str, *, in_one_file: bool) -> None:
     try:
         fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
     except ValueError as error:
@@ -507,7 +537,7 @@ def _check_filename(template: str) -> None:
             expected="{folder}, {track}, {trackext}, {stem} and {ext}",
             received=", ".join(sorted(unknown)),
         )
-    if "stem" not in fields:
+    if "stem" not in fields and not in_one_file:
         raise UsageError(f"the filename template {template!r} does not tell the stems apart", fix="Use {stem} in it.")
     try:
         example = template.format(**dict.fromkeys(_FIELDS, "name"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def read(path: Path) -> Tags | None:
 
 
 def write(path: Path, tags: Tags, title: str) -> None:
-    """Write tags into a stem: WAV, FLAC or MP3.
+    """Write tags into a stem: WAV, FLAC, MP3 or MP4.
 
     Args:
         path: The stem.
@@ -82,6 +83,8 @@ def write(path: Path, tags: Tags, title: str) -> None:
                 song.add_picture(_picture(*tags.cover))
         elif isinstance(song, WAVE | MP3):
             _set_frames(song, fields, tags.cover)
+        elif isinstance(song, MP4):
+            _set_atoms(song, fields, tags.cover)
         else:  # RF64, which has no place for them
             return
         song.save()
@@ -101,6 +104,20 @@ def _set_frames(song: Any, fields: Mapping[str, list[str]], cover: tuple[str, by
     if cover is not None:
         mime, data = cover
         song.tags.setall("APIC", [id3.APIC(encoding=id3.Encoding.UTF8, mime=mime, type=_FRONT, data=data)])
+
+
+def _set_atoms(song: Any, fields: Mapping[str, list[str]], cover: tuple[str, bytes] | None) -> None:
+    """Tags of MP4, where some are numbers: those that are none here are left out."""
+    for name, texts in fields.items():
+        atom = _FIELDS[name][1]
+        with suppress(ValueError):
+            if atom in ("trkn", "disk"):
+                song[atom] = [((numbers := [int(part) for part in texts[0].split("/")[:2]] + [0])[0], numbers[1])]
+            else:
+                song[atom] = [round(float(texts[0]))] if atom == "tmpo" else texts
+    formats = {"image/jpeg": MP4Cover.FORMAT_JPEG, "image/png": MP4Cover.FORMAT_PNG}
+    if cover is not None and cover[0] in formats:
+        song["covr"] = [MP4Cover(cover[1], formats[cover[0]])]
 
 
 def _texts(song: Any, name: str, frame: str, atom: str, attribute: str) -> list[str]:

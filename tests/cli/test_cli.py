@@ -141,6 +141,11 @@ FAILURES = {
     "more jobs than cores": (["separate", "SONG", "-b", "BUNDLE", "-j", "4096"], "(available cores), found 4096"),
     "no job": (["separate", "SONG", "-b", "BUNDLE", "-j", "0"], "jobs"),
     "two formats": (["separate", "SONG", "-b", "BUNDLE", "--mp3", "--flac"], "--mp3 and --flac exclude each other"),
+    "two stems in a stem file": (
+        ["separate", "SONG", "-b", "BUNDLE", "--stem-mp4", "--stems", "bass,drums"],
+        "a stem file holds 4 stems; got drums, bass",
+    ),
+    "samples of a lossy format": (["separate", "SONG", "-b", "BUNDLE", "--m4a", "--int24"], "AAC has no sample format"),
     "two depths": (
         ["separate", "SONG", "-b", "BUNDLE", "--float32", "--int24"],
         "--float32 and --int24 exclude each other",
