@@ -107,7 +107,7 @@ def test_silent_golden_audio_is_refused(tmp_path):
 
     soundfile.write(tmp_path / "silence.wav", np.zeros((100_000, 2)), 44_100)
     with pytest.raises(AudioError, match="golden input is silent: silence.wav"):
-        splitter.build("demo", tmp_path / "b", golden_audio=tmp_path / "silence.wav")
+        splitter.build(duo(), tmp_path / "b", plan=GRAPHS_PLAN, golden_audio=tmp_path / "silence.wav")
     assert {file.name for file in tmp_path.iterdir()} == {"silence.wav"}
 
 
@@ -119,16 +119,16 @@ def test_cut_that_changes_a_bit_is_caught(monkeypatch, tmp_path):
 
     def careless(program, plan):
         parts = original(program, plan)
-        decoder = parts.segments[3].program
-        node = next(n for n in decoder.operators if n.target is torch.ops.aten.gelu.default)
-        node.target = torch.ops.aten.relu.default
+        transformer = parts.segments[2].program
+        node = next(n for n in transformer.operators if n.target is torch.ops.aten.relu.default)
+        node.target = torch.ops.aten.abs.default
         return parts
 
     monkeypatch.setattr(compiler, "partition", careless)
     with pytest.raises(
-        PartitionError, match=r"another 'stem_\w+' than the whole graph: expected max \|Δ\| = 0, found max \|Δ\|"
+        PartitionError, match=r"another 'mix_\w+' than the whole graph: expected max \|Δ\| = 0, found max \|Δ\|"
     ):
-        splitter.build("demo", tmp_path / "b")
+        splitter.build(separating(), tmp_path / "b", plan=HYBRID_PLAN)
     assert not list(tmp_path.iterdir())
 
 

@@ -7,7 +7,6 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-import splitter
 from splitter import lowering, mil, plugins
 from splitter.bundle.directory import Bundle, file_records
 from splitter.bundle.files import Files
@@ -17,7 +16,7 @@ from splitter.lowering.coreml import CoreMLTarget
 from splitter.lowering.host import HostTarget
 from splitter.lowering.kernels import KernelsTarget
 from splitter.mil.coreml_tools import ct
-from splitter.partition import partition
+from splitter.partition import Segment, partition
 from splitter.plan import schema as plans
 
 from ..toys import HYBRID_PLAN, Hybrid, cut
@@ -32,6 +31,14 @@ def lowered(hybrid, segment, directory, plan=HYBRID_PLAN):
     segments, values = hybrid
     target = lowering.target(segments[segment].stage.target)
     return target.lower(segments[segment], plan, values, directory)
+
+
+def shipped(bundle, name):
+    """A segment of a bundle as before its lowering, and the plan it was built by."""
+    segment, plan = bundle.segment(name), bundle.manifest.plan
+    stage = next(stage for stage in plan.stages if stage.name == name)
+    inputs, outputs = (tuple(bundle.tensors[n] for n in names) for names in (segment.inputs, segment.outputs))
+    return Segment(name, stage, bundle.program(segment.program), inputs, outputs), plan
 
 
 # ---------------------------------------------------------------------------------------- coreml
@@ -67,14 +74,7 @@ def test_harmful_pass_is_out_and_broadcasts_stay_small(demo_bundle):
 def test_without_the_pass_the_constant_is_folded(demo_bundle, tmp_path):
     """The check above can fail: this is what it guards against."""
     segment = demo_bundle.segment("encoder")
-    tensors = demo_bundle.tensors
-    from splitter.partition import Segment
-
-    plan = demo_bundle.manifest.plan
-    stage = next(stage for stage in plan.stages if stage.name == "encoder")
-    raw = Segment("encoder", stage, demo_bundle.program(segment.program),
-                  tuple(tensors[n] for n in segment.inputs), tuple(tensors[n] for n in segment.outputs))  # fmt: skip
-    CoreMLTarget().lower(raw, plan, {}, tmp_path)
+    CoreMLTarget().lower(*shipped(demo_bundle, "encoder"), {}, tmp_path)
     stored = sum(f.stat().st_size for f in (tmp_path / "encoder.mlpackage").rglob("weight.bin"))
     assert stored > 4 * segment.parameters * 1.15
 
@@ -268,13 +268,14 @@ def test_transformer_that_is_another_is_refused(tmp_path):
         KernelsTarget().lower(segment, plan, {}, tmp_path)
 
 
-def test_kernels_that_disagree_with_the_graph_are_refused(tmp_path, monkeypatch):
+def test_kernels_that_disagree_with_the_graph_are_refused(demo_bundle, tmp_path, monkeypatch):
     from splitter_kernels import reference
 
+    segment = shipped(demo_bundle, "transformer")
+    KernelsTarget().lower(*segment, demo_bundle.goldens(), tmp_path)
     monkeypatch.setattr(reference, "gelu", lambda x: x / (1 + np.exp(-1.702 * x)))
     with pytest.raises(LoweringError, match="the NumPy kernels give"):
-        splitter.build("demo", tmp_path / "demo.bundle")
-    assert not list(tmp_path.iterdir())
+        KernelsTarget().lower(*segment, demo_bundle.goldens(), tmp_path)
 
 
 # ----------------------------------------------------------------------------------- registration

@@ -98,13 +98,13 @@ def test_bundle_is_exact_and_its_files_do_what_the_model_does(built):
     assert min(local) >= 115
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["bs", pytest.param("mel", marks=pytest.mark.slow)])
 def test_half_precision_for_the_engine(tmp_path, kind):
     """End to end, by the model of rounding: the norms of all layers are safe in half."""
-    path = written(tmp_path, kind, dim="32", dim_head="16")
+    path = written(tmp_path, kind, depth="1", dim="32", dim_head="16")
     bag = splitter.build(path, tmp_path / "bundle", random_init=1, optimise_for="ane")
     (bundle,) = bag.members
-    assert bundle.segment("transformer").passes["norms-safe-in-half"] >= 15
+    assert bundle.segment("transformer").passes["norms-safe-in-half"] >= 12
     report = verify_bundle(bundle)
     assert report.passed
     assert not report.overflows
