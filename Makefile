@@ -9,7 +9,7 @@ BUNDLE ?= demo.bundle
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow browser real swift-test swift-faults mutants fuzz fuzz-corpus lint types audit check \
+.PHONY: help demo test slow browser real swift-test swift-sanitize swift-faults mutants fuzz fuzz-corpus lint types audit check \
 	format constraints schema aten-ops mil-ops doctor-rules doctor-cases docs bench clean
 
 help: ## Show this help.
@@ -52,9 +52,17 @@ SWIFT_FLAGS := --package-path swift -c release -Xswiftc -warnings-as-errors -Xsw
 swift-test: .venv/.installed ## Build the host for Apple devices and run it on stand-ins; fetches Swift on Debian.
 	$(SWIFT) format lint --strict --recursive swift/Package.swift swift/Sources swift/Standins swift/Tests
 	$(SWIFT) build $(SWIFT_FLAGS) --build-tests
-	$(BIN)/splitter build demo -o swift/.build/demo.bundle --force >/dev/null
+	$(BIN)/python -m tests.swift.bundles swift/.build
 	$(SWIFT) test $(SWIFT_FLAGS) --skip-build --disable-swift-testing
 	$(BIN)/python -m pytest -m "swift and not slow" tests/swift
+
+# What takes long under a sanitizer, or measures memory, is left to `make swift-test`.
+SANITIZED := --filter OrchestratorTests --filter SeparationTests --skip testMemoryDoesNotGrowWithTheSong
+
+swift-sanitize: ## Run the host under the thread and the address sanitizer, after `make swift-test`.
+	$(SWIFT) test $(SWIFT_FLAGS) --disable-swift-testing --scratch-path swift/.build/thread --sanitize thread $(SANITIZED)
+	$(SWIFT) test $(SWIFT_FLAGS) --disable-swift-testing --scratch-path swift/.build/address --sanitize address \
+		$(SANITIZED) --filter DamagedBundleTests --filter Tensor --filter Transform
 
 swift-faults: .venv/.installed ## Put faults into a copy of the host's sources, after `make swift-test`: each must be named.
 	$(BIN)/python -m pytest -m "swift and slow" tests/swift

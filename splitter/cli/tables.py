@@ -525,7 +525,7 @@ def _work_table(profile: Profile) -> Table:
         for place, engine in enumerate(segment.engines):
             table.add_row(
                 *(("",) * 5 if place else (segment.name, *work, size(segment.boundary_bytes))), engine.engine,
-                size(engine.memory.loaded), size(engine.memory.running),
+                *((size(engine.memory.loaded), size(engine.memory.running)) if engine.memory else ("n/a", "n/a")),
             )  # fmt: skip
     return table
 

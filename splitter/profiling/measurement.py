@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,26 +10,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
 
-from ..boundary import Array, TensorSpec
+from ..boundary import Array
 from ..bundle.directory import Bundle, Source, single
 from ..bundle.goldens import machine
 from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
 from ..runtime.engines import Engine, default_engine, loaded
 from ..runtime.orchestrator import Hook, Orchestrator
-from . import limits, memory, work
-from .records import (
-    BoundaryProfile,
-    EngineProfile,
-    Latency,
-    Limits,
-    Profile,
-    RunProfile,
-    SegmentProfile,
-    check_same_model,
-    merged,
-    read,
-)
+from . import figures, limits, memory
+from .bench import read
+from .records import EngineProfile, Latency, Limits, Profile, SegmentProfile, check_same_model, merged
 from .timeline import Timeline
 
 Progress: TypeAlias = Callable[[str], None]
@@ -59,7 +48,7 @@ def profile(
         runs: Counted turns.
         warmup: Turns before them, which are recorded apart.
         compute_units: For Core ML, see `Orchestrator`.
-        merge: Files that ``splitter profile --json`` printed elsewhere, to show beside.
+        merge: Files that ``splitter profile --json`` or ``splitter-host bench`` printed elsewhere, to show beside.
         progress: Told of each step.
 
     Raises:
@@ -72,7 +61,7 @@ def profile(
         )
     bundle = single(bundle)
     model = bundle.manifest.model
-    others = [read(Path(path)) for path in merge]
+    others = [read(Path(path), bundle) for path in merge]
     for other in others:  # before minutes are spent on what they cannot lie beside
         check_same_model(other, model.name, model.checkpoint_sha256, model.samples)
     chosen = _chosen(bundle, engines)
@@ -89,19 +78,18 @@ def profile(
     for segment in bundle.segments:
         progress(f"looking into {segment.name}")
         segments.append(_segment(bench, segment, chosen[segment.name], warmup, most))
-    measured = Profile(
-        bundle=str(bundle.path),
-        model=model.name,
-        checkpoint_sha256=model.checkpoint_sha256,
-        samples=model.samples,
-        precision=bundle.manifest.plan.precision,
+    measured = figures.profile(
+        bundle,
         system=platform.platform(),
         machine=machine(),
         compute_units=compute_units,
         limits=most,
-        run=_run(bench, warmup),
+        run=figures.run(bench.walls, [runs[0] for runs in bench.runs.values()], list(bench.checks.values()), warmup),
         segments=tuple(segments),
-        boundaries=tuple(_boundary(bench, spec, warmup, most) for spec in bundle.manifest.tensors),
+        boundaries=tuple(
+            figures.boundary(bundle, spec, Latency.of(bench.checks[spec.name], warmup=warmup), most)
+            for spec in bundle.manifest.tensors
+        ),
     )
     return merged(measured, others)
 
@@ -170,34 +158,9 @@ class _Bench:
                 self.runs[name][place].append(perf_counter() - started)
 
 
-def _run(bench: _Bench, warmup: int) -> RunProfile:
-    walls = bench.walls[warmup:]
-    checks = [sum(turn) for turn in zip(*bench.checks.values(), strict=True)][warmup:]
-    engines = [sum(turn) for turn in zip(*(runs[0] for runs in bench.runs.values()), strict=True)][warmup:]
-    return RunProfile(
-        wall=Latency.of(bench.walls, warmup=warmup),
-        accounted=statistics.median((a + b) / wall for a, b, wall in zip(engines, checks, walls, strict=True)),
-        checks=statistics.median(check / wall for check, wall in zip(checks, walls, strict=True)),
-    )
-
-
-def _boundary(bench: _Bench, spec: TensorSpec, warmup: int, most: Limits) -> BoundaryProfile:
-    check = Latency.of(bench.checks[spec.name], warmup=warmup)
-    reading = sum(consumer in bench.engines for consumer in spec.consumers)
-    return BoundaryProfile(
-        name=spec.name,
-        producer=spec.producer,
-        consumers=spec.consumers,
-        bytes=spec.bytes,
-        moved_bytes=(2 + reading) * spec.bytes,
-        check=check,
-        bandwidth_share=spec.bytes / check.median / most.bytes_per_second,
-    )
-
-
 def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup: int, most: Limits) -> SegmentProfile:
     bundle = bench.bundle
-    done = work.of(bundle.program(segment.program))
+    done = figures.work_of(bundle, segment)
     found = []
     for name, seconds, engine in zip(names, bench.runs[segment.name], bench.engines[segment.name], strict=True):
         latency = Latency.of(seconds, warmup=warmup)
@@ -208,21 +171,12 @@ def _segment(bench: _Bench, segment: SegmentRecord, names: Sequence[str], warmup
                 latency=latency,
                 load_seconds=fresh.load_seconds,
                 memory=fresh.memory,
-                compute_share=done.flops / latency.median / most.flops_per_second,
-                bandwidth_share=done.moved_bytes / latency.median / most.bytes_per_second,
+                **figures.shares(done, latency, most),
                 families=_families(engine, bench.inputs[segment.name]),
                 coreml=engine.device_figures(),
             )
         )
-    return SegmentProfile(
-        name=segment.name,
-        target=segment.artifact.target,
-        parameters=segment.parameters,
-        flops=done.flops,
-        moved_bytes=done.moved_bytes,
-        boundary_bytes=sum(bundle.tensors[name].bytes for name in (*segment.inputs, *segment.outputs)),
-        engines=tuple(found),
-    )
+    return figures.segment(bundle, segment, done, tuple(found))
 
 
 def _families(engine: Engine, inputs: Mapping[str, Array]) -> dict[str, float] | None:

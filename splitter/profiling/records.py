@@ -100,8 +100,8 @@ class EngineProfile(Record):
         engine: Its name.
         latency: The first engine of a segment is timed within runs of the orchestrator, the others between these
             runs and on the very arrays that the first one got.
-        load_seconds: In a fresh process, imports left out.
-        memory: See `Memory`.
+        load_seconds: In a fresh process where memory is measured, imports left out.
+        memory: See `Memory`; None where all segments ran in one process.
         compute_share: ``flops / median``, of the machine's limit.
         bandwidth_share: ``moved_bytes / median``, of the machine's limit. What fits into caches, and what an engine
             fuses, need not move: more than 1 is possible, and says so.
@@ -113,7 +113,7 @@ class EngineProfile(Record):
     engine: str
     latency: Latency
     load_seconds: Number
-    memory: Memory
+    memory: Memory | None
     compute_share: Number
     bandwidth_share: Number
     families: dict[str, Number] | None

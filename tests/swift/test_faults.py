@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from splitter.cli.shell import command
 
 from ..conftest import ROOT
-from .test_host import ENVIRONMENT
+from .conftest import ENVIRONMENT
 
 pytestmark = [pytest.mark.swift, pytest.mark.slow, pytest.mark.timeout(1800)]
 SOURCES = "Sources/SplitterHost"

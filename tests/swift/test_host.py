@@ -1,39 +1,25 @@
 """The host for Apple devices, run on stand-ins, against the Python one. `make swift-test` builds it."""
 
 import json
-import os
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from splitter_weights.demo import songs
 
 import splitter
 from splitter.cli.shell import command
 from splitter.runtime.orchestrator import Hook, Orchestrator
 from splitter.separation.separator import Options, Separator
 
-from ..conftest import ROOT, snr_db
+from ..conftest import snr_db
 from ..sealing import seal
+from .conftest import host
 
 pytestmark = [pytest.mark.swift, pytest.mark.timeout(900)]
-HOST = ROOT / "swift" / ".build" / "release" / "splitter-host"
-ENVIRONMENT = dict(os.environ)  # before the tests' own cache is put in: the toolchain is in the user's
-
-
-def host(*arguments, **environment):
-    """Run `splitter-host` where its libraries are."""
-    assert HOST.exists(), "run `make swift-test`"
-    return subprocess.run(
-        [ROOT / "swift" / "toolchain.sh", HOST, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=ENVIRONMENT | environment,
-    )
 
 
 def verified(dump, bundle):
@@ -61,19 +47,51 @@ def test_what_it_is_told_wrongly_is_said(demo_path, tmp_path):
 
 def separated(song_path, bundle, tmp_path, frames, *arguments, **options):
     """Stems of the beginning of a song: the host's, and Python's."""
-    song, _ = soundfile.read(song_path, frames=frames, dtype="float32")
-    soundfile.write(tmp_path / "song.wav", song, 44_100, subtype="FLOAT")
+    song, rate = soundfile.read(song_path, frames=frames, dtype="float32")
+    soundfile.write(tmp_path / "song.wav", song, rate, subtype="FLOAT")
     ran = host("separate", tmp_path / "song.wav", "-b", bundle, "-o", tmp_path / "host", *arguments)
     assert ran.returncode == 0, ran.stderr
-    for stem, expected in Separator(bundle, "default", options=Options(**options))(song.T, 44_100).items():
-        found, rate = soundfile.read(tmp_path / "host" / f"{stem}.wav", dtype="float32")
-        assert (found.shape, rate) == (song.shape, 44_100)
+    for stem, expected in Separator(bundle, "default", options=Options(**options))(song.T, rate).items():
+        found, found_rate = soundfile.read(tmp_path / "host" / f"{stem}.wav", dtype="float32")
+        assert (found.shape, found_rate) == (song.shape, rate)
         yield stem, expected, found.T
 
 
 def test_its_stems_are_those_of_python(demo_path, song_path, tmp_path):
     for stem, expected, found in separated(song_path, demo_path, tmp_path, 90_000, "--seed", "5", seed=5):
         assert snr_db(expected, found) > 100, stem
+
+
+def test_six_stems_of_a_narrow_model_are_those_of_python(six_path, tmp_path):
+    soundfile.write(tmp_path / "six.wav", songs.mixture(songs.synthesise(2.5, 3, 8000)).T, 8000, subtype="FLOAT")
+    stems = list(separated(tmp_path / "six.wav", six_path, tmp_path, 20_000, "--shifts", "1", shifts=1))
+    assert len(stems) == 6
+    assert all(snr_db(expected, found) > 100 for _, expected, found in stems)
+    assert host("verify", six_path).returncode == 0
+    assert host("dump", six_path, "-o", tmp_path / "taps.safetensors").returncode == 0
+    report = verified(tmp_path / "taps.safetensors", six_path)
+    assert report.exit_code == 0, report.output
+    assert "no divergence" in report.output
+
+
+def test_a_bench_lies_beside_a_profile(six_path, tmp_path):
+    ran = host("bench", six_path, "--runs", "2")
+    assert ran.returncode == 0, ran.stderr
+    (tmp_path / "phone.json").write_text(ran.stdout)
+    arguments = ["profile", str(six_path), "--runs", "1", "--json", "--merge", str(tmp_path / "phone.json")]
+    report = CliRunner().invoke(command, arguments)
+    assert report.exit_code == 0, report.output
+    here = json.loads(report.stdout)
+    (there,) = here["others"]
+    assert [s["name"] for s in there["segments"]] == [s["name"] for s in here["segments"]]
+    assert [s["flops"] for s in there["segments"]] == [s["flops"] for s in here["segments"]]
+    assert [b["name"] for b in there["boundaries"]] == [b["name"] for b in here["boundaries"]]
+    for segment in there["segments"]:
+        (engine,) = segment["engines"]
+        assert engine["engine"] == f"splitter-host, {segment['target']}"
+        assert len(engine["latency"]["runs"]) == 2
+        assert engine["memory"] is None
+    assert 0.5 < there["run"]["accounted"] <= 1
 
 
 def test_a_bag_is_averaged(demo_path, song_path, tmp_path):

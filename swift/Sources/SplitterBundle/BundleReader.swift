@@ -157,7 +157,7 @@ public struct BundleReader: Sendable {
     }
 
     /// Product of the extents; nil where it is beyond 2³¹ numbers.
-    static func elements(_ shape: [Int]) -> Int? {
+    public static func elements(_ shape: [Int]) -> Int? {
         var product = 1
         for extent in shape {
             let (next, overflow) = product.multipliedReportingOverflow(by: extent)

@@ -48,10 +48,13 @@ public struct Chunking: Decodable, Sendable, Equatable {
     public var stride: Int?
     /// Samples over which a chunk's weight rises and falls; half of it each, a triangle, where nil.
     public var fade: Int?
-    /// What lies around the song: `silence` or `reflection`.
-    public var edges = "silence"
+    /// What lies around the song.
+    public var edges = Edges.silence
     /// Passes with a random shift to average.
     public var shifts = 1
+
+    /// Nothing, or the song's mirror image, as long as two chunks overlap.
+    public enum Edges: String, Decodable, Sendable { case silence, reflection }
 
     public init() {}
 }

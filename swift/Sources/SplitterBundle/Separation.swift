@@ -4,8 +4,8 @@ import Foundation
 public struct SeparationOptions: Sendable {
     /// Passes with a random shift to average; 0 for one plain pass, as many as the model's own inference where nil.
     public var shifts: Int?
-    /// Fraction of a segment shared with the next.
-    public var overlap = 0.25
+    /// Fraction of a segment shared with the next; as in the model's own inference where nil.
+    public var overlap: Double?
     /// Seconds of the song in one run of the model; all it takes where nil.
     public var segment: Double?
     /// Of the random shifts.
@@ -39,19 +39,12 @@ public func separate(
             received: "\(sound.samplerate) Hz and \(sound.channels) channels",
             fix: "Convert it first; `splitter separate` takes any.")
     }
-    var own = audio.chunking ?? Chunking()
-    own.shifts = Chunking().shifts
-    guard own == Chunking() else {
-        throw HostError.usage(
-            invariant: "this host weaves chunks with triangles, in a normalised song with silence around it",
-            received: "a model that is run otherwise", fix: "Use `splitter separate`.")
-    }
     let asked = options.shifts ?? audio.chunking?.shifts ?? Chunking().shifts
     guard asked >= 0 else {
         throw HostError.usage(
             invariant: "shifts must be 0 or more", received: "\(asked)", fix: "The usual is 1.")
     }
-    let statistics = try Statistics(sound)
+    let statistics = try Statistics(sound, isApplied: (audio.chunking ?? Chunking()).normalised)
     let rows = audio.stems.count * audio.channels
     var random = PythonRandom(seed: options.seed)
     var planned: [(member: Int, geometry: Geometry, offset: Int?)] = []

@@ -18,14 +18,16 @@ public struct Statistics: Sendable, Equatable {
     public let mean: Double
     /// With Bessel's correction, kept from zero as demucs keeps it.
     public let scale: Double
+    /// Whether the model hears the song normalised; as it is otherwise.
+    public let isApplied: Bool
 
     private static let block = 1 << 16  // samples
 
     /// Read a song once.
     ///
     /// - Throws: `HostError.audio` if it is empty or cannot be read, or holds what is not finite.
-    public init(_ sound: any SoundFile) throws(HostError) {
-        samples = sound.frames
+    public init(_ sound: any SoundFile, isApplied: Bool = true) throws(HostError) {
+        (samples, self.isApplied) = (sound.frames, isApplied)
         guard samples > 0 else {
             throw .audio(invariant: "a song must have a sample", received: "none", fix: "Export it again.")
         }
@@ -53,6 +55,9 @@ public struct Statistics: Sendable, Equatable {
         }
     }
 
-    public func normalised(_ sample: Float) -> Float { Float((Double(sample) - mean) / scale) }
-    public func restored(_ sample: Float) -> Float { sample * Float(scale) + Float(mean) }
+    public func normalised(_ sample: Float) -> Float {
+        isApplied ? Float((Double(sample) - mean) / scale) : sample
+    }
+
+    public func restored(_ sample: Float) -> Float { isApplied ? sample * Float(scale) + Float(mean) : sample }
 }

@@ -15,6 +15,9 @@ public struct Tensor: Sendable, Equatable {
     /// The same elements with other extents.
     public func reshaped(_ shape: [Int]) -> Tensor { Tensor(shape: shape, values: values) }
 
+    /// As many zeros.
+    public var zeros: Tensor { Tensor(shape: shape, values: [Float](repeating: 0, count: count)) }
+
     /// Every value rounded to half precision, ties to even.
     public func roundedToHalf() -> Tensor {
         Tensor(shape: shape, values: values.map { Float(Float16($0)) })

@@ -23,17 +23,64 @@ extension Tensor {
         return padded
     }
 
-    /// The same values at every place of the axes of extent 1, for shapes that broadcast; a single value as it is,
-    /// to be read with a step of 0.
-    public func expanded(to shape: [Int]) -> (values: [Float], step: Int) {
-        if count == 1 { return (values, 0) }
-        if self.shape == shape { return (values, 1) }
+    /// The same values at every place of the axes of extent 1, and of axes before the first one.
+    public func repeated(to shape: [Int]) -> Tensor {
         let missing = shape.count - self.shape.count
         let strides = rowMajorStrides(self.shape)
         let steps = shape.indices.map { axis in
             axis < missing || self.shape[axis - missing] == 1 ? 0 : strides[axis - missing]
         }
-        return (gathered(shape: shape, strides: steps).values, 1)
+        return gathered(shape: shape, strides: steps)
+    }
+
+    /// The same for arithmetic: a single value stays one, to be read with a step of 0.
+    public func expanded(to shape: [Int]) -> (values: [Float], step: Int) {
+        count == 1 ? (values, 0) : (self.shape == shape ? values : repeated(to: shape).values, 1)
+    }
+
+    /// One after the other along an axis.
+    public static func concatenated(_ tensors: [Tensor], axis: Int) -> Tensor {
+        var shape = tensors[0].shape
+        shape[axis] = tensors.reduce(0) { $0 + $1.shape[axis] }
+        let outer = shape[..<axis].reduce(1, *)
+        var values: [Float] = []
+        values.reserveCapacity(shape.reduce(1, *))
+        for row in 0..<outer {
+            for tensor in tensors {
+                let size = tensor.count / outer
+                values += tensor.values[row * size..<(row + 1) * size]
+            }
+        }
+        return Tensor(shape: shape, values: values)
+    }
+
+    /// Elements of the first axis at some places, in their order.
+    public func taken(_ indices: [Int]) -> Tensor {
+        let size = count / shape[0]
+        var values: [Float] = []
+        values.reserveCapacity(indices.count * size)
+        for index in indices {
+            values += self.values[index * size..<(index + 1) * size]
+        }
+        return Tensor(shape: [indices.count] + shape.dropFirst(), values: values)
+    }
+
+    /// What `change` makes of each part along an axis: part k of `others` and part `indices[k]` of this, in the order
+    /// of k.
+    public func changed(
+        axis: Int, at indices: [Int], by others: Tensor, _ change: (inout Float, Float) -> Void
+    ) -> Tensor {
+        var result = values
+        let inner = shape[(axis + 1)...].reduce(1, *)
+        for outer in 0..<shape[..<axis].reduce(1, *) {
+            for (k, index) in indices.enumerated() {
+                let (to, from) = ((outer * shape[axis] + index) * inner, (outer * indices.count + k) * inner)
+                for i in 0..<inner {
+                    change(&result[to + i], others.values[from + i])
+                }
+            }
+        }
+        return Tensor(shape: shape, values: result)
     }
 
     private func padded(axis: Int, _ before: Int, _ after: Int, reflected: Bool) -> Tensor {

@@ -5,6 +5,7 @@ import SplitterHost
 private let usage = """
     usage: splitter-host verify BUNDLE [--min-db N] [-o FILE]    hold every boundary against the goldens, and write it
            splitter-host dump BUNDLE -o FILE           write every step's result, for `splitter verify-port`
+           splitter-host bench BUNDLE [--runs N] [--warmup N]    print the times, for `splitter profile --merge`
            splitter-host separate SONG.wav -b BUNDLE -o FOLDER [--shifts N] [--overlap F] [--segment S] [--seed N]
     options: --compute-units ALL|CPU_ONLY|CPU_AND_GPU|CPU_AND_NE
     """
@@ -58,6 +59,9 @@ private struct Arguments {
     }
 }
 
+/// On standard error, where no result goes.
+private func say(_ message: String) { FileHandle.standardError.write(Data("\(message)\n".utf8)) }
+
 private func run(_ command: String, _ given: [String]) async throws {
     switch command {
     case "verify":
@@ -90,6 +94,16 @@ private func run(_ command: String, _ given: [String]) async throws {
         }
         let bundle = try BundleReader(URL(fileURLWithPath: arguments.word(0, "a bundle")))
         try await Safetensors.write(taps(bundle), format: "splitter.taps/1", to: URL(fileURLWithPath: path))
+    case "bench":
+        let arguments = try Arguments(given, options: ["--runs", "--warmup", "--compute-units"])
+        let bundle = try BundleReader(URL(fileURLWithPath: arguments.word(0, "a bundle")))
+        let bench = try await Bench(
+            bundle, runs: Int(arguments.number("--runs", default: 5, in: 0...1e6)),
+            warmup: Int(arguments.number("--warmup", default: 1, in: 0...1e6)), units: arguments.units()
+        ) { say($0) }
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+        print(String(decoding: try encoder.encode(bench), as: UTF8.self))
     case "separate":
         let arguments = try Arguments(
             given, options: ["-b", "-o", "--shifts", "--overlap", "--segment", "--seed", "--compute-units"])
@@ -100,7 +114,7 @@ private func run(_ command: String, _ given: [String]) async throws {
         if arguments.options["--shifts"] != nil {
             options.shifts = Int(try arguments.number("--shifts", default: 1, in: 0...1000))
         }
-        options.overlap = try arguments.number("--overlap", default: 0.25)
+        options.overlap = arguments.options["--overlap"] == nil ? nil : try arguments.number("--overlap", default: 0)
         options.segment = arguments.options["--segment"] == nil ? nil : try arguments.number("--segment", default: 0)
         options.seed = UInt32(try arguments.number("--seed", default: 0, in: 0...Double(UInt32.max)))
         let song = try WaveFile(URL(fileURLWithPath: arguments.word(0, "a song")))
@@ -121,6 +135,6 @@ do {
     }
     try await run(command, Array(arguments.dropFirst()))
 } catch {
-    FileHandle.standardError.write(Data("splitter-host: \(error)\n".utf8))
+    say("splitter-host: \(error)")
     exit(1)
 }

@@ -42,6 +42,21 @@ public func vDSP_vmul(
     for i in 0..<Int(n) { c[i * ic] = a[i * ia] * b[i * ib] }
 }
 
+/// C = A B, of M × P and P × N numbers in row-major order.
+public func vDSP_mmul(
+    _ a: UnsafePointer<Float>, _ ia: vDSP_Stride, _ b: UnsafePointer<Float>, _ ib: vDSP_Stride,
+    _ c: UnsafeMutablePointer<Float>, _ ic: vDSP_Stride, _ m: vDSP_Length, _ n: vDSP_Length, _ p: vDSP_Length
+) {
+    let (rows, columns, depth) = (Int(m), Int(n), Int(p))
+    for row in 0..<rows {
+        for column in 0..<columns { c[(row * columns + column) * ic] = 0 }
+        for k in 0..<depth {
+            let factor = a[(row * depth + k) * ia]
+            for column in 0..<columns { c[(row * columns + column) * ic] += factor * b[(k * columns + column) * ib] }
+        }
+    }
+}
+
 /// C = A / B; Apple takes B first.
 public func vDSP_vdiv(
     _ b: UnsafePointer<Float>, _ ib: vDSP_Stride, _ a: UnsafePointer<Float>, _ ia: vDSP_Stride,

@@ -4,22 +4,31 @@ import XCTest
 @testable import SplitterBundle
 
 /// The demo bundle, which `make swift-test` builds.
-func demoBundle() throws -> URL {
+func demoBundle() throws -> URL { try built("demo.bundle") }
+
+/// A bundle of six stems at 8 kHz, small, in runs of a second, which it builds too.
+func sixStemBundle() throws -> URL { try built("six.bundle") }
+
+private func built(_ name: String) throws -> URL {
     let path = URL(fileURLWithPath: #filePath)
-        .deletingLastPathComponent().appendingPathComponent("../../.build/demo.bundle").standardized
+        .deletingLastPathComponent().appendingPathComponent("../../.build/\(name)").standardized
     guard FileManager.default.fileExists(atPath: path.path) else {
-        throw HostError.usage(
-            invariant: "the demo bundle must be there", received: "none", fix: "Run `make swift-test`.")
+        throw HostError.usage(invariant: "\(name) must be there", received: "none", fix: "Run `make swift-test`.")
     }
     return path
 }
 
-/// A copy of the demo bundle in a folder that the test case removes.
-func copiedBundle(_ test: XCTestCase) throws -> URL {
+/// An empty folder that the test case removes.
+func scratch(_ test: XCTestCase) throws -> URL {
     let folder = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
     try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
     test.addTeardownBlock { try FileManager.default.removeItem(at: folder) }
-    let copy = folder.appendingPathComponent("demo.bundle")
+    return folder
+}
+
+/// A copy of the demo bundle in a folder that the test case removes.
+func copiedBundle(_ test: XCTestCase) throws -> URL {
+    let copy = try scratch(test).appendingPathComponent("demo.bundle")
     try FileManager.default.copyItem(at: demoBundle(), to: copy)
     return copy
 }
