@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +66,21 @@ class DecodedWeight(NamedTuple):
     form: CompressionForm
     original: Array
     stored: Array
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """One weight of an artifact that is asked to be compressed.
+
+    Attributes:
+        source: Its name in the model.
+        form: What the plan asks for.
+        constant: Its name in the artifact before compression.
+    """
+
+    source: str
+    form: CompressionForm
+    constant: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,16 +182,20 @@ def compressible_weights(bundle: Bundle, segment: SegmentRecord) -> Iterator[Wei
     program, plan = bundle.program(segment.program), bundle.manifest.plan
     asked = plan.compression.model_copy(update={"exceptions": {}})
     width = 2 if plan.precision is Precision.FP16 else 4
-    turned = {
-        str(argument.target)
-        for node in program.operators
-        if "conv_transpose" in str(node.target)
-        for argument in node.all_input_nodes
-        if argument.op == "get_attr"
-    }
     for source in compressible(program, asked).values():
-        values = program.weights[source].detach().numpy()
-        yield Weight(segment.name, source, source, values, int(source in turned), (width, width), "compression")
+        values, axis = program.weights[source].detach().numpy(), channels(program, source)
+        yield Weight(segment.name, source, source, values, axis, (width, width), "compression")
+
+
+def channels(program: Program, source: str) -> int:
+    """Axis of the outputs of a weight: the second for transposed convolutions."""
+    return int(
+        any(
+            "conv_transpose" in str(node.target)
+            and any(argument.op == "get_attr" and argument.target == source for argument in node.all_input_nodes)
+            for node in program.operators
+        )
+    )
 
 
 def check_names(programs: Iterable[Program], asked: Compression) -> None:
@@ -209,3 +228,13 @@ def summary(forms: Iterable[str]) -> str:
     """Forms of the compressed weights with their counts, e.g. ``"3 int8, 12 pal6"``; without any ``"none"``."""
     counts = Counter(form for form in forms if form != "none")
     return ", ".join(f"{count} {form}" for form, count in sorted(counts.items())) or "none"
+
+
+def to_details(wanted: Mapping[str, Compressed]) -> dict[str, dict[str, str]]:
+    """For the manifest."""
+    return {name: asdict(weight) for name, weight in wanted.items()}
+
+
+def from_details(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Compressed]:
+    """Read back from the manifest."""
+    return {name: Compressed(**weight) for name, weight in details.items()}

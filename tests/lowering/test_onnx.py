@@ -7,15 +7,18 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import soundfile
 import torch
 
 import splitter
-from splitter import plugins
+from splitter import lowering, plugins
 from splitter.bundle import directory
 from splitter.errors import BundleError, LoweringError, PlanError
-from splitter.lowering import onnx as target
+from splitter.lowering import onnx as onnx_target
+from splitter.lowering.onnx import reading
+from splitter.plan import schema as plans
 from splitter.plan.schema import Plan
 from splitter.runtime.engines import loaded
 from splitter.verification.checks import Status
@@ -140,6 +143,10 @@ def _other_opset(model):
     model.opset_import[0].version = 21
 
 
+def _old_opset(model):
+    model.opset_import[0].version = 17
+
+
 def _half_weight(model):
     weight = model.graph.initializer[0]
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).astype(np.float16), weight.name))
@@ -154,6 +161,7 @@ def _no_metadata(model):
     [
         (_rename, "output ('other'"),
         (_other_opset, "opsets {'': 21}, asked 20"),
+        (_old_opset, "decoder.onnx has an opset that is too old: expected 20 or later, found 17"),
         (_half_weight, "no valid ONNX file"),
         (_no_metadata, "metadata {}"),
     ],
@@ -269,7 +277,7 @@ def test_a_missing_extra_is_named_by_verify(bundle, monkeypatch):
     [
         ({"format": "onix"}, "unknown target 'onix'"),
         ({"format": "graph"}, "target 'graph' writes no files. Those that do: .*onnx"),
-        ({"format": "onnx", "compress": "int8"}, "does not offer the compression int8"),
+        ({"format": "onnx", "compress": "pal6"}, "does not offer the compression pal6"),
         ({"format": "onnx", "boundary_dtype": "fp16"}, "does not offer the boundary_dtype fp16"),
     ],
 )
@@ -291,7 +299,7 @@ def test_values_are_counted_until_their_last_reader(copy):
     model.graph.node.add(op_type="ConstantOfShape", input=["large"], output=["link_0"])
     for place in range(100):  # half a gigabyte each, and two at once
         model.graph.node.add(op_type="Neg", input=[f"link_{place}"], output=[f"link_{place + 1}"])
-    target.admitted(model.SerializeToString(), "chain.onnx")
+    reading.admitted(model.SerializeToString(), "chain.onnx")
 
 
 class Counted(torch.nn.Module):
@@ -320,3 +328,73 @@ def test_norms_are_written_out_unless_the_plan_names_its_passes(bundle, tmp_path
     assert {"norms-safe-in-half", "means-in-stages"} <= bundle.segment("transformer").passes.keys()
     bag = splitter.build(separating(), tmp_path / "b", plan=PACKAGES_PLAN, format="onnx", passes=())
     assert bag.members[0].segment("transformer").passes == {}
+
+
+INT8_PLAN = plans.changed(PACKAGES_PLAN, compression={"form": "int8", "min_elements": 32})
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_weights_are_integers_with_a_scale_per_channel(tmp_path, precision):
+    """Whatever the exporter has done to a weight: those of linear maps lie transposed in the file."""
+    bag = splitter.build(separating(), tmp_path / "b", plan=INT8_PLAN, format="onnx", precision=precision)
+    (bundle,) = bag.members
+    stored = bundle.segment("transformer").artifact.details["compressed"]
+    sources = {weight["source"] for weight in stored.values()}
+    assert {"mix.self_attn.in_proj_weight", "mix.linear1.weight", "mix.linear2.weight"} <= sources
+    assert not failures(bundle.path)
+    kinds = {weight.name: weight.data_type for weight in onnx.load(bundle.path / "transformer.onnx").graph.initializer}
+    assert {kinds[name] for name in stored} == {onnx.TensorProto.INT8}
+    for weight in lowering.target("onnx").decoded_weights(bundle, bundle.segment("transformer")):
+        assert 35 < snr_db(weight.original, weight.stored) < 60
+
+
+def test_an_int8_file_with_a_plain_weight_is_told(tmp_path):
+    path = tmp_path / "b"
+    splitter.build(separating(), path, plan=INT8_PLAN, format="onnx")
+    model = onnx.load(path / "decoder.onnx")
+    index = [weight.data_type for weight in model.graph.initializer].index(onnx.TensorProto.INT8)
+    integers = model.graph.initializer[index]
+    integers.name, model.graph.node[0].input[0] = "other", "other"
+    (path / "decoder.onnx").write_bytes(model.SerializeToString())
+    reseal(path)
+    (note,) = [check.note for check in failures(path) if check.kind == "artifact"]
+    assert note == "weight up.weight is not stored as int8"
+
+
+def test_weights_too_many_for_a_message_lie_beside_it(tmp_path, monkeypatch):
+    """A folder: what holds the model, and what holds the weights; both are read back, and plain ONNX Runtime loads it."""
+    monkeypatch.setattr(lowering.target("onnx"), "most_bytes", 500)
+    monkeypatch.setattr(onnx_target, "_SMALL", 128)
+    (bundle,) = splitter.build(separating(), tmp_path / "b", plan=INT8_PLAN, format="onnx").members
+    artifact = bundle.segment("transformer").artifact.path
+    assert sorted(path.name for path in (bundle.path / artifact).iterdir()) == [
+        "transformer.onnx",
+        "transformer.weights",
+    ]
+    assert not failures(bundle.path)
+    onnxruntime.InferenceSession(bundle.path / artifact / "transformer.onnx", providers=["CPUExecutionProvider"])
+    model = onnx.load(bundle.path / artifact / "transformer.onnx", load_external_data=False)
+    (weight, *_) = [weight for weight in model.graph.initializer if weight.external_data]
+    for key, value in (("location", "../decoder.onnx"), ("offset", "100000"), ("length", "1")):
+        changed = onnx.ModelProto.FromString(model.SerializeToString())
+        for other in changed.graph.initializer:
+            for entry in other.external_data:
+                if other.name == weight.name and entry.key == key:
+                    entry.value = value
+        (bundle.path / artifact / "transformer.onnx").write_bytes(changed.SerializeToString())
+        reseal(bundle.path)
+        with pytest.raises(BundleError, match=f"weights in other files; got {weight.name}"):
+            loaded("onnxruntime", directory.single(bundle.path), bundle.segment("transformer"), compute_units="ALL")
+    flip(bundle.path / artifact / "transformer.weights", 10)
+    assert any("transformer.weights was changed after the build" in check.note for check in failures(bundle.path))
+
+
+def test_the_shares_of_providers_are_told(bundle):
+    """Here: all by the CPU; and what the Core ML provider's checker would give it on a Mac, called predicted."""
+    nodes = loaded("onnxruntime", bundle, bundle.segment("transformer"), compute_units="ALL").nodes
+    assert nodes.keys() == {"CPUExecutionProvider"}
+    assert nodes.total() > 10
+    share = bundle.segment("transformer").artifact.details["coreml_provider"]
+    assert share["predicted"] is True
+    assert 0 < share["taken"] < share["nodes"]
+    assert share["not_taken"] == ["Gather"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from splitter_weights.quantisation import nearest
 from torch import fx
@@ -15,25 +14,10 @@ from ...graph.program import Program
 from ...mil.coreml_tools import ct
 from ...mil.stored import StoredWeight
 from ...plan.schema import Compression, CompressionForm
-from ..weights import BITS, ZEROS, blocks, compressible, is_linear, table_of
+from ..weights import BITS, ZEROS, Compressed, blocks, compressible, is_linear, table_of
 
-Forms: TypeAlias = Mapping[str, "Compressed"]
+Forms: TypeAlias = Mapping[str, Compressed]
 _HALF = "_to_fp16"  # what Core ML Tools appends to the name of a constant that it rounds
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """One weight of a package that is asked to be compressed.
-
-    Attributes:
-        source: Its name in the model.
-        form: What the plan asks for.
-        constant: Its name in the package before compression.
-    """
-
-    source: str
-    form: CompressionForm
-    constant: str
 
 
 def compressed(
@@ -153,13 +137,3 @@ def _is(weight: StoredWeight, form: CompressionForm) -> bool:
     extents = (blocks(form, weight.shape, outputs) for outputs in (0, 1))
     groups = [tuple(all_ // part for all_, part in zip(weight.shape, parts, strict=True)) for parts in extents]
     return weight.bits == BITS[form] and weight.symmetric and weight.kind != "plain" and weight.groups in groups
-
-
-def to_details(wanted: Forms) -> dict[str, dict[str, str]]:
-    """For the manifest."""
-    return {name: asdict(weight) for name, weight in wanted.items()}
-
-
-def from_details(details: Mapping[str, Mapping[str, Any]]) -> dict[str, Compressed]:
-    """Read back from the manifest."""
-    return {name: Compressed(**weight) for name, weight in details.items()}

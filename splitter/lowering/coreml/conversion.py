@@ -33,7 +33,7 @@ from ...mil.stored import stored_weights
 from ...partition import Segment
 from ...plan.schema import Plan, Precision
 from .. import segment_files
-from ..weights import summary
+from ..weights import Compressed, from_details, summary, to_details
 from . import compression, preparation
 
 KEYS = "io.github.splitter"  # reverse-DNS prefix of the metadata keys
@@ -50,7 +50,7 @@ def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
     segment_files.check_elements(segment, _ELEMENTS)
     path = directory / f"{segment.name}.mlpackage"
     model, route = _convert(segment, plan)
-    wanted: dict[str, compression.Compressed] = {}
+    wanted: dict[str, Compressed] = {}
     if not plan.compression.is_lossless:
         model, wanted = _compressed(model, segment, plan)
     _describe(model, segment, plan, summary(weight.form for weight in wanted.values()))
@@ -63,7 +63,7 @@ def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
     findings += compression.differences(stored, wanted, plan.compression)
     if findings:
         raise LoweringError(f"{path.name} is not what the plan asks for", received="; ".join(findings))
-    details: dict[str, Any] = {"compressed": compression.to_details(wanted)} if wanted else {}
+    details: dict[str, Any] = {"compressed": to_details(wanted)} if wanted else {}
     if route != EXPORT:
         details["route"] = route
     return Artifact(target=segment.stage.target, path=path.name, details=details)
@@ -77,7 +77,7 @@ def audit(segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan,
     except (PackageError, OperationError) as error:
         return [str(error)]
     inputs, outputs = segment_files.boundary(segment, tensors)
-    wanted = compression.from_details(segment.artifact.details.get("compressed", {}))
+    wanted = from_details(segment.artifact.details.get("compressed", {}))
     forms = summary(compression.obtained(stored, wanted))
     findings = _differences(saved, segment.name, inputs, outputs, plan, forms)
     return findings + compression.differences(stored, wanted, plan.compression)
@@ -85,7 +85,7 @@ def audit(segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan,
 
 def _compressed(
     model: "ct.models.MLModel", segment: Segment, plan: Plan
-) -> tuple["ct.models.MLModel", dict[str, compression.Compressed]]:
+) -> tuple["ct.models.MLModel", dict[str, Compressed]]:
     try:
         with warnings.catch_warnings(), quiet_and_quick():
             warnings.simplefilter("ignore")  # Core ML Tools' own

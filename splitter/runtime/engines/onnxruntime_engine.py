@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -13,14 +15,19 @@ from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
 from ...errors import EngineError
-from ...lowering.onnx import KIND, admitted
+from ...lowering.onnx import KIND
+from ...lowering.onnx.reading import located, opened
 from . import Engine
 
 _WARNING = 3  # in its own log: errors only
 
 
 class OnnxRuntimeEngine(Engine):
-    """On an NVIDIA GPU where the build has CUDA; on a Mac by its Core ML provider (not run here); else on the CPU."""
+    """On an NVIDIA GPU where the build has CUDA; on a Mac by its Core ML provider (not run here); else on the CPU.
+
+    Attributes:
+        nodes: How many of the file's nodes each provider has taken, by its name.
+    """
 
     name: ClassVar[str] = "onnxruntime"
     artifacts: ClassVar[frozenset[str] | None] = frozenset({KIND})
@@ -36,17 +43,23 @@ class OnnxRuntimeEngine(Engine):
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         import onnxruntime
 
-        content = bundle.files.read(bundle.path / segment.artifact.path)
-        admitted(content, segment.artifact.path)
+        path = segment.artifact.path
+        opened(path, bundle.files)
+        model, weights = located(path, bundle.files)
+        source = (
+            str(bundle.files.checked(path) / Path(model).name) if weights else bundle.files.read(bundle.path / model)
+        )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = _WARNING
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=_providers(compute_units))
+            self._session = onnxruntime.InferenceSession(source, options, providers=_providers(compute_units))
         except Exception as error:  # its errors share no base of their own
-            raise EngineError(
-                f"ONNX Runtime cannot load {segment.artifact.path}", received=str(error).splitlines()[0]
-            ) from error
+            raise EngineError(f"ONNX Runtime cannot load {path}", received=str(error).splitlines()[0]) from error
+        self.nodes: Counter[str] = Counter()
+        for part in self._session.get_provider_graph_assignment_info():
+            self.nodes[part.ep_name] += len(part.get_nodes())
         self._specs, self._outputs = bundle.tensors, segment.outputs
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """A segment → ``.onnx`` by PyTorch's own exporter, for ONNX Runtime and whatever else reads ONNX.
 
 The exporter (`onnxscript`), the checker (`onnx`) and the engine (`onnxruntime`) come with the extra ``onnx``. A file
-holds its weights: one file, under the 2 GB that a protobuf message can have.
+holds its weights; beyond the 2 GB that a protobuf message can have they lie in a second file beside it, in a folder.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -19,25 +18,27 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from .. import limits
-from ..boundary import Array, TensorSpec
-from ..bundle.files import Files
-from ..bundle.manifest import Artifact, SegmentRecord
-from ..errors import BundleError, LoweringError
-from ..graph.capture import exported
-from ..graph.program import Program
-from ..partition import Segment
-from ..plan.schema import Plan, Precision
-from ..plugins import require_extra
-from . import Capabilities, Target, segment_files
+from ...boundary import Array, TensorSpec
+from ...bundle.directory import Bundle
+from ...bundle.files import Files
+from ...bundle.manifest import Artifact, SegmentRecord
+from ...errors import BundleError, LoweringError
+from ...graph.capture import exported
+from ...graph.program import Program
+from ...partition import Segment
+from ...plan.schema import Plan, Precision
+from ...plugins import require_extra
+from .. import Capabilities, Target, segment_files
+from ..weights import Compressed, DecodedWeight, from_details, to_details
+from . import weights
+from .reading import EXTRA, MODULES, OPSET, admitted, arrays, described, opened
 
 if TYPE_CHECKING:
     import onnx
 
 KIND = "onnx"  # the kind of artifact
-_OPSET = 20  # the first with GELU; ONNX Runtime 1.17 and later read it
-_MOST_BYTES = 2**31 - 1
-_MODULES = ("onnx", "onnxruntime", "onnxscript")
+_FULL = 0.98  # of a message, by weights: the rest is for the graph
+_SMALL = 1024  # bytes: shapes and the like stay in the file, where checkers read them
 
 
 class OnnxTarget(Target):
@@ -52,7 +53,10 @@ class OnnxTarget(Target):
         reference=True,
         precisions=frozenset(Precision),
         boundary_dtypes=frozenset({Precision.FP32}),
+        weights="compression",
+        compressions=frozenset({"int8"}),
     )
+    most_bytes: ClassVar[int] = 2**31 - 1  # of a file with its weights in it
 
     def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
         """Export, describe, save, and read back.
@@ -60,32 +64,76 @@ class OnnxTarget(Target):
         Raises:
             LoweringError: The extra is missing, the exporter refuses the segment, or the file is not what was asked.
         """
-        require_extra(KIND, _MODULES, f"target {segment.stage.target!r}", LoweringError)
+        require_extra(EXTRA, MODULES, f"target {segment.stage.target!r}", LoweringError)
         segment_files.check_precision(segment, plan)
-        path = directory / f"{segment.name}.onnx"
         model = export(segment.program)
+        found = weights.located(model, segment.program, plan.compression, segment.name)
         if plan.precision is Precision.FP16:
             model = _halved(model)
+        wanted = weights.compress(model, found)
         _describe(model, segment, plan)
-        if model.ByteSize() > _MOST_BYTES:
-            raise LoweringError(
-                f"segment {segment.name!r} is too large for one ONNX file",
-                expected=f"at most {_MOST_BYTES} bytes",
-                received=f"{model.ByteSize()}",
-                fix=f"Cut its stage: --segments {segment.stage.name}=2.",
-            )
-        content = model.SerializeToString(deterministic=True)
-        path.write_bytes(content)
-        if findings := _differences(content, segment.name, segment.inputs, segment.outputs, plan):
-            raise LoweringError(f"{path.name} is not what the plan asks for", received="; ".join(findings))
-        return Artifact(target=segment.stage.target, path=path.name)
+        artifact = Artifact(
+            target=segment.stage.target,
+            path=_saved(model, segment.name, directory, self.most_bytes),
+            details={"compressed": to_details(wanted), "coreml_provider": predicted(model)},
+        )
+        written = directory / artifact.path
+        files = sorted(written.iterdir()) if written.is_dir() else [written]
+        beside = {path.name: path.stat().st_size for path in files[1:]}
+        try:
+            saved = admitted(files[0].read_bytes(), files[0].name, beside)
+        except BundleError as error:
+            findings = [str(error)]
+        else:
+            findings = _differences(saved, segment.name, segment.inputs, segment.outputs, plan, wanted)
+        if findings:
+            raise LoweringError(f"{artifact.path} is not what the plan asks for", received="; ".join(findings))
+        return artifact
 
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         try:
-            content = files.read(files.home / segment.artifact.path)
+            model = opened(segment.artifact.path, files)
         except BundleError as error:
             return [str(error)]
-        return _differences(content, segment.name, *segment_files.boundary(segment, tensors), plan)
+        wanted = from_details(segment.artifact.details["compressed"])
+        return _differences(model, segment.name, *segment_files.boundary(segment, tensors), plan, wanted)
+
+    def decoded_weights(self, bundle: Bundle, segment: SegmentRecord) -> Iterator[DecodedWeight]:
+        wanted = from_details(segment.artifact.details["compressed"])
+        stored = weights.decoded(segment.artifact.path, bundle.files, wanted)
+        originals = arrays(segment.uncompressed, bundle.files, {weight.constant for weight in wanted.values()})
+        for name, weight in wanted.items():
+            yield DecodedWeight(weight.source, weight.form, originals[weight.constant], stored[name])
+
+
+def _saved(model: onnx.ModelProto, name: str, directory: Path, most_bytes: int) -> str:
+    """Write a model, its weights beside it if they are too many for one message, and give the path that was made."""
+    import onnx
+
+    if sum(len(weight.raw_data) for weight in model.graph.initializer) <= most_bytes * _FULL:
+        (directory / f"{name}.onnx").write_bytes(model.SerializeToString(deterministic=True))
+        return f"{name}.onnx"
+    (directory / name).mkdir()
+    onnx.external_data_helper.convert_model_to_external_data(model, location=f"{name}.weights", size_threshold=_SMALL)
+    onnx.save_model(model, directory / name / f"{name}.onnx")
+    return name
+
+
+def predicted(model: onnx.ModelProto) -> dict[str, Any]:
+    """What ONNX Runtime's own checker says that its Core ML provider would take, by operators and ranks alone.
+
+    Nothing of it ran: only a Mac has that provider.
+    """
+    from onnxruntime.tools.mobile_helpers.usability_checker import check_coreml_partitions
+
+    found = check_coreml_partitions(model, False, "coreml_supported_mlprogram_ops.md")
+    return {
+        "predicted": True,
+        "nodes": found.num_nodes,
+        "taken": found.num_supported_nodes,
+        "partitions": found.num_partitions,
+        "not_taken": sorted(operator.partition(":")[2] for operator in found.unsupported_ops),
+    }
 
 
 def export(program: Program) -> onnx.ModelProto:
@@ -108,7 +156,7 @@ def export(program: Program) -> onnx.ModelProto:
                 exported(program),
                 dynamo=True,
                 verbose=False,
-                opset_version=_OPSET,
+                opset_version=OPSET,
                 input_names=list(program.inputs),
                 output_names=list(program.outputs),
             )
@@ -162,103 +210,28 @@ def _describe(model: onnx.ModelProto, segment: Segment, plan: Plan) -> None:
         model.metadata_props.add(key=key, value=value)
 
 
-def admitted(content: bytes, name: str) -> onnx.ModelProto:
-    """The model of a file from anybody, before a runtime is given it.
-
-    It has what `export` writes and no more: operators of ONNX itself, no bodies of loops, weights in the file, and a
-    shape for each value, which together stay within the memory limit.
-
-    Args:
-        content: The file.
-        name: What it is called in a message.
-
-    Raises:
-        BundleError: It is no valid ONNX file, or has more than that.
-    """
-    require_extra(KIND, _MODULES, "the reader of ONNX files", BundleError)
-    import onnx
-
-    def invalid(error: Exception) -> BundleError:  # protobuf and the checker raise kinds of their own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return BundleError(f"{name} is no valid ONNX file", received=reason, fix="Build the bundle again.")
-
-    try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:
-        raise invalid(error) from error
-    graph = model.graph
-    domains = {node.domain for node in graph.node} | {opset.domain for opset in model.opset_import}
-    attributes = [attribute for node in graph.node for attribute in node.attribute]
-    tensors = [*graph.initializer, *(attribute.t for attribute in attributes)]
-    faults = {
-        "operators of other domains": sorted(domains - {"", "ai.onnx"}),
-        "functions": [function.name for function in model.functions],
-        "bodies of control flow": [part.name for part in attributes if part.HasField("g") or part.graphs],
-        "weights in other files": [tensor.name for tensor in tensors if tensor.external_data or tensor.data_location],
-        "sparse weights": [weight.values.name for weight in graph.sparse_initializer],
-    }
-    for fault, which in faults.items():
-        if which:
-            raise BundleError(f"{name} has {fault}", received=", ".join(which[:5]), fix="Build the bundle again.")
-    try:  # both follow what was refused above
-        onnx.checker.check_model(model, full_check=True)
-        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except Exception as error:
-        raise invalid(error) from error
-    _check_memory(inferred, name)
-    return model
-
-
-def _check_memory(model: onnx.ModelProto, name: str) -> None:
-    """Hold what a run has in memory at its fullest, each value until its last reader, against the limit."""
-    graph = model.graph
-    sizes = {}
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        shape, dtype = _type(value)
-        if 0 in shape or len(shape) != len(value.type.tensor_type.shape.dim):
-            raise BundleError(f"{name} has a value without a shape", received=value.name, fix="Build the bundle again.")
-        sizes[value.name] = math.prod(shape) * dtype.itemsize
-    if missing := [output for node in graph.node for output in node.output if output and output not in sizes]:
-        raise BundleError(f"{name} has a value without a shape", received=missing[0], fix="Build the bundle again.")
-    last = {read: place for place, node in enumerate(graph.node) for read in node.input}
-    kept = {output.name for output in graph.output}
-    held = sum(sizes[value.name] for value in graph.input) + model.ByteSize()
-    for place, node in enumerate(graph.node):
-        held += sum(sizes[output] for output in node.output if output)
-        limits.check(held, name, BundleError)
-        held -= sum(sizes.get(read, 0) for read in set(node.input) if last[read] == place and read not in kept)
-
-
 def _differences(
-    content: bytes, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], plan: Plan
+    model: onnx.ModelProto,
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    plan: Plan,
+    wanted: Mapping[str, Compressed],
 ) -> list[str]:
     """Everything in which a saved file is not what was asked for."""
     import onnx
 
-    try:
-        model = admitted(content, f"{name}.onnx")
-    except BundleError as error:
-        return [str(error)]
     findings = []
     opsets = {opset.domain: opset.version for opset in model.opset_import}
-    if opsets != {"": _OPSET}:
-        findings.append(f"opsets {opsets}, asked {_OPSET}")
+    if opsets != {"": OPSET}:
+        findings.append(f"opsets {opsets}, asked {OPSET}")
     for kind, features, specs in (("input", model.graph.input, inputs), ("output", model.graph.output, outputs)):
-        found = [(feature.name, *_type(feature)) for feature in features]
+        found = [(feature.name, *described(feature)) for feature in features]
         asked = [(spec.name, spec.packaged_shape if spec.fold else spec.shape, np.dtype(spec.dtype)) for spec in specs]
         findings += segment_files.differences(kind, found, asked)
     other = onnx.TensorProto.FLOAT if plan.precision is Precision.FP16 else onnx.TensorProto.FLOAT16
     if wrong := [weight.name for weight in model.graph.initializer if weight.data_type == other]:
         findings.append(f"{len(wrong)} weights not in {plan.precision.value}: {', '.join(wrong[:5])}")
+    findings += weights.differences(model, wanted, plan.compression)
     held = {entry.key: entry.value for entry in model.metadata_props}
     return findings + segment_files.metadata_differences(held, name, plan)
-
-
-def _type(feature: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    import onnx
-
-    tensor = feature.type.tensor_type
-    return (
-        tuple(axis.dim_value for axis in tensor.shape.dim),
-        np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)),
-    )
