@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import torch
@@ -21,15 +21,25 @@ from . import passes as graph_passes
 from .boundary import INPUT, Array, TensorSpec
 from .bundle import goldens
 from .bundle.directory import Bag, Bundle, file_records, load, staged, write_manifest
-from .bundle.manifest import BagManifest, DefinitionsRecord, GoldenRecord, Manifest, ModelRecord, SegmentRecord
+from .bundle.manifest import (
+    BagManifest,
+    DefinitionsRecord,
+    VariantRecord,
+    GoldenRecord,
+    Manifest,
+    ModelRecord,
+    SegmentRecord,
+)
 from .errors import CheckpointError, PartitionError, PassError, PlanError, UsageError
+from .graph import diagnosis
 from .graph import program as programs
 from .graph.capture import capture
+from .graph.signature import bind, of_shapes
 from .lowering.weights import check_names, compressed_forms
 from .models import Example, Family, Model
 from .partition import Partition, Segment, partition, run
 from .plan import schema as plans
-from .plan.schema import Packaging, Plan, WeightForm
+from .plan.schema import MAIN_FORM, Packaging, Plan, WeightForm
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -232,31 +242,23 @@ def _build_one(
     progress: Progress,
 ) -> None:
     """Build the bundle of one model, which the family has prepared with the plan."""
-    progress("capturing the graph")
-    whole = capture(model.module, example.inputs, plan.outputs, family.patches())
-    progress("cutting it into segments")
-    parts = partition(whole, plan)
-    progress("recording goldens of the untouched model")
-    golden = goldens.record(model.module, whole, parts, example.inputs)
-    _check_exact(golden, parts)
-    definitions = _definitions(model.module, whole, golden, example.inputs, progress)
-
-    (directory / "graph").mkdir()
-    _save_tensors(whole.weights, directory / _WEIGHTS)
-    programs.save(whole, directory / _WHOLE)
-    _save_tensors(golden, directory / _GOLDENS)
-    progress("applying graph passes")
-    passed = {segment.name: _passed(segment, plan, golden, skipped) for segment in parts.segments}
-    parts = _folded(parts, {name: program for name, (program, _) in passed.items()})
-    compressed = (passed[segment.name][0] for segment in parts.segments if _can(segment).weights == "compression")
-    check_names(compressed, plan.compression)
-    specs = {spec.name: spec for spec in _at_boundary_dtype(parts, plan)}
-    segments = []
-    for segment in parts.segments:
-        programs.save(segment.program, directory / "graph" / f"{segment.name}.json")
-        progress(f"lowering {segment.name} to {segment.stage.target}")
-        segments.append(_lowered(segment, *passed[segment.name], specs, plan, golden, directory, reference=reference))
-
+    audio = family.audio(model.module, plan)
+    if plan.variants and audio is not None:
+        raise PlanError(
+            "a separator has one length of run", received="`variants`", fix="Choose the length with --segment."
+        )
+    shapes = {MAIN: {}, **{variant.name: variant.shapes for variant in plan.variants}}
+    built: dict[str, _Built] = {}
+    for name, changes in shapes.items():
+        home = "" if name == MAIN else f"variants/{name}/"
+        inputs = of_shapes(example.inputs, changes) if changes else example.inputs
+        if home:
+            diagnosis.check(model.module, bind(model.module, inputs))
+        told = partial(_labelled, progress, f"{name}: " if plan.variants else "")
+        built[name] = _variant(
+            family, model, directory, home, plan, replace(example, inputs=inputs), reference, skipped, told
+        )
+    main, *further = _together(built, directory, progress)
     versioned = [*_VERSIONED, *([family.distribution] if family.distribution else [])]
     write_manifest(
         directory,
@@ -269,24 +271,129 @@ def _build_one(
                 arguments=dict(model.arguments),
                 checkpoint_sha256=model.sha256,
                 random_init=model.random_init,
-                returns=whole.returns,
-                audio=family.audio(model.module, plan),
+                returns=main.returns,
+                audio=audio,
             ),
             plan=plan,
-            tensors=tuple(specs.values()),
-            nodes=dict(parts.nodes),
-            segments=tuple(segments),
-            weights=_WEIGHTS,
-            whole=_WHOLE,
-            golden=GoldenRecord(
-                path=_GOLDENS,
-                audio=names.visible(example.description),
-                machine=goldens.machine(),
-                definitions=definitions,
-            ),
+            tensors=main.tensors,
+            nodes=main.nodes,
+            segments=main.segments,
+            weights=main.weights,
+            whole=main.whole,
+            golden=main.golden,
             files=file_records(directory),
+            variants=tuple(further),
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What was built for one shape of the inputs, but for the weights, which are not on disk yet."""
+
+    record: VariantRecord
+    weights: Mapping[str, Tensor]
+
+
+def _variant(
+    family: Family,
+    model: Model,
+    bundle: Path,
+    home: str,
+    plan: Plan,
+    example: Example,
+    reference: bool,
+    skipped: Callable[[SkippedPlace], None],
+    progress: Progress,
+) -> _Built:
+    """Build all that depends on the shapes of the inputs.
+
+    Args:
+        home: Where in the bundle it lies: a path that ends in a slash, or nothing.
+    """
+    progress("capturing the graph")
+    whole = capture(model.module, example.inputs, plan.outputs, family.patches())
+    progress("cutting it into segments")
+    parts = partition(whole, plan)
+    progress("recording goldens of the untouched model")
+    golden = goldens.record(model.module, whole, parts, example.inputs)
+    _check_exact(golden, parts)
+    definitions = _definitions(model.module, whole, golden, example.inputs, progress)
+
+    directory = bundle / home
+    (directory / "graph").mkdir(parents=True)
+    programs.save(whole, directory / _WHOLE)
+    _save_tensors(golden, directory / _GOLDENS)
+    progress("applying graph passes")
+    passed = {segment.name: _passed(segment, plan, golden, skipped) for segment in parts.segments}
+    parts = _folded(parts, {name: program for name, (program, _) in passed.items()})
+    compressed = (passed[segment.name][0] for segment in parts.segments if _can(segment).weights == "compression")
+    check_names(compressed, plan.compression)
+    specs = {spec.name: spec for spec in _at_boundary_dtype(parts, plan)}
+    segments = []
+    for segment in parts.segments:
+        programs.save(segment.program, directory / "graph" / f"{segment.name}.json")
+        progress(f"lowering {segment.name} to {segment.stage.target}")
+        lowered = _lowered(segment, *passed[segment.name], specs, plan, golden, directory, reference=reference)
+        segments.append(_placed(lowered, home))
+    record = VariantRecord(
+        name=PurePath(home).name or MAIN,
+        returns=whole.returns,
+        tensors=tuple(specs.values()),
+        nodes=dict(parts.nodes),
+        segments=tuple(segments),
+        weights=home + _WEIGHTS,
+        whole=home + _WHOLE,
+        golden=GoldenRecord(
+            path=home + _GOLDENS,
+            audio=names.visible(example.description),
+            machine=goldens.machine(),
+            definitions=definitions,
+        ),
+    )
+    return _Built(record, whole.weights)
+
+
+def _placed(segment: SegmentRecord, home: str) -> SegmentRecord:
+    paths = {name: home + path for name in ("program", "reference", "uncompressed") if (path := getattr(segment, name))}
+    artifact = segment.artifact
+    artifact = artifact.model_copy(update={"path": home + artifact.path}) if artifact.path else artifact
+    return segment.model_copy(update={**paths, "artifact": artifact})
+
+
+def _together(built: Mapping[str, _Built], bundle: Path, progress: Progress) -> list[VariantRecord]:
+    """The records of all variants, with what they share on disk once: weights, and packages as functions of one."""
+    main = built[MAIN]
+    weights, records = dict(main.weights), []
+    for variant in built.values():
+        record = variant.record
+        if all(torch.equal(weights.get(name, tensor), tensor) for name, tensor in variant.weights.items()):
+            weights |= variant.weights
+            record = record.model_copy(update={"weights": main.record.weights})
+        else:  # a table that depends on a shape
+            _save_tensors(variant.weights, bundle / record.weights)
+        records.append(record)
+    _save_tensors(weights, bundle / main.record.weights)
+    for place, segment in enumerate(main.record.segments if len(records) > 1 else ()):
+        if lowering.capabilities(segment.artifact.target).functions_since:
+            progress(f"putting the variants of {segment.name} into one package")
+            records = _merged(records, place, bundle)
+    return records
+
+
+def _merged(records: Sequence[VariantRecord], place: int, bundle: Path) -> list[VariantRecord]:
+    """With one artifact for the segment at a place in all variants."""
+    main = records[0].segments[place]
+    paths = {record.name: bundle / record.segments[place].artifact.path for record in records}
+    lowering.target(main.artifact.target).merge(paths)
+    merged = [records[0]]
+    for record in records[1:]:
+        shutil.rmtree(paths[record.name])
+        segments = list(record.segments)
+        moved = segments[place].artifact.model_copy(update={"path": main.artifact.path, "function": record.name})
+        segments[place] = segments[place].model_copy(update={"artifact": moved})
+        merged.append(record.model_copy(update={"segments": tuple(segments)}))
+    return merged
 
 
 def _definitions(

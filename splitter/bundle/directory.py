@@ -23,10 +23,20 @@ from safetensors.numpy import load as tensors_in
 from .. import output, reading
 from ..boundary import INPUT, OUTPUT, Array, TensorSpec
 from ..errors import BundleError, SplitterError, UsageError
-from ..plan.schema import readable
+from ..plan.schema import MAIN, readable
 from . import signing
 from .files import BUILD_AGAIN, Files
-from .manifest import BAG_FORMAT, BUNDLE_FORMAT, FILENAME, AudioRecord, BagManifest, FileRecord, Manifest, SegmentRecord
+from .manifest import (
+    BAG_FORMAT,
+    BUNDLE_FORMAT,
+    FILENAME,
+    AudioRecord,
+    BagManifest,
+    FileRecord,
+    VariantRecord,
+    Manifest,
+    SegmentRecord,
+)
 
 if TYPE_CHECKING:  # to look at a bundle takes no torch
     from ..graph.program import Program
@@ -42,6 +52,7 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    variant: str = ""  # for which shapes of the inputs, where it has several
     _programs: dict[str, Program] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -76,6 +87,20 @@ class Bundle:
     @property
     def segments(self) -> tuple[SegmentRecord, ...]:
         return self.manifest.segments
+
+    @cached_property
+    def variants(self) -> Mapping[str, Bundle]:
+        """The bundle for each shape of its inputs, by the variant's name; the first is itself, with the example's."""
+        further = {variant.name: self._with(variant) for variant in self.manifest.variants}
+        return {self.variant or MAIN: self, **further}
+
+    def _with(self, variant: VariantRecord) -> Bundle:
+        return replace(self, manifest=self.manifest.of_variant(variant), variant=variant.name)
+
+    @property
+    def label(self) -> str:
+        """Its path, and the variant where that is not the example's."""
+        return f"{self.path}, {self.variant}" if self.variant else str(self.path)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorSpec]:
@@ -153,10 +178,12 @@ class Bundle:
 
     def _referenced(self) -> set[str]:
         """Files and directories that the manifest names."""
-        manifest = self.manifest
-        named = {manifest.weights, manifest.whole, manifest.golden.path}
-        for segment in self.segments:
-            named |= {segment.program, segment.artifact.path, segment.reference, segment.uncompressed}
+        named: set[str] = set()
+        parts: tuple[Manifest | VariantRecord, ...] = (self.manifest, *self.manifest.variants)
+        for part in parts:
+            named |= {part.weights, part.whole, part.golden.path}
+            for segment in part.segments:
+                named |= {segment.program, segment.artifact.path, segment.reference, segment.uncompressed}
         return named - {""}
 
 

@@ -127,12 +127,14 @@ class Artifact(Record):
     Attributes:
         target: Name of the target.
         path: File or package in the bundle; empty for a target that writes none.
+        function: Which of a package's several functions it is; empty for the default one.
         details: What the target needs to read it back and to audit it, as JSON values; under ``compressed``, the
             ``form`` and the ``source`` of each weight that the plan's `compression` is about.
     """
 
     target: Name
     path: RelativePath | Literal[""] = ""
+    function: Name | Literal[""] = ""
     details: dict[str, Any] = {}
 
 
@@ -207,6 +209,23 @@ class GoldenRecord(Record):
     definitions: DefinitionsRecord | None = None
 
 
+class VariantRecord(Record):
+    """What a bundle has for further shapes of the inputs, each field as `Manifest` and `ModelRecord` have it.
+
+    Attributes:
+        name: As the plan has it.
+    """
+
+    name: Name
+    returns: tuple[Return, ...] = ()
+    tensors: tuple[TensorSpec, ...]
+    nodes: dict[Name, str]
+    segments: tuple[SegmentRecord, ...] = Field(min_length=1)
+    weights: RelativePath
+    whole: RelativePath
+    golden: GoldenRecord
+
+
 class FileRecord(Record):
     bytes: int
     sha256: str
@@ -225,6 +244,7 @@ class Manifest(Document):
         weights: safetensors file shared by the programs under ``graph/``.
         whole: The captured model as one program.
         files: Size and hash of every other file, by path.
+        variants: The same for further shapes of the inputs, where the plan lists some.
     """
 
     digest: Digest = ""
@@ -239,6 +259,15 @@ class Manifest(Document):
     whole: RelativePath
     golden: GoldenRecord
     files: dict[RelativePath, FileRecord]
+    variants: tuple[VariantRecord, ...] = ()
+
+    def of_variant(self, variant: VariantRecord) -> Self:
+        """The manifest as if the bundle had that variant alone."""
+        changes = {
+            name: getattr(variant, name) for name in VariantRecord.model_fields if name not in ("name", "returns")
+        }
+        model = self.model.model_copy(update={"returns": variant.returns})
+        return self.model_copy(update={**changes, "model": model, "variants": ()})
 
 
 class BagManifest(Document):

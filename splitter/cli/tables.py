@@ -51,6 +51,17 @@ def _audio(sound: AudioRecord | None) -> str:
     return f"stems {', '.join(sound.stems)}; {sound.samples} samples at {sound.samplerate} Hz ({seconds:.2f} s) a run\n"
 
 
+def _variants(bundle: Bundle) -> str:
+    """The shapes that the inputs may have, where there are several."""
+    if len(bundle.variants) == 1:
+        return ""
+    listed = (
+        f"{name} ({', '.join('×'.join(map(str, variant.tensors[given].shape)) for given in variant.inputs)})"
+        for name, variant in bundle.variants.items()
+    )
+    return f"\nforms: {', '.join(listed)}"
+
+
 def bundle_tables(bundle: Bundle) -> RenderableType:
     """Segments and boundary tensors of a bundle."""
     manifest = bundle.manifest
@@ -61,6 +72,7 @@ def bundle_tables(bundle: Bundle) -> RenderableType:
         f"{model.name}: {model.model_class}, {weights}\n"
         f"{_audio(model.audio)}"
         f"{plan.deployment_target}, {plan.precision} packages, {plan.boundary_dtype} boundaries"
+        f"{_variants(bundle)}"
     )
     segments = Table(title="segments", title_justify="left")
     for column in ("segment", "target", "artifact"):

@@ -106,6 +106,32 @@ def bind(module: nn.Module, inputs: Mapping[str, Any]) -> Call:
     return Call(tuple(args), kwargs, _named_tensors(names, args, kwargs, parameters))
 
 
+def of_shapes(inputs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Example inputs with other extents: each is cut off, or begins again where it ends.
+
+    Args:
+        inputs: As for `bind`.
+        shapes: Of some of them, by the same names.
+
+    Raises:
+        UsageError: There is no such input, or it has another number of axes.
+    """
+    changed = dict(inputs)
+    for name, shape in shapes.items():
+        array = inputs.get(name)
+        if not isinstance(array, Tensor | np.ndarray) or array.ndim != len(shape):
+            raise UsageError(
+                f"a variant of the plan gives the input {name!r} {len(shape)} axes",
+                expected=f"one of {', '.join(inputs)}, with as many axes as the example has",
+                received=f"{array.ndim} axes" if isinstance(array, Tensor | np.ndarray) else "no array of this name",
+            )
+        for axis, extent in enumerate(shape):
+            places = np.arange(extent) % array.shape[axis]
+            array = array[(slice(None),) * axis + (places,)]
+        changed[name] = array
+    return changed
+
+
 def nearest(name: str, known: Collection[str]) -> str:
     """A sentence with the names that a mistyped one may have meant; empty where none is near."""
     found = difflib.get_close_matches(name, known, n=4, cutoff=0.5)

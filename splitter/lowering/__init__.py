@@ -56,6 +56,8 @@ class Capabilities:
         proposed_for: Stages that `plan --new` gives it where it can lower them: ``network`` for layers with weights,
             ``host`` for what has complex numbers, ``rest`` for what nothing else takes.
         deployment_targets: Systems it can be made for. Empty where it runs on every system.
+        functions_since: Oldest of these systems on which one artifact holds a function for each variant of the inputs.
+            Empty where every variant has an artifact of its own.
         weights: The section of the plan that says how it stores weights; None if it stores none.
         compressions: Forms of weights that it knows.
     """
@@ -73,6 +75,7 @@ class Capabilities:
     integers: str = ""
     proposed_for: frozenset[Literal["network", "host", "rest"]] = frozenset()
     deployment_targets: frozenset[str] = frozenset()
+    functions_since: str = ""
     weights: Literal["compression", "weights"] | None = None
     compressions: frozenset[str] = frozenset()
 
@@ -101,6 +104,19 @@ class Target(ABC):
         Raises:
             LoweringError: The target cannot express the segment, or the saved artifact is not what was asked.
         """
+
+    def merge(self, artifacts: Mapping[str, Path]) -> None:
+        """Put artifacts of one segment into the first one, each a function of its own; weights that they share once.
+
+        Only for targets with `Capabilities.functions_since`. The others are left for the caller to remove.
+
+        Args:
+            artifacts: Of each variant, by the name of the function; the first one is the default.
+
+        Raises:
+            LoweringError: They cannot be merged.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
@@ -195,6 +211,13 @@ def check(plan: Plan) -> None:
             raise PlanError(
                 f"stage {stage.name!r} cannot be cut: the target {stage.target!r} takes it whole",
                 received=f"{stage.segments} segments",
+            )
+        since = target_capabilities.functions_since
+        if plan.variants and since and plan.deployment_target < since:
+            raise PlanError(
+                f"stage {stage.name!r} has {1 + len(plan.variants)} variants, and one package holds several from {since} on",
+                received=plan.deployment_target,
+                fix=f"Set deployment_target to {since}, or build a bundle for each shape.",
             )
         asked: list[tuple[str, frozenset[str], str]] = [
             ("precision", target_capabilities.precisions, plan.precision),

@@ -34,6 +34,7 @@ _Form = TypeVar("_Form", bound=WeightForm)
 _SINCE_IOS18: frozenset[str] = frozenset(form for form in COMPRESSIONS if "-" in form)
 Packaging: TypeAlias = Literal["split", "core", "whole"]
 PACKAGINGS: tuple[Packaging, ...] = get_args(Packaging)
+MAIN = "main"  # the shapes of the example
 # Passes for what host stages compute: before a plan's own, and behind them.
 _FOR_HOST, _FOR_LONG_MEANS = ("fourier-as-products", "stds-as-means"), ("means-in-stages",)
 
@@ -87,6 +88,18 @@ class Stage(_Strict):
     modules: tuple[str, ...] = ()
     exact: bool = False
     segments: int = Field(default=1, ge=1, le=64)
+
+
+class Variant(_Strict):
+    """Further shapes of the model's inputs: the bundle gets a graph for them, and each of its packages a function.
+
+    Attributes:
+        name: What the function is called, e.g. ``"short"``.
+        shapes: By the name of the input in the example; inputs that are not named keep their shape.
+    """
+
+    name: Name
+    shapes: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = Field(min_length=1)
 
 
 class TensorRule(_Strict):
@@ -281,6 +294,7 @@ class Plan(_Strict):
             it returns them.
         stages: In order of execution.
         tensors: Names for boundary tensors.
+        variants: Further shapes that the bundle takes besides those of the example.
         passes: Graph passes for the segments whose targets take them, in order: names in `splitter.passes`. Left out,
             those that the precision needs, see `graph_passes`.
         deployment_target: Oldest system the packages must run on.
@@ -300,6 +314,7 @@ class Plan(_Strict):
     outputs: tuple[Name, ...]
     stages: tuple[Stage, ...] = Field(min_length=1)
     tensors: tuple[TensorRule, ...] = ()
+    variants: tuple[Variant, ...] = ()
     passes: tuple[str, ...] | None = None
     deployment_target: DeploymentTarget = DeploymentTarget.IOS17
     precision: Precision = Precision.FP32
@@ -346,6 +361,9 @@ class Plan(_Strict):
         for rule in self.tensors:
             if rule.producer not in stages:
                 raise ValueError(f"tensor {rule.name!r} names the producer {rule.producer!r}, which is no stage")
+        variants = [MAIN, *(variant.name for variant in self.variants)]
+        if len(set(variants)) != len(variants):
+            raise ValueError(f"two variants share a name: {', '.join(variants)}; {MAIN!r} is the example's")
         if self.boundary_dtype is Precision.FP16 and self.deployment_target is DeploymentTarget.IOS15:
             raise ValueError("fp16 boundaries need iOS16 or later: iOS15 packages take and give float32 only")
         if not self.compression.is_lossless and self.deployment_target is DeploymentTarget.IOS15:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from threading import Lock
 
 from .. import boundary
 from ..boundary import OUTPUT, Array, TensorSpec
-from ..bundle.directory import Source, single
+from ..bundle.directory import Bundle, Source, single
 from ..bundle.manifest import SegmentRecord
 from ..errors import BoundaryError
 from ..parity import compare
@@ -74,6 +75,16 @@ class Orchestrator:
             EngineError: An engine cannot run its segment here. Nothing else is tried in its place.
         """
         bundle = single(bundle)
+        self._opened = partial(
+            Orchestrator,
+            engines=engines,
+            compute_units=compute_units,
+            hooks=hooks,
+            golden_snr_db=golden_snr_db,
+            stems=stems,
+        )
+        self._variants: dict[str, Orchestrator] = {}  # others, from the first run in them
+        self._opening = Lock()
         self.hooks = tuple(hooks)
         self._golden_snr_db = golden_snr_db
         self._goldens = bundle.goldens() if golden_snr_db is not None else {}
@@ -95,11 +106,14 @@ class Orchestrator:
         """Run all segments and return the model's outputs by name.
 
         Args:
-            inputs: The model's inputs by name, exactly as the bundle's specs describe them.
+            inputs: The model's inputs by name, exactly as the bundle's specs describe them. Where a bundle has several
+                variants, their shapes decide which one runs.
 
         Raises:
             BoundaryError: A tensor breaks its contract; the message names it and the segment.
         """
+        if (other := self._other_variant(inputs)) is not None:
+            return other.run(inputs)
         specs = self.bundle.tensors
         values: dict[str, Array] = {}
         for name in self.bundle.inputs:
@@ -125,6 +139,29 @@ class Orchestrator:
             del results
         return {name: values[name] for name in self.bundle.outputs}
 
+    def _other_variant(self, inputs: Mapping[str, Array]) -> Orchestrator | None:
+        """Where the inputs have the shapes of another variant, what runs that."""
+        variants = self.bundle.variants
+        fitting = [name for name, variant in variants.items() if _fits(variant, inputs)] if len(variants) > 1 else [""]
+        if not fitting:
+            listed = (
+                f"{name} ({_shapes(variant.tensors[name].shape for name in variant.inputs)})"
+                for name, variant in variants.items()
+            )
+            raise BoundaryError(
+                "the inputs have the shapes of no variant of the bundle",
+                expected=", ".join(listed),
+                received=_shapes(array.shape for array in inputs.values()),
+                fix="Add the shapes to `variants` in the plan, and build again.",
+            )
+        name, first = fitting[0], next(iter(variants))
+        if name in ("", first):
+            return None
+        with self._opening:
+            if name not in self._variants:
+                self._variants[name] = self._opened(variants[name])
+        return self._variants[name]
+
     def _checked(self, spec: TensorSpec, arrays: Mapping[str, Array], at: str) -> Array:
         for hook in self.hooks:
             hook.before_check(spec)
@@ -147,3 +184,11 @@ class Orchestrator:
         for hook in self.hooks:
             hook.after_check(spec)
         return array
+
+
+def _fits(variant: Bundle, inputs: Mapping[str, Array]) -> bool:
+    return all(name in inputs and inputs[name].shape == variant.tensors[name].shape for name in variant.inputs)
+
+
+def _shapes(shapes: Iterable[tuple[int, ...]]) -> str:
+    return "; ".join("×".join(map(str, shape)) or "a scalar" for shape in shapes)

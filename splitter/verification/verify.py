@@ -33,7 +33,7 @@ def verify(
     values: str = STORED,
     progress: Progress = lambda step: None,
 ) -> Verification:
-    """Judge a bundle, or every member of a bag, from its saved files; see `verify_bundle`.
+    """Judge a bundle in each of its variants, or every member of a bag, from the saved files; see `verify_bundle`.
 
     Args:
         source: Its directory, or what was opened already.
@@ -45,8 +45,9 @@ def verify(
         BundleError: There is no bundle.
     """
     return Verification(
-        verify_bundle(member, compute_units=compute_units, values=values, progress=progress)
+        verify_bundle(variant, compute_units=compute_units, values=values, progress=progress)
         for member in load(source).members
+        for variant in member.variants.values()
     )
 
 
@@ -67,7 +68,7 @@ def verify_bundle(
     progress("checking files")
     checks = [_files(bundle)]
     if checks[0].status is Status.FAIL:  # what follows would read files that are not what was built
-        return Report(str(bundle.path), same_machine=False, partition_max_abs=None, checks=tuple(checks))
+        return Report(bundle.label, same_machine=False, partition_max_abs=None, checks=tuple(checks))
     golden = bundle.goldens()
     same = goldens.machine() == bundle.manifest.golden.machine
 
@@ -105,7 +106,7 @@ def verify_bundle(
         limit = tolerances.package_fp16_snr_db if half else tolerances.package_fp32_snr_db
         limit = min(limit, *(compression_limit(segment, tolerances) for segment in bundle.segments))
         checks += _run_checks(bundle, golden, "package", packages, limit)
-    return Report(str(bundle.path), same, worst, tuple(checks), tuple(overflows))
+    return Report(bundle.label, same, worst, tuple(checks), tuple(overflows))
 
 
 def _files(bundle: Bundle) -> Check:
@@ -186,7 +187,7 @@ def _run_checks(
 
     engines = {segment.name: packages.get(segment.name, REFERENCE) for segment in bundle.segments}
     label = " and ".join(dict.fromkeys(packages.values())) or REFERENCE
-    inputs = {name: golden[name] for name in bundle.inputs}
+    inputs = {name: golden[name].astype(bundle.tensors[name].dtype, copy=False) for name in bundle.inputs}
     try:
         Orchestrator(bundle, engines, hooks=[Keep()]).run(inputs)
     except SplitterError as error:

@@ -446,7 +446,7 @@ def test_core_ml_figures_come_with_its_engine_alone(demo_bundle, quick, core_ml_
     from splitter.runtime.engines.coreml_engine import CoreMLEngine
 
     class Model:
-        def __init__(self, path, compute_units):
+        def __init__(self, path, compute_units, function_name):
             self._segment = demo_bundle.segment(path.rpartition("/")[2].removesuffix(".mlpackage"))
 
         def predict(self, data):

@@ -224,8 +224,8 @@ def test_coreml_engine_hands_names_and_units_over(demo_bundle, golden, monkeypat
     asked = {}
 
     class Model:
-        def __init__(self, path, compute_units):
-            asked.update(path=path, units=compute_units)
+        def __init__(self, path, compute_units, function_name):
+            asked.update(path=path, units=compute_units, function=function_name)
 
         def predict(self, data):
             asked["inputs"] = sorted(data)
@@ -233,7 +233,15 @@ def test_coreml_engine_hands_names_and_units_over(demo_bundle, golden, monkeypat
             return {name: np.asarray(value, np.float64) for name, value in inner.run(data).items()}
 
     monkeypatch.setattr(ct.models, "MLModel", Model)
-    made = CoreMLEngine(demo_bundle, demo_bundle.segment("encoder"), compute_units="CPU_AND_NE")
+    segment = demo_bundle.segment("encoder")
+    CoreMLEngine(
+        demo_bundle,
+        segment.model_copy(update={"artifact": segment.artifact.model_copy(update={"function": "short"})}),
+        compute_units="ALL",
+    )
+    assert asked["function"] == "short"
+    made = CoreMLEngine(demo_bundle, segment, compute_units="CPU_AND_NE")
+    assert asked["function"] is None
     results = made.run({"spectrogram": golden["spectrogram"], "waveform": golden["waveform"]})
     assert asked["path"].endswith("encoder.mlpackage")
     assert asked["units"] is ct.ComputeUnit.CPU_AND_NE
@@ -243,7 +251,7 @@ def test_coreml_engine_hands_names_and_units_over(demo_bundle, golden, monkeypat
 
 
 def test_coreml_that_refuses_a_package_is_named(demo_bundle, monkeypatch):
-    def refuse(path, compute_units):
+    def refuse(path, compute_units, function_name):
         raise RuntimeError("Error compiling model")
 
     monkeypatch.setattr(ct.models, "MLModel", refuse)

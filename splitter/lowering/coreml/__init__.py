@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ...boundary import Array, TensorSpec
 from ...bundle.directory import Bundle
@@ -14,6 +14,9 @@ from ...partition import Segment
 from ...plan.schema import COMPRESSIONS, DeploymentTarget, Plan, Precision, Tolerances
 from .. import ML_PACKAGE, Capabilities, Target
 from ..weights import DecodedWeight
+
+if TYPE_CHECKING:
+    from ...mil.program import Function
 
 
 class CoreMLTarget(Target):
@@ -29,6 +32,7 @@ class CoreMLTarget(Target):
         integers="int32",
         proposed_for=frozenset({"network"}),
         deployment_targets=frozenset(DeploymentTarget),
+        functions_since=DeploymentTarget.IOS18,
         weights="compression",
         compressions=frozenset(COMPRESSIONS),
     )
@@ -38,6 +42,11 @@ class CoreMLTarget(Target):
         from . import conversion
 
         return conversion.lower(segment, plan, directory)
+
+    def merge(self, artifacts: Mapping[str, Path]) -> None:
+        from . import functions
+
+        functions.merge(artifacts)
 
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         from . import conversion
@@ -53,14 +62,21 @@ class CoreMLTarget(Target):
 
         compressed = segment.artifact.details["compressed"]
         constants = {weight["constant"] for weight in compressed.values()}
-        stored = decoded(mil.load(bundle.path / segment.artifact.path, read=bundle.files.read).function, compressed)
+        stored = decoded(_shipped(bundle, segment), compressed)
         originals = decoded(mil.load(bundle.path / segment.uncompressed, read=bundle.files.read).function, constants)
         for name, weight in compressed.items():
             yield DecodedWeight(weight["source"], weight["form"], originals[weight["constant"]], stored[name])
 
     def stored_bytes(self, bundle: Bundle, segment: SegmentRecord) -> int:
-        from ... import mil
         from ...mil.stored import stored_weights
 
-        function = mil.load(bundle.path / segment.artifact.path, read=bundle.files.read).function
-        return sum(weight.bytes for weight in stored_weights(function).values())
+        return sum(weight.bytes for weight in stored_weights(_shipped(bundle, segment)).values())
+
+
+def _shipped(bundle: Bundle, segment: SegmentRecord) -> Function:
+    from ... import mil
+
+    artifact = segment.artifact
+    return mil.load(
+        bundle.path / artifact.path, function_name=artifact.function or None, read=bundle.files.read
+    ).function

@@ -72,7 +72,8 @@ def lower(segment: Segment, plan: Plan, directory: Path) -> Artifact:
 def audit(segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
     """Every difference of the saved package from what was asked for."""
     try:
-        saved = load(files.home / segment.artifact.path, read=files.read)
+        artifact = segment.artifact
+        saved = load(files.home / artifact.path, function_name=artifact.function or None, read=files.read)
         stored = stored_weights(saved.function)
     except (PackageError, OperationError) as error:
         return [str(error)]

@@ -36,7 +36,8 @@ class CoreMLEngine(Engine):
 
         self._path, self._compute_units = bundle.files.checked(segment.artifact.path), compute_units
         try:
-            self._model = ct.models.MLModel(str(self._path), compute_units=ct.ComputeUnit[compute_units])
+            units, function = ct.ComputeUnit[compute_units], segment.artifact.function or None
+            self._model = ct.models.MLModel(str(self._path), compute_units=units, function_name=function)
         except Exception as error:  # Core ML raises every kind
             raise EngineError(f"Core ML cannot load {self._path.name}", received=str(error)) from error
         self._specs = bundle.tensors

@@ -25,7 +25,8 @@ class MilEngine(Engine):
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         from ... import mil
 
-        self._model = mil.load(bundle.path / segment.artifact.path, read=bundle.files.read)
+        path, function = bundle.path / segment.artifact.path, segment.artifact.function or None
+        self._model = mil.load(path, function_name=function, read=bundle.files.read)
         self._specs = bundle.tensors
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
