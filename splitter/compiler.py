@@ -24,11 +24,11 @@ from .bundle.directory import Bag, Bundle, file_records, load, staged, write_man
 from .bundle.manifest import (
     BagManifest,
     DefinitionsRecord,
-    VariantRecord,
     GoldenRecord,
     Manifest,
     ModelRecord,
     SegmentRecord,
+    VariantRecord,
 )
 from .errors import CheckpointError, PartitionError, PassError, PlanError, UsageError
 from .graph import diagnosis
@@ -39,7 +39,7 @@ from .lowering.weights import check_names, compressed_forms
 from .models import Example, Family, Model
 from .partition import Partition, Segment, partition, run
 from .plan import schema as plans
-from .plan.schema import MAIN_FORM, Packaging, Plan, WeightForm
+from .plan.schema import MAIN, Packaging, Plan, WeightForm
 
 Progress: TypeAlias = Callable[[str], None]
 

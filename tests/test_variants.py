@@ -131,7 +131,7 @@ def test_a_function_that_is_not_there_is_found(bag):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"deployment_target": "iOS17"}, PlanError, "one package holds several from iOS18 on; got iOS17"),
+        ({"deployment_target": "iOS17"}, PlanError, "3 functions in a package, which needs iOS18; got iOS17"),
         ({"variants": ({"name": "a", "shapes": {"mel": [1, 8]}},)}, UsageError, "gives the input 'mel' 2 axes"),
         ({"variants": ({"name": "a", "shapes": {"mell": [1, 8, 9]}},)}, UsageError, "no array of this name"),
         ({"variants": ({"name": "a", "shapes": {"mel": [1, 7, 60]}},)}, CaptureError, "fails on the example inputs"),

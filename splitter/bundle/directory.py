@@ -33,9 +33,9 @@ from .manifest import (
     AudioRecord,
     BagManifest,
     FileRecord,
-    VariantRecord,
     Manifest,
     SegmentRecord,
+    VariantRecord,
 )
 
 if TYPE_CHECKING:  # to look at a bundle takes no torch

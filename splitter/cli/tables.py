@@ -59,7 +59,7 @@ def _variants(bundle: Bundle) -> str:
         f"{name} ({', '.join('×'.join(map(str, variant.tensors[given].shape)) for given in variant.inputs)})"
         for name, variant in bundle.variants.items()
     )
-    return f"\nforms: {', '.join(listed)}"
+    return f"\nvariants: {', '.join(listed)}"
 
 
 def bundle_tables(bundle: Bundle) -> RenderableType:

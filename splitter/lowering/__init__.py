@@ -215,7 +215,7 @@ def check(plan: Plan) -> None:
         since = target_capabilities.functions_since
         if plan.variants and since and plan.deployment_target < since:
             raise PlanError(
-                f"stage {stage.name!r} has {1 + len(plan.variants)} variants, and one package holds several from {since} on",
+                f"stage {stage.name!r} is to have {1 + len(plan.variants)} functions in a package, which needs {since}",
                 received=plan.deployment_target,
                 fix=f"Set deployment_target to {since}, or build a bundle for each shape.",
             )
