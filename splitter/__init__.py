@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .separation.batch import Outcome
     from .separation.encoding import Encoding
     from .separation.named import named
+    from .separation.selection import optimize
     from .separation.separator import Advance, Options, Separator
     from .tuning.compression import tune as tune_weights
     from .tuning.precision import tune as tune_precision
@@ -77,6 +78,7 @@ _HOMES = {
     "load": "bundle.directory",
     "named": "separation.named",
     "new_plan": "plan.outline",
+    "optimize": "separation.selection",
     "predict": "mil.prediction",
     "profile": "profiling.measurement",
     "record_taps": "verification.taps:record",
@@ -122,6 +124,7 @@ __all__ = [
     "load",
     "named",
     "new_plan",
+    "optimize",
     "predict",
     "profile",
     "record_taps",

@@ -1,4 +1,4 @@
-"""The verb profile."""
+"""Verbs that measure this machine: profile, optimize."""
 
 from __future__ import annotations
 
@@ -39,3 +39,20 @@ def profile(
             bundle, engines, runs=runs, warmup=warmup, compute_units=compute_units, merge=merge, progress=progress
         )
     print_result(as_json, profile.to_dict, lambda: tables.profile_tables(profile))
+
+
+@command.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@memory_option
+@json_option
+def optimize(bundle: Path, as_json: bool) -> None:
+    """Compile BUNDLE's segments for this machine, and measure which engine runs each one best.
+
+    `splitter separate` uses the result from then on. This takes a C++ compiler and a minute or two, once. The compiled
+    segments lie in your cache directory; BUNDLE is not changed.
+    """
+    from . import tables
+
+    with steps() as progress:
+        choice = splitter.optimize(bundle, progress=progress)
+    print_result(as_json, lambda: choice.model_dump(mode="json"), lambda: tables.engine_choice_table(choice))

@@ -46,6 +46,7 @@ _VERBS = {
     },
     "Measurements": {
         "profile": ("measuring", "Measure time and memory of a bundle."),
+        "optimize": ("measuring", "Compile a bundle for this machine and choose its engines."),
         "report": ("reporting", "Write one HTML page about a bundle."),
     },
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # each table takes the imports of its own verb alone
     from ..plan.layouts import Layout
     from ..plan.outline import NewPlan
     from ..profiling import Profile
+    from ..separation.selection import EngineChoice
     from ..tuning import compression, precision
     from ..verification.checks import Report, Verification
     from ..verification.comparison import Comparison
@@ -485,6 +486,28 @@ def profile_tables(profile: Profile) -> RenderableType:
         _core_ml_table(shown),
         _checks_table(profile),
     )
+
+
+def engine_choice_table(choice: EngineChoice) -> RenderableType:
+    """What each engine takes for each segment, and which one is chosen."""
+    table = Table()
+    for column in ("segment", "engine"):
+        table.add_column(column)
+    for column in ("a run", "load", "SNR"):
+        table.add_column(column, justify="right")
+    table.add_column("chosen")
+    measured = {trial.segment for trial in choice.trials}
+    for trial in choice.trials:
+        if trial.seconds is None:
+            table.add_row(trial.segment, trial.engine, "", "", "", trial.failure)
+            continue
+        chosen = "yes" if choice.engines[trial.segment] == trial.engine else ""
+        snr = "equal" if trial.snr_db is None else f"{trial.snr_db:.1f} dB"
+        table.add_row(trial.segment, trial.engine, time(trial.seconds), time(trial.load_seconds), snr, chosen)
+    for segment, engine in choice.engines.items():
+        if segment not in measured:
+            table.add_row(segment, engine, "", "", "", "yes, the only one")
+    return table
 
 
 def _machine_text(profile: Profile, number: int) -> Text:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from .. import cache, output, reading
 from ..boundary import Array
-from ..bundle.directory import Bundle
+from ..bundle.directory import Bundle, Source, load
 from ..bundle.goldens import machine
 from ..bundle.manifest import SegmentRecord
 from ..errors import BundleError, CacheError, EngineError, UsageError
@@ -138,10 +138,10 @@ def fastest(
     bundle, given = members[0], dict(requested or {})
     for name, engine in given.items():
         engines.require_engine(engine, bundle.segment(name))
-    key = f"{_fingerprint(members, given)}.json"
+    rivals = {s.name: [given[s.name]] if s.name in given else _rivals(members, s) for s in bundle.segments}
+    key = f"{_fingerprint(members, rivals)}.json"
     if (choice := _kept(key)) is not None and choice.complete:
         return choice.for_runs(runs)
-    rivals = {s.name: [given[s.name]] if s.name in given else _rivals(s) for s in bundle.segments}
     defaults = EngineChoice(engines={name: names[0] for name, names in rivals.items()}, snr_db=None, trials=())
     if all(len(names) == 1 for names in rivals.values()):
         return defaults
@@ -212,14 +212,47 @@ def _fast_engine(segment: SegmentRecord) -> str:
     return next((name for name in names if engines.engine(name).unsupported_reason(segment) is None), names[0])
 
 
-def _rivals(segment: SegmentRecord) -> list[str]:
+def optimize(source: Source, *, progress: Callable[[str], None] = lambda phrase: None) -> EngineChoice:
+    """Prepare all engines that need it for a bundle on this machine, and measure which runs each segment best.
+
+    `Separator` takes that choice from then on, for these files, this machine and these versions.
+
+    Args:
+        source: A bundle or a bag.
+        progress: Told what is prepared and measured.
+
+    Returns:
+        What was measured, and what is chosen for work of any length.
+
+    Raises:
+        BundleError: It cannot be read.
+        EngineError: An engine cannot be prepared. What was prepared before is kept.
+    """
+    members = load(source).members
+    kinds = {name: engines.engine(name) for name in engines.names()}
+    for member in members:
+        for segment in member.segments:
+            for name, kind in kinds.items():
+                if kind.unsupported_reason(segment) is not None:
+                    continue
+                if not kind.is_prepared(member, segment):
+                    progress(f"preparing {name} for {segment.name}, once")
+                kind.prepare(member, segment)  # also where what is there is damaged
+    return fastest(members, progress=progress)
+
+
+def _rivals(members: Sequence[Bundle], segment: SegmentRecord) -> list[str]:
     """Engines that may run a segment here, the default first. A default that is another device's has no rivals."""
     default = default_engine(segment)
     if engines.engine(default).max_time_ratio is None:
         return [default]
     kinds = {name: engines.engine(name) for name in engines.names()}
     automatic = [
-        name for name, kind in kinds.items() if kind.is_measured(segment) and kind.unsupported_reason(segment) is None
+        name
+        for name, kind in kinds.items()
+        if kind.is_measured(segment)
+        and kind.unsupported_reason(segment) is None
+        and all(kind.is_prepared(member, member.segment(segment.name)) for member in members)
     ]
     return [default, *(name for name in automatic if name != default)]
 
@@ -335,7 +368,7 @@ def end_to_end(members: Sequence[Bundle], chosen: Mapping[str, str]) -> float | 
     return min((snr for snr in found if snr is not None and snr != float("inf")), default=None)
 
 
-def _fingerprint(members: Sequence[Bundle], given: Mapping[str, str]) -> str:
+def _fingerprint(members: Sequence[Bundle], rivals: Mapping[str, Sequence[str]]) -> str:
     """Of all that the answer depends on.
 
     The manifests stand for the bytes: an answer is kept after runs that read every file they used, and
@@ -343,7 +376,7 @@ def _fingerprint(members: Sequence[Bundle], given: Mapping[str, str]) -> str:
     """
     manifests = [member.manifest.model_dump(mode="json") for member in members]
     packages = {*_PACKAGES, *(package for name in engines.names() for package in engines.engine(name).distributions)}
-    facts = [manifests, given, machine().model_dump(), {name: _version(name) for name in sorted(packages)}]
+    facts = [manifests, rivals, machine().model_dump(), {name: _version(name) for name in sorted(packages)}]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -50,7 +50,7 @@ def run(capsys, monkeypatch, *arguments):
 
 @pytest.fixture
 def splitter(capsys, monkeypatch):
-    monkeypatch.setattr(selection, "_rivals", lambda segment: [default_engine(segment)])  # nothing to measure
+    monkeypatch.setattr(selection, "_rivals", lambda members, segment: [default_engine(segment)])  # nothing to measure
     return lambda *arguments: run(capsys, monkeypatch, *arguments)
 
 

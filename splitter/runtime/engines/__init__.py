@@ -78,6 +78,15 @@ class Engine(ABC):
         """Whether what it runs is `Bundle.program` of a segment, so that it also runs one that was pruned in memory."""
         return False
 
+    @classmethod
+    def is_prepared(cls, bundle: Bundle, segment: SegmentRecord) -> bool:
+        """Whether what `prepare` makes of a segment is there. Without it the engine cannot load."""
+        return True
+
+    @classmethod  # noqa: B027 - most engines need nothing
+    def prepare(cls, bundle: Bundle, segment: SegmentRecord) -> None:
+        """Make once for this machine what takes too long to be made in passing. ``splitter optimize`` calls it."""
+
     @abstractmethod
     def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
         """Load what the segment needs.

@@ -49,11 +49,15 @@ class TorchEngine(Engine):
         """The inputs as the program takes them."""
         tensors = {}
         for node in self._program.input_nodes:
-            tensor = torch.from_numpy(inputs[str(node.target)])
-            if tensor.data_ptr() % _ALIGNMENT:
-                tensor = tensor.clone()
+            tensor = aligned(inputs[str(node.target)])
             tensors[str(node.target)] = tensor.to(getattr(torch, node.meta["type"].dtype))
         return tensors
+
+
+def aligned(array: Array) -> Tensor:
+    """An array as a tensor that lies where PyTorch would put it; without a copy where it does already."""
+    tensor = torch.from_numpy(array)
+    return tensor.clone() if tensor.data_ptr() % _ALIGNMENT else tensor
 
 
 class OptimizedTorchEngine(TorchEngine):

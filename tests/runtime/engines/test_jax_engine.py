@@ -109,8 +109,8 @@ def test_it_is_measured_where_it_was_written_by_hand(demo_bundle):
     measured = {segment.name for segment in demo_bundle.segments if JaxEngine.is_measured(segment)}
     assert measured == {"transformer"}
     assert [JaxEngine.unsupported_reason(segment) for segment in demo_bundle.segments] == [None] * 5
-    assert "jax" not in selection._rivals(demo_bundle.segment("encoder"))
-    assert "jax" in selection._rivals(demo_bundle.segment("transformer"))
+    assert "jax" not in selection._rivals([demo_bundle], demo_bundle.segment("encoder"))
+    assert "jax" in selection._rivals([demo_bundle], demo_bundle.segment("transformer"))
 
 
 def test_a_bundle_runs_without_pytorchs_kernels(packages_bundle, monkeypatch):
