@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, TypeAlias
@@ -20,6 +20,8 @@ from .decoding import Frames, Source, check_finite, check_rate
 from .resampling import Resampler
 
 Block: TypeAlias = NDArray[np.float32]  # (channels, samples), full scale ±1
+
+ENDLESS = 1 << 60  # samples of what has not ended yet
 
 _BLOCK = 1 << 16  # samples at a time of sound in memory
 
@@ -162,6 +164,54 @@ class Sound:
             yield self.samples[:, start : start + _BLOCK]
 
 
+class Live:
+    """Sound that comes block by block, and ends when the blocks do.
+
+    Attributes:
+        channels: The model's.
+        given: Samples that have come, at their own rate.
+        mono: Whether they have one channel, which is copied; None before the first block.
+    """
+
+    path = Path("stream")  # what messages call it
+
+    def __init__(self, blocks: Iterable[NDArray[np.floating]], samplerate: int, model_rate: int, channels: int) -> None:
+        """Nothing is taken yet.
+
+        Args:
+            blocks: ``(channels, n)`` with varying n, as `sound` takes them.
+            samplerate: Of them, in Hz.
+            model_rate: Of the model.
+            channels: Of the model.
+        """
+        check_rate(samplerate, "the stream")
+        self.channels, self.given = channels, 0
+        self.mono: bool | None = None
+        self._blocks, self._rates = blocks, (samplerate, model_rate)
+
+    def blocks(self) -> Generator[Block]:
+        """As those of a track that is decoded.
+
+        Raises:
+            AudioError: A block is no such sound.
+        """
+        resampler = None if self._rates[0] == self._rates[1] else Resampler(*self._rates, self.channels)
+        for waveform in self._blocks:
+            block = _fitted(waveform, self.channels, "the stream", self.given, self._rates[0])
+            if self.mono not in (None, len(waveform) < self.channels):
+                raise AudioError("the stream changes its number of channels", received=len(waveform))
+            self.mono = len(waveform) < self.channels
+            self.given += block.shape[1]
+            if resampler is not None:
+                block = np.ascontiguousarray(resampler.put(block.T).T)
+            if block.shape[1]:
+                yield block
+        if resampler is not None:
+            rest = resampler.end(resampling.length(self.given, *self._rates))
+            if len(rest):
+                yield np.ascontiguousarray(rest.T)
+
+
 def sound(waveform: NDArray[np.floating], samplerate: int, *, model_rate: int, channels: int) -> Sound:
     """What a model hears of a waveform.
 
@@ -174,20 +224,25 @@ def sound(waveform: NDArray[np.floating], samplerate: int, *, model_rate: int, c
     Raises:
         AudioError: It has another shape or type, a sample that is not finite, none at all, or no such rate.
     """
-    waveform = np.asarray(waveform)
     check_rate(samplerate, "the waveform")
-    if waveform.ndim != 2 or len(waveform) not in (1, channels) or waveform.dtype.kind != "f":
-        raise AudioError(
-            "the waveform cannot be separated",
-            expected=f"floating-point samples of shape ({' or '.join(map(str, sorted({1, channels})))}, samples)",
-            received=f"{waveform.dtype} of shape {waveform.shape}",
-        )
-    check_finite(waveform.T, "the waveform", start=0, samplerate=samplerate)
-    samples = np.broadcast_to(waveform, (channels, waveform.shape[1])).astype(np.float32)
+    samples = _fitted(waveform, channels, "the waveform", 0, samplerate)
     if samplerate != model_rate and samples.shape[1]:
         length = resampling.length(samples.shape[1], samplerate, model_rate)
         samples = resampling.resampled(samples, samplerate, model_rate, length)
     return Sound(samples)
+
+
+def _fitted(waveform: NDArray[np.floating], channels: int, what: str, start: int, samplerate: int) -> Block:
+    """A piece of a waveform in float32 with a model's channels; it begins at a sample of the whole."""
+    waveform = np.asarray(waveform)
+    if waveform.ndim != 2 or len(waveform) not in (1, channels) or waveform.dtype.kind != "f":
+        raise AudioError(
+            f"{what} cannot be separated",
+            expected=f"floating-point samples of shape ({' or '.join(map(str, sorted({1, channels})))}, samples)",
+            received=f"{waveform.dtype} of shape {waveform.shape}",
+        )
+    check_finite(waveform.T, what, start=start, samplerate=samplerate)
+    return np.broadcast_to(waveform, (channels, waveform.shape[1])).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -297,31 +352,25 @@ def _statistics(blocks: Iterator[Block], path: Path) -> Statistics:
 class Window:
     """Random access to a track for readers that move forward: zeros outside, and a bounded memory."""
 
-    def __init__(self, track: Track | Sound, history: int) -> None:
+    def __init__(self, track: Track | Sound | Live, history: int, samples: int | None = None) -> None:
         """Open a track.
 
         Args:
             track: What to read.
             history: How many samples before the end of the last read may still be asked for.
+            samples: In all; None where that is known when it ends.
         """
         self._blocks = track.blocks()
         self._history = history
+        self._samples = samples
         self._buffer: Block = np.zeros((track.channels, 0), np.float32)
         self._start = 0
         self._ended = False
 
     def read(self, start: int, stop: int) -> Block:
         """Samples ``start ≤ i < stop`` as ``(channels, stop - start)``."""
-        parts = [self._buffer]
-        end = self._start + self._buffer.shape[1]
-        while end < stop and not self._ended:
-            block = next(self._blocks, None)
-            if block is None:
-                self._ended = True
-            else:
-                parts.append(block)
-                end += block.shape[1]
-        buffer = np.concatenate(parts, axis=1) if len(parts) > 1 else self._buffer
+        buffer = self._read_to(stop)
+        end = self._start + buffer.shape[1]
         if max(start, 0) < self._start:
             raise ValueError(f"sample {start} is no longer held; the window starts at {self._start}")
         result = np.zeros((buffer.shape[0], stop - start), np.float32)
@@ -332,3 +381,25 @@ class Window:
         self._buffer = buffer[:, drop:].copy() if drop else buffer
         self._start += drop
         return result
+
+    def samples(self, reached: int) -> int:
+        """How many there are in all; more than anybody asks for while it is not known that they end at ``reached``."""
+        if self._samples is None:
+            self._buffer = self._read_to(reached + 1)
+            if not self._ended:
+                return ENDLESS
+            self._samples = self._start + self._buffer.shape[1]
+        return self._samples
+
+    def _read_to(self, stop: int) -> Block:
+        """What is held, and what comes up to a sample."""
+        parts = [self._buffer]
+        end = self._start + self._buffer.shape[1]
+        while end < stop and not self._ended:
+            block = next(self._blocks, None)
+            if block is None:
+                self._ended = True
+            else:
+                parts.append(block)
+                end += block.shape[1]
+        return np.concatenate(parts, axis=1) if len(parts) > 1 else self._buffer

@@ -138,7 +138,7 @@ class SongPass:
         Args:
             model: One run of it, ``(channels, geometry.model)`` → ``(stems, channels, geometry.model)``.
             window: The song.
-            statistics: Its normalisation and length.
+            statistics: Its normalisation.
             geometry: How it is cut.
             stems: How many the model gives.
             channels: Audio channels.
@@ -147,15 +147,22 @@ class SongPass:
         """
         self._model, self._window, self._statistics, self._geometry = model, window, statistics, geometry
         self._advanced = advanced
-        self._length = geometry.virtual(statistics.samples, offset)
-        behind = geometry.mirrored(statistics.samples)
-        self._before = self._length - statistics.samples - behind  # virtual samples before the song
+        self._offset = offset
+        self._samples = window.samples(2 * (geometry.chunk - geometry.stride) if geometry.reflects else 0)
+        self._before = (
+            self._length - self._samples - geometry.mirrored(self._samples)
+        )  # virtual samples before the song
         self._position = 0  # virtual start of the next chunk
         self._weight = geometry.weights()
         self._sum = np.zeros((stems, channels, geometry.chunk), np.float32)
         self._weights = np.zeros(geometry.chunk, np.float32)
         self._ready: list[Stems] = []
         self._skip = self._before
+
+    @property
+    def _length(self) -> int:
+        """Virtual, of what is known of the song."""
+        return self._geometry.virtual(self._samples, self._offset)
 
     def read(self, samples: int) -> Stems:
         """The next samples of every stem, still normalised."""
@@ -174,6 +181,7 @@ class SongPass:
     def _next(self) -> Stems:
         """Run one chunk; return the samples that no later chunk touches."""
         chunk, stride = self._geometry.chunk, self._geometry.stride
+        self._samples = self._window.samples(self._position - self._before + chunk)
         if self._position >= self._length:
             raise ValueError("the pass has reached the end of the song")
         before, length = self._inside(self._position)
@@ -226,7 +234,7 @@ class SongPass:
 
     def _mirrored(self, start: int, stop: int) -> Block:
         """The song with its mirror images; the sample at each end is not repeated."""
-        samples = self._statistics.samples
+        samples = self._samples
         parts = [self._normalised(max(start, 0), min(stop, samples))]
         if start < 0:
             parts.insert(0, self._normalised(1, 1 - start)[:, ::-1])
@@ -237,6 +245,6 @@ class SongPass:
     def _normalised(self, start: int, stop: int) -> Block:
         """The song as the model hears it; silence outside stays exactly zero."""
         block = self._window.read(start, stop)
-        inside = slice(max(0, -start), max(0, min(stop, self._statistics.samples) - start))
+        inside = slice(max(0, -start), max(0, min(stop, self._samples) - start))
         block[:, inside] = self._statistics.normalised(block[:, inside])
         return block

@@ -6,7 +6,7 @@ import math
 import os
 import random
 import string
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -218,6 +218,56 @@ class Separator:
         stems = {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
         return {name: _as_given(stem, np.shape(waveform), self.samplerate, samplerate) for name, stem in stems.items()}
 
+    @property
+    def latency(self) -> float:
+        """Seconds of a stream that must have come before the stems of its first sample do, see `live`.
+
+        One segment in a plain pass (``shifts=0``), which is then what every sample waits at most. A shifted pass, and a
+        member of a bag with another segment than the first, may wait for one more chunk. The caller's blocks, and a
+        stream at another rate than the model's, add to it.
+        """
+        step = self._geometries[0].stride
+        waits = [
+            geometry.chunk + (geometry.stride if self._shifts or geometry.stride != step else 0)
+            for geometry in (self._geometries[member] for member in self._shares)
+        ]
+        return (max(waits) + 1) / self.samplerate  # the next sample tells that the stream goes on
+
+    def live(
+        self, blocks: Iterable[NDArray[np.floating]], samplerate: int, loudness: Statistics | None = None
+    ) -> Generator[dict[str, Block]]:
+        """Separate a stream while it comes, in the memory of a few chunks.
+
+        Args:
+            blocks: ``(channels, n)`` with varying n, in floating point, full scale ±1: one channel, or as many as the
+                model has.
+            samplerate: Of them, in Hz.
+            loudness: Of the whole, by which a model may hear it normalised; that of the first segment where None.
+
+        Yields:
+            The stems by name, each ``(channels, n)`` at the stream's rate, as many samples in all as came. With the
+            loudness of the whole they are what its file gives; `latency` says when.
+
+        Raises:
+            AudioError: A block is no such sound.
+        """
+        track = audio.Live(blocks, samplerate, self.samplerate, self.channels)
+        window = self._window(track)
+        chunk = self._geometries[0].chunk
+        if window.samples(0) == 0:
+            return
+        found = loudness or Statistics.of(window.read(0, min(chunk, window.samples(chunk))))
+        resamplers: dict[str, resampling.Resampler] = {}
+        for stems, _ in self._selected(track.path, window, found, silent):
+            if samplerate != self.samplerate:
+                for name, stem in stems.items():
+                    rates = (self.samplerate, samplerate, self.channels)
+                    stems[name] = resamplers.setdefault(name, resampling.Resampler(*rates)).put(stem.T).T
+            yield {name: _mono(stem) if track.mono else stem for name, stem in stems.items()}
+        if resamplers:
+            rest = {name: resampler.end(track.given).T for name, resampler in resamplers.items()}
+            yield {name: _mono(stem) if track.mono else stem for name, stem in rest.items()}
+
     def separate(
         self,
         files: Sequence[str | Path],
@@ -309,31 +359,32 @@ class Separator:
             The stems that the options need, in the model's order, ``(stems, channels, n)`` at a time, at the track's
             loudness.
         """
-        return self._separated(track.path, self._window(track), track_statistics, progress)
+        return self._separated(track.path, self._window(track, track_statistics), track_statistics, progress)
 
     def selected(
         self, track: Track | Sound, track_statistics: Statistics, progress: Progress = silent
     ) -> Iterator[dict[str, Block]]:
         """The same, as the stems that the options ask for, by name."""
-        for stems, _ in self._selected(track, track_statistics, progress):
+        window = self._window(track, track_statistics)
+        for stems, _ in self._selected(track.path, window, track_statistics, progress):
             yield stems
 
     def _selected(
-        self, track: Track | Sound, track_statistics: Statistics, progress: Progress
+        self, path: Path, window: Window, track_statistics: Statistics, progress: Progress
     ) -> Iterator[tuple[dict[str, Block], Callable[[], Block]]]:
         """The stems by name, and what gives the mixture of them."""
-        window = self._window(track)
         position = 0
-        for block in self._separated(track.path, window, track_statistics, progress):
+        for block in self._separated(path, window, track_statistics, progress):
             stop = position + block.shape[-1]
             mixture = partial(window.read, position, stop)
             yield self._wanted.blocks(block, mixture), mixture
             position = stop
 
-    def _window(self, track: Track | Sound) -> Window:
+    def _window(self, track: Track | Sound | audio.Live, known: Statistics | None = None) -> Window:
         """What all passes read from. One may be a stride and a chunk ahead of another, and that read back half a chunk
         where the song ends."""
-        return Window(track, history=3 * max(geometry.chunk for geometry in self._geometries))
+        longest = max(geometry.chunk for geometry in self._geometries)
+        return Window(track, history=3 * longest, samples=None if known is None else known.samples)
 
     def _separated(
         self, path: Path, window: Window, track_statistics: Statistics, progress: Progress
@@ -343,8 +394,9 @@ class Separator:
         totals = all_weights.sum(axis=0)[:, None, None]
         step, shifts = self._geometries[0].stride, max(1, self._shifts)
         passes = cycle(self._passes(path, window, track_statistics, progress))
-        for start in range(0, track_statistics.samples, step):
-            samples = min(step, track_statistics.samples - start)
+        start = 0
+        while (samples := min(step, window.samples(start + step) - start)) > 0:
+            start += samples
             mixed = np.zeros((len(totals), self.channels, samples), np.float32)
             for member, stems in self._shares.items():
                 shifted = next(passes).read(samples)
@@ -364,7 +416,7 @@ class Separator:
         ]
         plan = [(self._geometries[member], drawn[member], stems) for member, stems in self._shares.items()]
         total = sum(
-            geometry.runs(track_statistics.samples, offset) * geometry.stride / self.samplerate
+            geometry.runs(window.samples(0), offset) * geometry.stride / self.samplerate
             for geometry, offsets, _ in plan
             for offset in offsets
         )
@@ -472,7 +524,8 @@ class Separator:
                 name: stack.enter_context(StemWriter(place, written_as, rate, self.channels, samples, self.samplerate))
                 for name, place in places.items()
             }
-            for stems, mixture in self._selected(track, found.statistics, progress):
+            window = self._window(track, found.statistics)
+            for stems, mixture in self._selected(track.path, window, found.statistics, progress):
                 for name, writer in writers.items():
                     writer.write(stems[name] if name in stems else mixture())
             gains = finish(writers.values(), torch.get_num_threads())
@@ -508,10 +561,14 @@ def _share_of_threads(jobs: int) -> Iterator[None]:
 def _as_given(stem: Block, shape: tuple[int, ...], model_rate: int, samplerate: int) -> Block:
     """A stem at the rate, with the channels and of the length of what was given."""
     if shape[0] < len(stem):
-        stem = stem.mean(axis=0, keepdims=True)
+        stem = _mono(stem)
     if samplerate != model_rate:
         stem = resampling.resampled(stem, model_rate, samplerate, shape[1])
     return stem
+
+
+def _mono(stem: Block) -> Block:
+    return stem.mean(axis=0, keepdims=True)
 
 
 def _check_samplerate(options: Options) -> None:
