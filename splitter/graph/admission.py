@@ -18,9 +18,9 @@ from torch import fx
 from .. import limits
 from ..errors import SplitterError
 from ..formatting import size
-from . import shapes
+from .inference import inferred
 from .operators import ALLOWED
-from .shapes import DTYPES, Argument, Inferred, TensorType
+from .shapes import DTYPES, Argument, Constant, Inferred, TensorType
 
 MAX_NODES = 50_000
 _MAX_RANK = 12
@@ -191,7 +191,7 @@ def _call(node: fx.Node, known: Mapping[fx.Node, Inferred]) -> Inferred:
         if problem := rule(arguments):
             raise RefusedError(node.name, f"({node.target}) {problem}")
     try:
-        return shapes.inferred(node.target, tuple(arguments.items()))
+        return inferred(node.target, tuple(arguments.items()))
     except Exception as error:  # torch's kernels raise every kind
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise RefusedError(node.name, f"has arguments that {node.target} does not take", received=reason[0]) from error
@@ -272,7 +272,7 @@ def _frozen(value: object, kind: str, known: Mapping[fx.Node, Inferred], *, wide
     accepts = _KINDS.get(kind)
     if accepts is None or not accepts(value, wide or kind == "number"):
         return _UNFIT
-    return shapes.Constant(type(value), value)
+    return Constant(type(value), value)
 
 
 def _is_integer(value: object, wide: bool) -> bool:
@@ -298,7 +298,7 @@ _KINDS: Mapping[str, Callable[[object, bool], bool]] = {
 
 def _value(arguments: Bound, name: str, default: Any = None) -> Any:
     argument = arguments.get(name, default)
-    return argument.value if isinstance(argument, shapes.Constant) else argument
+    return argument.value if isinstance(argument, Constant) else argument
 
 
 def _no_training(arguments: Bound) -> str:
@@ -347,7 +347,7 @@ def _divides(arguments: Bound) -> str:
     """Integers by a constant that is neither 0 nor -1, in their own type: the processor traps at others."""
     operands = [arguments["self"], arguments["other"]]
     dtypes = [kind.dtype for kind in operands if isinstance(kind, TensorType)]
-    constants = [kind.value for kind in operands if isinstance(kind, shapes.Constant)]
+    constants = [kind.value for kind in operands if isinstance(kind, Constant)]
     whole = all(DTYPES[name] not in _INEXACT for name in dtypes) and not any(
         type(value) is float for value in constants
     )

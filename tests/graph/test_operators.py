@@ -7,9 +7,9 @@ import torch
 from demucs.hdemucs import HDemucs
 from demucs.htdemucs import HTDemucs
 
-from splitter.graph import operators, shapes
+from splitter.graph import inference, operators, shape_rules
 from splitter.graph.capture import capture
-from splitter.graph.shapes import Constant, TensorType
+from splitter.graph.shapes import DTYPES, Constant, TensorType
 from splitter.models.demucs import DemucsFamily
 
 from ..toys import Duo, Hybrid
@@ -75,7 +75,7 @@ def varied(argument, rng):
             shape.insert(rng.randrange(len(shape) + 1), rng.choice((1, 2)))
         elif shape:
             del shape[rng.randrange(len(shape))]
-        dtype = argument.dtype if rng.random() < 0.8 else rng.choice(list(shapes.DTYPES))
+        dtype = argument.dtype if rng.random() < 0.8 else rng.choice(list(DTYPES))
         return TensorType(tuple(shape), dtype)
     if isinstance(argument, tuple) and argument:
         at = rng.randrange(len(argument))
@@ -99,10 +99,9 @@ def outcome(infer, *arguments):
         return None
 
 
-def test_rules_say_what_pytorch_says(captured, monkeypatch):
+def test_rules_say_what_pytorch_says(captured):
     """On the calls of every family and on calls a little off: the rules are fast, PyTorch's inference decides."""
     calls = {}
-    monkeypatch.setattr(shapes, "inferred", lambda target, arguments: calls.setdefault((target, arguments)))
     from splitter.graph import admission
 
     for node in captured.operators:
@@ -112,7 +111,7 @@ def test_rules_say_what_pytorch_says(captured, monkeypatch):
     rng = random.Random(0)
     ruled, differing = 0, []
     for target, arguments in calls:
-        rule = shapes._RULES.get(str(target))
+        rule = shape_rules.RULES.get(str(target))
         if rule is None or str(target) == "aten.istft.default":  # PyTorch infers none
             continue
         for attempt in range(8):
@@ -122,7 +121,7 @@ def test_rules_say_what_pytorch_says(captured, monkeypatch):
                 values[name] = varied(values[name], rng)
             if (kind := outcome(rule, values)) is not None:
                 ruled += 1
-                if outcome(shapes.by_torch, target, values) != kind:
+                if outcome(inference.by_torch, target, values) != kind:
                     differing.append((str(target), values, kind))
     assert ruled > 50
     assert not differing, f"{len(differing)}: {differing[:3]}"
@@ -143,7 +142,7 @@ def test_inverse_transform_has_the_length_it_is_given(hop, samples):
     }
     spectrum = torch.randn(2, 33, frames, dtype=torch.complex64)
     signal = torch.istft(spectrum, 64, hop, 64, torch.ones(64), length=samples)
-    assert shapes._signal(values) == TensorType.of(signal)
+    assert shape_rules._signal(values) == TensorType.of(signal)
 
 
 INDEXING = ("embedding", "gather", "index", "index_select", "index_put", "index_add", "index_copy", "scatter", "scatter_add")  # fmt: skip
