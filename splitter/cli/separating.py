@@ -93,6 +93,8 @@ of videos. Writes WAV, FLAC and MP3; with the extra `av` also M4A (AAC) and .ste
 )
 @click.option("--engine", "engines", multiple=True, metavar="SEGMENT=ENGINE", callback=engine_pairs,
               help="Engine of a segment; repeat.  [default: the fastest, measured once]")  # fmt: skip
+@click.option("-d", "--device", "devices", multiple=True, metavar="[SEGMENT=]cpu|cuda|mps",
+              help="Run all segments, or one, by PyTorch on a device; repeat.")  # fmt: skip
 @click.option("--fast", is_flag=True, help="Compute in bfloat16, where the processor does; the loss is measured.")
 @click.option("--no-tags", is_flag=True, help="Leave out the song's title, artist, cover and the like.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
@@ -127,6 +129,7 @@ def separate(
     channels: Any,
     filename: str,
     engines: tuple[tuple[str, str], ...],
+    devices: tuple[str, ...],
     fast: bool,
     no_tags: bool,
     jobs: int,
@@ -159,7 +162,9 @@ def separate(
     )
     model = _find_bundle(bundle, name, trusted_key)
     with bars(stderr, len(files)) as shown:
-        separator = splitter.Separator(model, dict(engines), fast=fast, options=options, progress=shown)
+        separator = splitter.Separator(
+            model, dict(engines), fast=fast, device=_devices(devices), options=options, progress=shown
+        )
 
         def report(outcome: splitter.Outcome) -> None:
             shown.finish_file(outcome.path)
@@ -177,6 +182,16 @@ def separate(
         _sum_up(outcomes)
     if any(outcome.error for outcome in outcomes):
         raise click.exceptions.Exit(1)
+
+
+def _devices(devices: Sequence[str]) -> str | dict[str, str] | None:
+    """One for all segments, or by segment."""
+    pairs = [(segment, name) for segment, equals, name in (device.partition("=") for device in devices) if equals]
+    if (pairs and len(pairs) < len(devices)) or (not pairs and len(devices) > 1):
+        raise errors.UsageError(
+            "-d names one device for all segments, or one for each segment it names", received=" ".join(devices)
+        )
+    return dict(pairs) if pairs else devices[0] if devices else None
 
 
 def _stream(separator: splitter.Separator, files: Sequence[str], *, as_json: bool) -> splitter.Outcome:

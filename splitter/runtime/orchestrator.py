@@ -12,7 +12,7 @@ from ..bundle.directory import Bundle, Source, single
 from ..bundle.manifest import SegmentRecord
 from ..errors import BoundaryError
 from ..parity import compare
-from .engines import Engine, default_engine, loaded
+from .engines import Engine, Held, default_engine, loaded
 from .pruning import pruned
 
 
@@ -115,29 +115,35 @@ class Orchestrator:
         if (other := self._other_variant(inputs)) is not None:
             return other.run(inputs)
         specs = self.bundle.tensors
-        values: dict[str, Array] = {}
+        values: dict[str, Array | Held] = {}
         for name in self.bundle.inputs:
             values[name] = self._checked(specs[name], inputs, "entering the model")
         for index, segment in enumerate(self.bundle.segments):
-            given = {name: values[name] for name in segment.inputs}
-            for hook in self.hooks:
-                hook.before_segment(segment, given)
-            with self._serving[segment.name]:
-                results = self.engines[segment.name].run(given)
+            results: Mapping[str, Array | Held]
+            engine = self.engines[segment.name]
+            if engine.place and not self.hooks and self._golden_snr_db is None:
+                with self._serving[segment.name]:
+                    results = engine.run_in_place({name: values[name] for name in segment.inputs})
+            else:  # who looks at tensors gets arrays
+                given = {name: _array(values[name]) for name in segment.inputs}
+                for hook in self.hooks:
+                    hook.before_segment(segment, given)
+                with self._serving[segment.name]:
+                    results = engine.run(given)
+                del given
             for hook in self.hooks:
                 hook.computed(segment)
             for name in segment.inputs:
                 if self._last_consumer[name] == index and OUTPUT not in specs[name].consumers:
                     del values[name]
-            del given
             for name in segment.outputs:
                 values[name] = self._checked(
                     specs[name], results, f"leaving {segment.name} ({self.engines[segment.name].name})"
                 )
             for hook in self.hooks:
-                hook.after_segment(segment, {name: values[name] for name in segment.outputs})
+                hook.after_segment(segment, {name: _array(values[name]) for name in segment.outputs})
             del results
-        return {name: values[name] for name in self.bundle.outputs}
+        return {name: _array(values[name]) for name in self.bundle.outputs}
 
     def _other_variant(self, inputs: Mapping[str, Array]) -> Orchestrator | None:
         """Where the inputs have the shapes of another variant, what runs that."""
@@ -162,14 +168,17 @@ class Orchestrator:
                 self._variants[name] = self._opened(variants[name])
         return self._variants[name]
 
-    def _checked(self, spec: TensorSpec, arrays: Mapping[str, Array], at: str) -> Array:
+    def _checked(self, spec: TensorSpec, arrays: Mapping[str, Array | Held], at: str) -> Array | Held:
         for hook in self.hooks:
             hook.before_check(spec)
         if spec.name not in arrays:
             raise BoundaryError(
                 f"tensor {spec.name!r} {at} is missing", received=f"only {', '.join(arrays) or 'nothing'}"
             )
-        array = arrays[spec.name]
+        value = arrays[spec.name]
+        if isinstance(value, Held) and value.shape == spec.shape and value.dtype == spec.dtype and value.is_finite():
+            return value
+        array = _array(value)
         boundary.check(spec, array, at=at)
         if self._golden_snr_db is not None:
             parity = compare(self._goldens[spec.name], array)
@@ -184,6 +193,10 @@ class Orchestrator:
         for hook in self.hooks:
             hook.after_check(spec)
         return array
+
+
+def _array(value: Array | Held) -> Array:
+    return value.array() if isinstance(value, Held) else value
 
 
 def _fits(variant: Bundle, inputs: Mapping[str, Array]) -> bool:

@@ -200,6 +200,29 @@ def low_precision(members: Sequence[Bundle], requested: Mapping[str, str] | None
     return chosen
 
 
+def on_device(
+    members: Sequence[Bundle], device: str | Mapping[str, str], requested: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """The engines where PyTorch runs segments on a device.
+
+    Args:
+        members: What to run, as for `fastest`.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ``mps``: of all segments, or of some by name.
+        requested: Engines by segment that are not in question.
+
+    Raises:
+        UsageError: The bundle has no such segment.
+        EngineError: There is no such device here.
+    """
+    bundle, given = members[0], dict(requested or {})
+    devices = {segment.name: device for segment in bundle.segments} if isinstance(device, str) else device
+    for name, place in devices.items():
+        segment = bundle.segment(name)
+        given.setdefault(segment.name, f"{engines.REFERENCE}{engines.ON}{place}")
+        engines.require_engine(given[segment.name], segment)
+    return given
+
+
 def _fast_engine(segment: SegmentRecord) -> str:
     """The first engine of low precision that can run a segment; the first of all where none can.
 

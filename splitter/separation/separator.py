@@ -140,6 +140,7 @@ class Separator:
         engines: Mapping[str, str] | Engines | Literal["auto", "default"] | None = "auto",
         *,
         fast: bool = False,
+        device: str | Mapping[str, str] | None = None,
         options: Options = Options(),
         progress: Progress = silent,
     ) -> None:
@@ -151,6 +152,8 @@ class Separator:
             engines: Engines by segment. ``"auto"``, and the segments left out, are run by the fastest engine that is
                 near enough, see `selection.fastest`: measured once for a bundle on a machine. ``"default"`` or None
                 measures nothing.
+            device: PyTorch runs on it every segment that ``engines`` does not name: ``cpu``, ``cuda``, ``cuda:1``,
+                ``mps``; or devices by segment. Tensors stay there between such segments. Not with `Engines`.
             fast: In bfloat16, on a processor that computes in it, what ``engines`` does not name.
             options: How to separate.
             progress: Told what is being done, and what runs what.
@@ -183,6 +186,8 @@ class Separator:
             Geometry.of(member.audio, overlap=options.overlap, segment=options.segment) for member in self.bag.members
         ]
         requested = engines if isinstance(engines, Mapping) else {}
+        if device is not None:
+            requested = selection.on_device(self.bag.members, device, requested)
         self._engines: dict[int, Engines] = {}  # by number of jobs
         self._fixed: Engines | None = None
         if isinstance(engines, Engines):
@@ -190,7 +195,7 @@ class Separator:
         elif fast:
             self._fixed = Engines(selection.low_precision(self.bag.members, requested))
         elif engines in ("default", None):
-            self._fixed = Engines({})
+            self._fixed = Engines(requested)
         elif isinstance(engines, str) and engines != "auto":
             raise UsageError(
                 f"unknown choice of engines {engines!r}", expected='"auto", "default", or engines by segment'

@@ -141,6 +141,8 @@ FAILURES = {
     "more jobs than cores": (["separate", "SONG", "-b", "BUNDLE", "-j", "4096"], "(available cores), found 4096"),
     "no job": (["separate", "SONG", "-b", "BUNDLE", "-j", "0"], "jobs"),
     "two formats": (["separate", "SONG", "-b", "BUNDLE", "--mp3", "--flac"], "--mp3 and --flac exclude each other"),
+    "no such device": (["separate", "SONG", "-b", "BUNDLE", "-d", "cuda:99"], "no device 'cuda:99' here, but cpu"),
+    "two devices for all": (["separate", "SONG", "-b", "BUNDLE", "-d", "cpu", "-d", "mps"], "one device for all"),
     "two stems in a stem file": (
         ["separate", "SONG", "-b", "BUNDLE", "--stem-mp4", "--stems", "bass,drums"],
         "a stem file holds 4 stems; got drums, bass",

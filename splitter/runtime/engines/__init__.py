@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ...profiling.records import CoreMLFigures
 
 GROUP = "splitter.engines"
+ON = "@"  # between an engine and its device
 REFERENCE = "torch"  # runs every captured segment as it is
 # For engines that hold the weights a second time: on a model of 42 million parameters that is 0.8 GB in all.
 OWN_WEIGHTS_TIME_RATIO = 0.75
@@ -42,6 +43,28 @@ class NonFinite(NamedTuple):
     reaches: frozenset[str]
 
 
+class Held(ABC):
+    """A tensor that an engine leaves where it computed it.
+
+    Attributes:
+        place: Where.
+        shape: Its extents.
+        dtype: NumPy's name of its element type.
+    """
+
+    place: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @abstractmethod
+    def is_finite(self) -> bool:
+        """True if no element is NaN or infinite."""
+
+    @abstractmethod
+    def array(self) -> Array:
+        """It, in main memory."""
+
+
 class Engine(ABC):
     """One segment, ready to run.
 
@@ -52,6 +75,7 @@ class Engine(ABC):
             engine's; None if it must be asked for by name.
         precision: What it computes in: ``fp32``, ``bf16``; None if the artifact says.
         distributions: Python packages whose versions may change how fast it is.
+        place: Where it can leave tensors for the next segment, see `run_in_place`; empty for main memory.
     """
 
     name: ClassVar[str]
@@ -59,6 +83,7 @@ class Engine(ABC):
     max_time_ratio: ClassVar[float | None] = None
     precision: ClassVar[str | None] = "fp32"
     distributions: ClassVar[tuple[str, ...]] = ()
+    place: str = ""
 
     @classmethod
     def unsupported_reason(cls, segment: SegmentRecord) -> str | None:
@@ -67,6 +92,16 @@ class Engine(ABC):
         if cls.artifacts is None or artifact in cls.artifacts:
             return None
         return f"it runs {' or '.join(sorted(cls.artifacts))}, the segment is {artifact or 'a captured graph'}"
+
+    @classmethod
+    def device_reason(cls, device: str) -> str | None:
+        """Why this engine cannot run on a device that was asked for, such as ``cuda``; None if it can."""
+        return "it has no choice of devices"
+
+    @classmethod
+    def on_device(cls, bundle: Bundle, segment: SegmentRecord, device: str) -> Engine:
+        """As the constructor, on a device for which there is no `device_reason`."""
+        raise NotImplementedError
 
     @classmethod
     def is_measured(cls, segment: SegmentRecord) -> bool:
@@ -100,6 +135,14 @@ class Engine(ABC):
     @abstractmethod
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute every output from every input, by tensor name, in the dtypes of the bundle's specs."""
+
+    def run_in_place(self, inputs: Mapping[str, Array | Held]) -> Mapping[str, Array | Held]:
+        """Compute as `run` does, and leave the outputs where they are. For an engine that has a `place`.
+
+        Args:
+            inputs: As for `run`, or held in that place.
+        """
+        raise NotImplementedError
 
     def run_watched(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[NonFinite]]:
         """Compute as `run` does, and tell what is not finite though all that its operation was given is.
@@ -149,9 +192,13 @@ class Engine(ABC):
         return None
 
 
-@cache
 def engine(name: str) -> type[Engine]:
-    """The engine of a name. Raises `EngineError` if there is none, or more than one."""
+    """The engine of a name, with or without a device. Raises `EngineError` if there is none, or more than one."""
+    return _engine(name.partition(ON)[0])
+
+
+@cache
+def _engine(name: str) -> type[Engine]:
     kind: type[Engine] = plugins.load(GROUP, "engine", name, EngineError)
     return kind
 
@@ -162,8 +209,8 @@ def require_engine(name: str, segment: SegmentRecord) -> type[Engine]:
     Raises:
         EngineError: There is none, or it cannot. Nothing else is tried in its place.
     """
-    kind = engine(name)
-    if reason := kind.unsupported_reason(segment):
+    kind, (_, _, device) = engine(name), name.partition(ON)
+    if reason := kind.unsupported_reason(segment) or (kind.device_reason(device) if device else None):
         raise EngineError(
             f"engine {name!r} cannot run segment {segment.name!r}: {reason}",
             fix="Choose another engine for it: --engine SEGMENT=NAME.",
@@ -173,7 +220,10 @@ def require_engine(name: str, segment: SegmentRecord) -> type[Engine]:
 
 def loaded(name: str, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> Engine:
     """The engine of a name, ready to run a segment. Raises as `require_engine`, or if it cannot load."""
-    return require_engine(name, segment)(bundle, segment, compute_units=compute_units)
+    kind, (_, _, device) = require_engine(name, segment), name.partition(ON)
+    if device:
+        return kind.on_device(bundle, segment, device)
+    return kind(bundle, segment, compute_units=compute_units)
 
 
 def names() -> list[str]:

@@ -13,8 +13,9 @@ from ...boundary import Array
 from ...bundle.directory import Bundle
 from ...bundle.manifest import SegmentRecord
 from ...graph import categories
+from ...graph.program import Program, free_of_strides
 from ...lowering import capabilities
-from . import Engine
+from . import ON, REFERENCE, Engine, Held
 
 _ALIGNMENT = 64  # bytes; PyTorch's own, on which its choice of kernel may depend
 CPU_PASSES = ("norms-into-convs", "narrow-convs-as-products", "transposed-convs-as-convs")  # on a processor
@@ -28,13 +29,43 @@ class TorchEngine(Engine):
     def runs_programs(cls, segment: SegmentRecord) -> bool:
         return True
 
-    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
-        self._bundle, self._program = bundle, bundle.program(segment.program)
+    @classmethod
+    def device_reason(cls, device: str) -> str | None:
+        try:
+            kind, index = torch.device(device).type, torch.device(device).index or 0
+        except RuntimeError:
+            return f"PyTorch knows no device {device!r}"
+        there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+        if index < there.get(kind, 0):
+            return None
+        return (
+            f"PyTorch finds no device {device!r} here, but {', '.join(name for name, count in there.items() if count)}"
+        )
+
+    @classmethod
+    def on_device(cls, bundle: Bundle, segment: SegmentRecord, device: str) -> TorchEngine:
+        return cls(bundle, segment, compute_units="ALL", device=device)
+
+    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str, device: str = "cpu") -> None:
+        self._bundle, self._program = bundle, self._rewritten(bundle.program(segment.program))
         self._dtypes = {name: bundle.tensors[name].dtype for name in segment.outputs}
+        self._device = torch.device(device)
+        if device != "cpu":
+            self.place = f"{REFERENCE}{ON}{device}"
+            self._program = _moved(self._program, self._device)
+
+    def _rewritten(self, program: Program) -> Program:
+        return program
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return {name: result.cpu().numpy() for name, result in self._results(inputs).items()}
+
+    def run_in_place(self, inputs: Mapping[str, Array | Held]) -> dict[str, Array | Held]:
+        return {name: _Held(result, self.place) for name, result in self._results(inputs).items()}
+
+    def _results(self, inputs: Mapping[str, Array | Held]) -> dict[str, Tensor]:
         results = self._program.run(self._taken(inputs))
-        return {name: result.to(getattr(torch, self._dtypes[name])).numpy() for name, result in results.items()}
+        return {name: result.to(getattr(torch, self._dtypes[name])) for name, result in results.items()}
 
     def run_in_steps(self, inputs: Mapping[str, Array], done: Callable[[str], None]) -> bool:
         self._program.run(self._taken(inputs), observe=lambda node, value: done(categories.of_node(node)))
@@ -45,12 +76,16 @@ class TorchEngine(Engine):
 
         return TappedTransformer(self._bundle, shipped=False).values(wanted, inputs)
 
-    def _taken(self, inputs: Mapping[str, Array]) -> dict[str, Tensor]:
+    def _taken(self, inputs: Mapping[str, Array | Held]) -> dict[str, Tensor]:
         """The inputs as the program takes them."""
         tensors = {}
         for node in self._program.input_nodes:
-            tensor = aligned(inputs[str(node.target)])
-            tensors[str(node.target)] = tensor.to(getattr(torch, node.meta["type"].dtype))
+            value = inputs[str(node.target)]
+            if isinstance(value, _Held):
+                tensor = value.tensor
+            else:
+                tensor = aligned(value.array() if isinstance(value, Held) else value)
+            tensors[str(node.target)] = tensor.to(self._device, getattr(torch, node.meta["type"].dtype))
         return tensors
 
 
@@ -75,7 +110,37 @@ class OptimizedTorchEngine(TorchEngine):
         target = segment.artifact.target
         return None if capabilities(target).passes else f"target {target!r} takes no graph passes"
 
-    def __init__(self, bundle: Bundle, segment: SegmentRecord, *, compute_units: str) -> None:
-        super().__init__(bundle, segment, compute_units=compute_units)
+    def _rewritten(self, program: Program) -> Program:
         for name in CPU_PASSES:
-            self._program = passes.parsed(name).apply(self._program).program
+            program = passes.parsed(name).apply(program).program
+        return program
+
+
+class _Held(Held):
+    """A tensor on a device of PyTorch's."""
+
+    def __init__(self, tensor: Tensor, place: str) -> None:
+        self.tensor, self.place = tensor, place
+        self.shape, self.dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+
+    def is_finite(self) -> bool:
+        return not self.tensor.dtype.is_floating_point or bool(torch.isfinite(self.tensor).all())
+
+    def array(self) -> Array:
+        array: Array = self.tensor.cpu().numpy()
+        return array
+
+
+def _moved(program: Program, device: torch.device) -> Program:
+    """A program whose weights lie, and whose constants are made, on a device."""
+    moved = program.copy()
+    moved.weights = {
+        name: weight.detach().to(device).requires_grad_(weight.requires_grad)  # as in `Program.weights`
+        for name, weight in program.weights.items()
+    }
+    for node in moved.operators:
+        arguments = {argument.name for argument in getattr(node.target, "_schema").arguments}  # noqa: B009
+        if "device" in arguments and (node.kwargs.get("device") is not None or not node.all_input_nodes):
+            node.update_kwarg("device", device)
+    free_of_strides(moved.graph)  # kernels of another device lay their results out in another way
+    return moved
