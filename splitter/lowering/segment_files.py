@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..boundary import TensorSpec
@@ -74,3 +78,16 @@ def metadata_differences(found: Mapping[str, str], segment: str, plan: Plan) -> 
     """Where a file's entries are not those of `metadata`."""
     asked = metadata(segment, plan)
     return [] if found == asked else [f"metadata {dict(found)}, asked {asked}"]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what a converter prints, warns and logs of itself."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

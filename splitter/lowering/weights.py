@@ -147,6 +147,12 @@ def _from_palette(values: Array, form: WeightForm) -> Array:
     return np.where(values == 0, 0, found) if form in ZEROS else found
 
 
+def is_same(array: Array, values: Array) -> bool:
+    """Whether an array of a file is a weight; its kernel may have got a height of 1."""
+    alike = array.shape[:2] == values.shape[:2] and array.size == values.size
+    return alike and np.array_equal(array.reshape(values.shape), values)
+
+
 def compressible(program: Program, asked: Compression) -> dict[str, str]:
     """The weights of a program that compression is about: name in the model by name of the node.
 

@@ -17,6 +17,7 @@ from splitter.graph.capture import capture
 from splitter.lowering.coreai import runtime
 from splitter.lowering.coreai.target import _packaged
 from splitter.partition import partition
+from splitter.plan import schema as plans
 from splitter.plan.schema import Plan
 from splitter.runtime.engines import loaded
 from splitter.verification.checks import Status
@@ -193,7 +194,7 @@ def test_a_missing_extra_is_named(bundle, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"compress": "int8"}, "does not offer the compression int8"),
+        ({"compress": "pal6"}, "does not offer the compression pal6"),
         ({"boundary_dtype": "fp16"}, "does not offer the boundary_dtype fp16"),
     ],
 )
@@ -243,3 +244,56 @@ def test_elements_that_no_file_has_are_refused(tmp_path):
 
 def test_norms_are_written_out_because_the_runtime_loses_their_digits(bundle):
     assert {"norms-safe-in-half", "means-in-stages"} <= bundle.segment("transformer").passes.keys()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_weights_are_integers_with_a_scale_per_channel(tmp_path, precision):
+    """All that are asked for, transposed convolutions too; an exception stays as it was."""
+    plan = plans.changed(
+        PACKAGES_PLAN, compression={"form": "int8", "min_elements": 32, "exceptions": {"mix.linear1": "none"}}
+    )
+    (bundle,) = splitter.build(separating(), tmp_path / "b", plan=plan, format="coreai", precision=precision).members
+    details = {segment.name: segment.artifact.details for segment in bundle.segments[1:-1]}
+    assert details["decoder"]["compressed"].keys() == {"up.weight"}
+    assert details["transformer"]["compressed"].keys() == {
+        "mix.self_attn.in_proj_weight",
+        "mix.self_attn.out_proj.weight",
+        "mix.linear2.weight",
+    }
+    stored = runtime.Runtime().summary(bundle.path / "transformer.aimodel").stored
+    assert stored["Int8"] >= 24 * 8 + 8 * 8 + 16 * 8  # and a zero for each channel
+    assert not failures(bundle.path)
+    plain = splitter.build(separating(), tmp_path / "plain", plan=PACKAGES_PLAN, format="coreai", precision=precision)
+    shutil.rmtree(bundle.path / "transformer.aimodel")
+    shutil.copytree(plain.members[0].path / "transformer.aimodel", bundle.path / "transformer.aimodel")
+    reseal(bundle.path)
+    assert "0 compressed weights, asked 3; 0 numbers in Int8" in [check.note for check in failures(bundle.path)]
+
+
+@pytest.mark.filterwarnings("ignore")  # the library's own
+def test_a_metal_kernel_of_ours_is_saved_in_a_file_and_not_run_on_linux(tmp_path):
+    """What the handbook says of them: the library builds such a file and reads it back; its runtime here has no Metal."""
+    from coreai.authoring import MetalParameter
+    from coreai_torch import TorchConverter, TorchMetalKernel, get_decomp_table
+
+    def gelu(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.gelu(x)
+
+    header = (ROOT / "kernels/splitter_kernels/metal/elementary.h").read_text().partition("using namespace metal;")[2]
+    index = MetalParameter("i", "uint", "thread_position_in_grid")
+    kernel = TorchMetalKernel("gelu", ["x"], ["y"], "y[i] = gelu(x[i]);", gelu, helper_src=header, metal_params=[index])
+
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return kernel(x, threads_per_grid=(64, 1, 1), threads_per_thread_group=(64, 1, 1), result_shapes=[[64]])
+
+    program = torch.export.export(Module(), (torch.randn(64),)).run_decompositions(get_decomp_table())
+    converter = TorchConverter(mode=TorchConverter.Mode.RELEASE).register_custom_kernels([kernel])
+    converter.add_exported_program(program, input_names=["x"], output_names=["y"])
+    model = converter.to_coreai()
+    assert "inline float error_function(float x)" in str(model)
+    model.save_asset(tmp_path / "gelu.aimodel")
+    found = runtime.Runtime()
+    assert found.summary(tmp_path / "gelu.aimodel").operations["metal4_kernel"] == 1
+    with pytest.raises(BundleError, match="Unresolved symbol: coreai.metal4_kernel"):
+        found.load(tmp_path / "gelu.aimodel", "ALL")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +29,8 @@ from ...plan.schema import Plan, Precision
 from ...plugins import require_extra
 from ...terminal import without_messages
 from .. import Capabilities, Target, segment_files
-from . import EXTRA, FUNCTION, KIND, MODULES
+from ..weights import Compressed, from_details, to_details
+from . import EXTRA, FUNCTION, KIND, MODULES, compression
 from .runtime import Runtime
 
 _DTYPES = {"float32": "Float32", "int32": "Int32"}  # at the boundary, by the names of Apple's library
@@ -56,6 +56,8 @@ class CoreAITarget(Target):
         precisions=frozenset(Precision),
         boundary_dtypes=frozenset({Precision.FP32}),
         integers="int32",  # the converter makes them of int64
+        weights="compression",
+        compressions=frozenset({"int8"}),
     )
 
     def lower(self, segment: Segment, plan: Plan, example: Mapping[str, Array], directory: Path) -> Artifact:
@@ -64,15 +66,17 @@ class CoreAITarget(Target):
         Raises:
             LoweringError: The extra is missing, the converter refuses the segment, or the file is not what was asked.
         """
-        require_extra(EXTRA, MODULES, f"target {segment.stage.target!r}", LoweringError)
+        modules = MODULES if plan.compression.is_lossless else (*MODULES, *compression.MODULES)
+        require_extra(EXTRA, modules, f"target {segment.stage.target!r}", LoweringError)
         segment_files.check_precision(segment, plan)
         segment_files.check_elements(segment, _DTYPES)
         path = directory / f"{segment.name}.{KIND}"
         program = _packaged(segment, half=plan.precision is Precision.FP16)
-        _save(program, segment, plan, path)
-        if findings := _differences(path, segment.name, segment.inputs, segment.outputs, plan):
+        wanted, stored = _save(program, segment, plan, path)
+        details = {"compressed": to_details(wanted), "compressed_constants": stored}
+        if findings := _differences(path, segment.name, segment.inputs, segment.outputs, plan, details):
             raise LoweringError(f"{path.name} is not what the plan asks for", received="; ".join(findings))
-        return Artifact(target=segment.stage.target, path=path.name)
+        return Artifact(target=segment.stage.target, path=path.name, details=details)
 
     def audit(self, segment: SegmentRecord, tensors: Mapping[str, TensorSpec], plan: Plan, files: Files) -> list[str]:
         try:
@@ -80,11 +84,13 @@ class CoreAITarget(Target):
             path = files.checked(segment.artifact.path)
         except BundleError as error:
             return [str(error)]
-        return _differences(path, segment.name, *segment_files.boundary(segment, tensors), plan)
+        return _differences(
+            path, segment.name, *segment_files.boundary(segment, tensors), plan, segment.artifact.details
+        )
 
 
-def _save(program: Program, segment: Segment, plan: Plan, path: Path) -> None:
-    """Write a program as a file of Core AI.
+def _save(program: Program, segment: Segment, plan: Plan, path: Path) -> tuple[dict[str, Compressed], int]:
+    """Write a program as a file of Core AI, and give its compressed weights, and how many there are in the file.
 
     Raises:
         LoweringError: It has complex numbers, or the converter refuses an operator.
@@ -112,7 +118,12 @@ def _save(program: Program, segment: Segment, plan: Plan, path: Path) -> None:
                 output_names=list(program.outputs),
                 entrypoint_name=FUNCTION,
             )
-            converter.to_coreai().save_asset(path, metadata)
+            model, wanted, stored = compression.compressed(
+                converter.to_coreai(), program, plan.compression, program.name
+            )
+            model.save_asset(path, metadata)
+    except LoweringError:
+        raise
     except Exception as error:  # the converter raises every kind
         reason = str(error).strip().splitlines() or [""]
         raise LoweringError(
@@ -120,6 +131,7 @@ def _save(program: Program, segment: Segment, plan: Plan, path: Path) -> None:
             received=f"{type(error).__name__}: {reason[0]}",
             fix='Give the stage the target "graph" in the plan, or report the operator.',
         ) from error
+    return wanted, stored
 
 
 def _unmistakable(call: Call, node: Operator) -> fx.Node | None:
@@ -221,15 +233,9 @@ def _is_float(node: fx.Node) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the converter prints and warns of."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        with without_messages():
-            yield
+    """Without what the converter prints and warns of, from C++ too."""
+    with segment_files.quiet(), contextlib.redirect_stderr(io.StringIO()), without_messages():
+        yield
 
 
 @contextlib.contextmanager
@@ -243,7 +249,12 @@ def _same_names() -> Iterator[None]:
 
 
 def _differences(
-    path: Path, name: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], plan: Plan
+    path: Path,
+    name: str,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    plan: Plan,
+    details: Mapping[str, Any],
 ) -> list[str]:
     """Everything in which a saved file is not what was asked for."""
     try:
@@ -261,6 +272,8 @@ def _differences(
     stored = found.stored.get(other, 0)
     if stored > (_WIDE if plan.precision is Precision.FP16 else 0):
         findings.append(f"{stored} stored numbers in {other}, asked {plan.precision.value}")
+    wanted = from_details(details["compressed"])
+    findings += compression.differences(found, wanted, details["compressed_constants"], plan.compression)
     return findings + segment_files.metadata_differences(found.metadata, name, plan)
 
 

@@ -6,10 +6,6 @@ holds its weights; beyond the 2 GB that a protobuf message can have they lie in 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -151,7 +147,7 @@ def export(program: Program) -> onnx.ModelProto:
             fix="Cut the model before or behind its Fourier transforms.",
         )
     try:
-        with _quiet(), torch.no_grad():
+        with segment_files.quiet(), torch.no_grad():
             made = torch.onnx.export(
                 exported(program),
                 dynamo=True,
@@ -175,23 +171,10 @@ def _halved(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    with _quiet():
+    with segment_files.quiet():
         halved: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
         OnnxModel.graph_topological_sort(halved.graph, is_deterministic=True)  # the casts were added at its end
     return halved
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter prints, warns and logs of itself."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _describe(model: onnx.ModelProto, segment: Segment, plan: Plan) -> None:

@@ -12,7 +12,7 @@ from ...bundle.files import Files
 from ...errors import BundleError, LoweringError
 from ...graph.program import Program
 from ...plan.schema import Compression, CompressionForm
-from ..weights import Compressed, channels, compressible
+from ..weights import Compressed, channels, compressible, is_same
 from .reading import AGAIN, arrays, opened
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def located(model: onnx.ModelProto, program: Program, asked: Compression, segmen
             name: at
             for name, array in held.items()
             for at, same in ((axis, values), (other, turned))
-            if name not in found and _is(array, same)
+            if name not in found and is_same(array, same)
         }
         if not places:
             raise LoweringError(
@@ -77,12 +77,6 @@ def located(model: onnx.ModelProto, program: Program, asked: Compression, segmen
             )
         found |= {name: Located(source, form, at) for name, at in places.items()}
     return found
-
-
-def _is(array: Array, values: Array) -> bool:
-    """The same values; a kernel may have got a height of 1."""
-    alike = array.shape[:2] == values.shape[:2] and array.size == values.size
-    return alike and np.array_equal(array.reshape(values.shape), values)
 
 
 def compress(model: onnx.ModelProto, found: Mapping[str, Located]) -> dict[str, Compressed]:
