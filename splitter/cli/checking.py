@@ -46,9 +46,18 @@ def verify(bundle: Path, compute_units: str, values: str, trusted_key: Path | No
 
 @command.command()
 @click.argument("package", type=click.Path(path_type=Path))
-@click.option("--inputs", type=click.Path(path_type=Path), required=True, help="Inputs by name: .npz or .safetensors.")
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Outputs by name: .npz or .safetensors."
+    "--inputs",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Inputs by name: .npz or .safetensors; or an image.",
+)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Outputs by name: .npz or .safetensors; or an image.",
 )
 @click.option("--taps", multiple=True, help="Write these intermediate values too, by name or pattern; repeat.")
 @click.option("--function", help="Function to run.  [default: the package's]")
@@ -185,8 +194,8 @@ def doctor(
 def compare(first: str, second: str, inputs: Path | None, static: bool, min_snr: float, as_json: bool) -> None:
     """Compare FIRST and SECOND, operation by operation where both are packages; exit with 1 if they differ.
 
-    Each is a .mlpackage, a bundle, BUNDLE:SEGMENT, or a .npz or .safetensors file of values by name. Operations are
-    matched by name, then by structure.
+    Each is a .mlpackage, a bundle, BUNDLE:SEGMENT, a PyTorch module as PACKAGE.MODULE:FACTORY, whose code is imported
+    and run, or a .npz or .safetensors file of values by name. Operations are matched by name, then by structure.
     """
     from . import tables
 

@@ -219,8 +219,10 @@ def _result_types(function: Function) -> dict[str, TensorType]:
 
 
 def _from_image(value: Any, feature: Feature, kind: TensorType) -> Tensor:
-    """A PIL image as channels first, pixels 0…255; its size must be the package's."""
+    """A PIL image, or an array of its pixels, as channels first, pixels 0…255; its size must be the package's."""
     height, width = feature.shape
+    if isinstance(value, np.ndarray):
+        value = _pictured(value, feature)
     try:
         size, mode = tuple(value.size), value.mode
     except (AttributeError, TypeError) as error:
@@ -241,23 +243,45 @@ def _from_image(value: Any, feature: Feature, kind: TensorType) -> Tensor:
     return tensor
 
 
-def _to_image(value: Tensor, feature: Feature) -> Any:
-    """Channels first in 0…255 as a PIL image: rounded, clamped."""
+def pixel_shape(feature: Feature) -> tuple[int | None, ...]:
+    """What an array of an image's pixels is, row by row; sizes are another question."""
+    return (None, None) if feature.image.startswith("grayscale") else (None, None, 3)
+
+
+def _pictured(pixels: NDArray[Any], feature: Feature) -> Any:
+    """Pixels as a PIL image."""
+    dtype = np.float32 if feature.image == "grayscale16" else np.uint8
+    shape = pixel_shape(feature)
+    if pixels.dtype != dtype or pixels.ndim != len(shape) or pixels.shape[2:] != shape[2:]:
+        raise UsageError(
+            f"input {feature.name!r} is no {feature.image} image",
+            expected=f"height × width{' × 3' if len(shape) == 3 else ''} {np.dtype(dtype)}",
+            received=f"{' × '.join(map(str, pixels.shape))} {pixels.dtype}",
+        )
+    return pillow(f"image input {feature.name!r}").fromarray(np.ascontiguousarray(pixels))
+
+
+def pillow(what: str) -> Any:
+    """The library of images. Raises `UsageError` where it is not installed."""
     try:
         from PIL import Image
     except ImportError as error:
-        raise UsageError(
-            f"image output {feature.name!r} needs Pillow, which is not installed", fix="pip install pillow"
-        ) from error
+        raise UsageError(f"{what} needs Pillow, which is not installed", fix="pip install pillow") from error
+    return Image
+
+
+def _to_image(value: Tensor, feature: Feature) -> Any:
+    """Channels first in 0…255 as a PIL image: rounded, clamped."""
+    image_of = pillow(f"image output {feature.name!r}").fromarray
     planes = 1 if feature.image.startswith("grayscale") else 3
     if value.ndim != 4 or value.shape[:2] != (1, planes) or 0 in value.shape:
         raise OperationError(f"image output {feature.name!r} is not one image", received=tuple(value.shape))
     image = value[0].to(torch.float32)
     if feature.image == "grayscale16":
-        return Image.fromarray(image[0].numpy(), "F")
+        return image_of(image[0].numpy(), "F")
     pixels = image.round().clamp(0, 255).to(torch.uint8).numpy()
     if feature.image == "grayscale":
-        return Image.fromarray(pixels[0], "L")
-    return Image.fromarray(
+        return image_of(pixels[0], "L")
+    return image_of(
         np.ascontiguousarray((pixels[::-1] if feature.image == "BGR" else pixels).transpose(1, 2, 0)), "RGB"
     )

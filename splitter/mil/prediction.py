@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from .. import output
@@ -16,10 +17,13 @@ from ..arrays import SUFFIXES, read, write
 from ..boundary import Array
 from ..errors import UsageError
 from .departures import LimitWatch
+from .features import pillow, pixel_shape
 from .interpreter import Listener
 from .model import Model, load
 from .numerics import AccumulatorType, Numerics, RoundingMode
 from .program import Operation
+
+_IMAGES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 
 
 def predict(
@@ -38,8 +42,9 @@ def predict(
 
     Args:
         package: Its directory.
-        inputs: Arrays by name, or a ``.npz`` or ``.safetensors`` file of them.
-        out: File of the same kinds to write the outputs to.
+        inputs: Arrays by name, or a ``.npz`` or ``.safetensors`` file of them; images as arrays of pixels, height ×
+            width × 3 or height × width. For a package with one input, an image: its file, e.g. ``photo.png``.
+        out: File of the same kinds to write the outputs to; an image for a package with one output, an image.
         function: Which one, for packages with several.
         values: Types that values are rounded to, see `RoundingMode`.
         accumulators: What sums of half-precision terms are held in, see `AccumulatorType`.
@@ -49,7 +54,7 @@ def predict(
             program says, in order.
 
     Returns:
-        The outputs, and the taps, by name.
+        The outputs, and the taps, by name; images as arrays of pixels.
 
     Raises:
         PackageError: The package cannot be read.
@@ -58,17 +63,54 @@ def predict(
             computed in half precision.
     """
     if out is not None:
-        output.check(Path(out), *SUFFIXES)
+        output.check(Path(out), *SUFFIXES, *_IMAGES)
     numerics = Numerics(RoundingMode(values), AccumulatorType(accumulators))
     model = load(Path(package), function_name=function, numerics=numerics, seed=seed)
-    arrays = inputs if isinstance(inputs, Mapping) else read(Path(inputs), expected=model.input_shapes)
+    arrays = inputs if isinstance(inputs, Mapping) else _read(Path(inputs), model)
     tapped = _Taps(taps)
     results = modelled(model, arrays, notice, tapped)
     tapped.check(model)
-    results = tapped.seen | results
-    if out is not None:
-        write(Path(out), results)
-    return results
+    pixels = {name: np.asarray(value) if hasattr(value, "getbands") else value for name, value in results.items()}
+    if out is not None and Path(out).suffix in _IMAGES:
+        _write_image(Path(out), model, results)
+    elif out is not None:
+        write(Path(out), tapped.seen | pixels)
+    return tapped.seen | pixels
+
+
+def _read(path: Path, model: Model) -> Mapping[str, Any]:
+    """Inputs of a package from a file of arrays, or from an image."""
+    images = {feature.name: feature for feature in model.spec.inputs if feature.image}
+    if path.suffix.lower() not in _IMAGES:
+        shapes = {
+            name: pixel_shape(images[name]) if name in images else kind for name, kind in model.input_shapes.items()
+        }
+        return read(path, expected=shapes)
+    if len(model.spec.inputs) != 1 or not images:
+        raise UsageError(
+            f"an image is given to {model.path.name}, whose inputs are not one image",
+            expected=", ".join(feature.name for feature in model.spec.inputs),
+            fix="Give them by name in a .npz file.",
+        )
+    library = pillow(str(path))
+    try:
+        with library.open(path) as image:
+            image.load()
+            return {next(iter(images)): image}
+    except (OSError, ValueError, SyntaxError, library.DecompressionBombError) as error:
+        raise UsageError(f"{path} cannot be read as an image", received=str(error)) from error
+
+
+def _write_image(path: Path, model: Model, results: Mapping[str, Any]) -> None:
+    images = [value for value in results.values() if hasattr(value, "getbands")]
+    if len(results) != 1 or not images:
+        raise UsageError(
+            f"the outputs of {model.path.name} are not one image and cannot be written to {path.name}",
+            received=", ".join(results),
+            fix="Write them to a .npz file.",
+        )
+    with output.whole(path) as waiting:
+        images[0].save(waiting, format=_IMAGES[path.suffix])
 
 
 @dataclass

@@ -1,22 +1,29 @@
-"""Any two of: packages, bundles, segments, files of arrays; operation by operation where both can be walked."""
+"""Any two of: packages, bundles, segments, PyTorch modules, files of arrays; operation by operation where both can be
+walked."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import fx, nn
 
 from .. import arrays, mil
 from ..boundary import Array
 from ..bundle.directory import Bundle, load
 from ..bundle.manifest import SegmentRecord
 from ..errors import UsageError
+from ..graph.capture import capture
+from ..graph.signature import bind
 from ..lowering import ML_PACKAGE, capabilities
-from ..mil.differences import Differences, Pair, differences
+from ..mil.differences import Differences, Pair, Sample, Samples, differences
 from ..mil.model import Model
+from ..models.module import from_factory, is_reference
 from ..parity import Parity, compare
 
 _SEED = 0
@@ -24,7 +31,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Compared:
-    """Two packages, of one segment or given by themselves.
+    """Two packages, of one segment or given by themselves; or modules, in the place of one or both.
 
     Attributes:
         subject: Name of the segment, or of the first package.
@@ -85,8 +92,8 @@ class Comparison:
 
 
 def compare_two(
-    first: Path | str,
-    second: Path | str,
+    first: Path | str | nn.Module,
+    second: Path | str | nn.Module,
     *,
     inputs: Mapping[str, Array] | Path | None = None,
     run: bool = True,
@@ -96,25 +103,40 @@ def compare_two(
     """Compare.
 
     Args:
-        first: A ``.mlpackage``, a bundle, ``BUNDLE:SEGMENT``, or a ``.npz`` or ``.safetensors`` file of arrays by name.
+        first: A ``.mlpackage``, a bundle, ``BUNDLE:SEGMENT``, a ``.npz`` or ``.safetensors`` file of arrays by name, or
+            a module in evaluation mode: itself, or as ``PACKAGE.MODULE:FACTORY``, whose code is imported and run.
         second: The same.
-        inputs: What packages are run on; the first bundle's golden inputs where None, or seeded noise.
-        run: False compares what is written alone.
+        inputs: What packages and modules are run on; the first bundle's golden inputs where None, or seeded noise of
+            the packages' shapes. By the names of a package's inputs, or of a module's arguments; where the two have
+            others, in their order.
+        run: False compares what is written alone, of packages.
         min_snr_db: Below which values diverge.
         progress: Told of each step.
 
     Raises:
         UsageError: There is nothing of the kind, or the two have nothing that can be compared.
         BundleError, PackageError, OperationError: One of them cannot be read or executed.
+        CaptureError, CheckpointError: A module cannot be made, or captured.
     """
-    sides = _opened(str(first)), _opened(str(second))
+    sides = _opened(first), _opened(second)
     if isinstance(inputs, Path):
         inputs = arrays.read(inputs)
     packages: list[Compared] = []
     values: list[Values] = []
     notes: list[str] = []
     one, other = sides
-    if one.arrays is not None or other.arrays is not None:
+    labels = [type(side).__name__ if isinstance(side, nn.Module) else str(side) for side in (first, second)]
+    if one.module is not None or other.module is not None:
+        progress("running both")
+        runs, what = _runs(sides, inputs)
+        given, computed = (run.outputs for run in runs)
+        if not given.keys() & computed.keys() and len(given) == len(computed):  # called otherwise: in their order
+            computed = dict(zip(given, computed.values(), strict=True))
+        values = [_values(name, given[name], computed[name]) for name in given if name in computed]
+        notes += _lonely("outputs", given, computed)
+        if pairs_of := _steps(*runs):
+            packages.append(Compared(labels[0], what, Differences(pairs_of, (), ())))
+    elif one.arrays is not None or other.arrays is not None:
         given, computed = _named_values(one, inputs), _named_values(other, inputs)
         values = [_values(name, given[name], computed[name]) for name in given if name in computed]
         notes += _lonely("arrays", given, computed)
@@ -127,8 +149,9 @@ def compare_two(
             data, what = _inputs(models, (a, b), inputs) if run else (None, "")
             packages.append(Compared(subject, what, differences(*models, data)))
     if not packages and not values:
-        raise UsageError(f"{first} and {second} have nothing in common that can be compared", received="; ".join(notes))
-    return Comparison(str(first), str(second), tuple(packages), tuple(values), tuple(notes), min_snr_db)
+        names = " and ".join(labels)
+        raise UsageError(f"{names} have nothing in common that can be compared", received="; ".join(notes))
+    return Comparison(*labels, tuple(packages), tuple(values), tuple(notes), min_snr_db)
 
 
 # ------------------------------------------------------------------------------------ what there is
@@ -146,15 +169,20 @@ class _Package:
 
 @dataclass(frozen=True)
 class _Side:
-    """What a path leads to: arrays, or packages by segment (or by nothing), with what else a bundle has."""
+    """What a path leads to: arrays, a module, or packages by segment (or by nothing), with what else a bundle has."""
 
     packages: Mapping[str, _Package]
     arrays: Mapping[str, Array] | None = None
     others: tuple[str, ...] = ()
+    module: nn.Module | None = None
 
 
-def _opened(name: str) -> _Side:
-    path = Path(name)
+def _opened(side: Path | str | nn.Module) -> _Side:
+    if isinstance(side, nn.Module):
+        return _Side({}, module=side)
+    name, path = str(side), Path(side)
+    if is_reference(name) and not Path(name.rpartition(":")[0]).exists():
+        return _Side({}, module=from_factory(name).module)
     if path.suffix in arrays.SUFFIXES and path.is_file():
         return _Side({}, arrays.read(path))
     if path.suffix == ".mlpackage":
@@ -212,6 +240,78 @@ def _inputs(
         name: random.standard_normal([extent or 1 for extent in shape]).astype(np.float32)
         for name, shape in names.items()
     }, "seeded noise (give --inputs for others)"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a side computed.
+
+    Attributes:
+        outputs: By name.
+        steps: Type and a sample of what each operation gave, by name, in order; none of a file.
+    """
+
+    outputs: Mapping[str, Array]
+    steps: Mapping[str, tuple[str, Sample]]
+
+
+def _runs(sides: tuple[_Side, _Side], given: Mapping[str, Array] | None) -> tuple[tuple[_Run, _Run], str]:
+    """Both sides on the same inputs, and how to call those."""
+    packages = [package for side in sides for package in side.packages.values()]
+    if packages:
+        model = packages[0].open()
+        data, what = _inputs((model, model), (packages[0], packages[0]), given) if given is None else (given, "")
+    elif given is None:
+        raise UsageError("a module needs inputs to run on", fix="Give them with --inputs FILE.npz, by argument.")
+    else:
+        data, what = given, ""
+    first, second = (_run(side, data) for side in sides)
+    return (first, second), what or "the given inputs"
+
+
+def _run(side: _Side, data: Mapping[str, Any]) -> _Run:
+    if side.arrays is not None:
+        return _Run(side.arrays, {})
+    steps: dict[str, tuple[str, Sample]] = {}
+    if side.module is not None:
+
+        def observe(node: fx.Node, value: torch.Tensor) -> None:
+            if value.is_floating_point():
+                steps[node.name] = (str(node.target).removeprefix("aten."), Sample.of(value))
+
+        arguments = [name for name in inspect.signature(side.module.forward).parameters if name != "self"]
+        known = set(data) & set(arguments)
+        named = {name: data[name] for name in known} if known else dict(zip(arguments, data.values(), strict=False))
+        program = capture(side.module, named)
+        results = program.run(bind(side.module, named).tensors, observe)
+        return _Run({name: value.numpy() for name, value in results.items()}, steps)
+    if len(side.packages) != 1:
+        raise UsageError("a module is compared with one package", fix=f"Name one: {', '.join(side.packages)}.")
+    (package,) = side.packages.values()
+    model, samples = package.open(), Samples()
+    names = model.input_shapes
+    named = (
+        {name: data[name] for name in names}
+        if set(names) <= set(data)
+        else dict(zip(names, data.values(), strict=False))
+    )
+    outputs = model.predict(named, model.make_state() if model.spec.states else None, listener=samples)
+    for operation in model.operations:
+        if (sample := samples.seen.get(id(operation))) is not None:
+            steps[operation.outputs[0].name] = (operation.type, sample)
+    return _Run(outputs, steps)
+
+
+def _steps(first: _Run, second: _Run) -> tuple[Pair, ...]:
+    """Operations that both name alike, with results of one shape: converters keep the names of captured nodes."""
+    pairs = []
+    for name, (kind, one) in first.steps.items():
+        _, other = second.steps.get(name, ("", None))
+        if other is not None and other.shape == one.shape:
+            ranges = ((one.low, one.high), (other.low, other.high))
+            with np.errstate(all="ignore"):
+                pairs.append(Pair(name, name, kind, "name", (), compare(one.values, other.values), ranges))
+    return tuple(pairs)
 
 
 def _named_values(side: _Side, inputs: Mapping[str, Array] | None) -> Mapping[str, Array]:

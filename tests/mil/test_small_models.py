@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import splitter
 from splitter.errors import UsageError
 from splitter.mil import load
 from splitter.mil.coreml_tools import ct, quiet_and_quick
@@ -335,4 +336,32 @@ def test_an_image_of_another_size(tmp_path):
     with pytest.raises(UsageError, match="10×12"):
         runtime.predict({"image": Image.fromarray(pixels(10, 12))})
     with pytest.raises(UsageError, match="PIL image"):
-        runtime.predict({"image": pixels()})
+        runtime.predict({"image": "photo.png"})
+    with pytest.raises(UsageError, match=r"no RGB image.*uint8"):
+        runtime.predict({"image": pixels() / 255})
+
+
+def test_images_as_files_and_arrays(tmp_path):
+    kind, out = ct.ImageType("image", (1, 3, 12, 10)), ct.ImageType("result")
+    saved(converted(Scaled(0.5), {"image": noise(1, 3, 12, 10)}, "iOS16", inputs=[kind], outputs=[out]), tmp_path)
+    (package,) = tmp_path.glob("*.mlpackage")
+    expected = np.round(pixels() / 2).astype(np.uint8)
+    Image.fromarray(pixels()).save(tmp_path / "photo.png")
+    np.savez(tmp_path / "photo.npz", image=pixels())
+    for given in (tmp_path / "photo.png", tmp_path / "photo.npz", {"image": pixels()}):
+        for name in ("result.png", "result.npz"):
+            returned = splitter.predict(package, given, out=tmp_path / name)["result"]
+            np.testing.assert_array_equal(returned, expected)
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "result.png")), expected)
+        np.testing.assert_array_equal(np.load(tmp_path / "result.npz")["result"], expected)
+    (tmp_path / "torn.png").write_bytes((tmp_path / "photo.png").read_bytes()[:60])
+    with pytest.raises(UsageError, match="cannot be read as an image"):
+        splitter.predict(package, tmp_path / "torn.png")
+    plain = converted(Scaled(0.5), {"x": noise(1, 3, 12, 10)})
+    plain.save(str(tmp_path / "plain.mlpackage"))
+    with pytest.raises(UsageError, match="whose inputs are not one image"):
+        splitter.predict(tmp_path / "plain.mlpackage", tmp_path / "photo.png")
+    with pytest.raises(UsageError, match="are not one image"):
+        splitter.predict(
+            tmp_path / "plain.mlpackage", {"x": np.ones((1, 3, 12, 10), np.float32)}, out=tmp_path / "x.png"
+        )

@@ -256,3 +256,56 @@ def test_nothing_in_common(tmp_path):
     arrays.write(tmp_path / "b.npz", {"b": f32(2)})
     with pytest.raises(UsageError, match="nothing in common"):
         splitter.compare(tmp_path / "a.npz", tmp_path / "b.npz")
+
+
+class Net(nn.Module):
+    def __init__(self, slope=0.0):
+        super().__init__()
+        self.slope = slope
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.second(hidden.relu() if not self.slope else nn.functional.leaky_relu(hidden, self.slope))
+
+
+@pytest.fixture(scope="module")
+def of_net(tmp_path_factory):
+    """A bundle of the net, one package between the host's parts."""
+    path = tmp_path_factory.mktemp("net") / "net.bundle"
+    splitter.build(Net().eval(), path, inputs={"x": np.ones((3, 8), np.float32)}, reference=False)
+    return next(path.glob("*.mlpackage"))
+
+
+def test_a_module_and_its_package_are_walked_by_the_names_of_the_graph(of_net):
+    found = splitter.compare(Net().eval(), of_net)
+    (walked,) = found.packages
+    assert [pair.type for pair in walked.found.pairs] == ["linear.default", "relu.default"], (
+        "the last has the output's name"
+    )
+    assert walked.found.first_below(60) is None
+    (value,) = found.values
+    assert value.parity.snr_db > 100
+    other = splitter.compare(of_net, Net(slope=0.5).eval())
+    assert other.values[0].parity.snr_db < 60
+    assert [pair.first for pair in other.packages[0].found.pairs] == ["linear"], "another operation behind it"
+    changed = Net().eval()
+    with torch.no_grad():
+        changed.first.bias[2] += 1
+    assert splitter.compare(changed, of_net).packages[0].found.first_below(60).first == "linear"
+
+
+def test_modules_are_compared_on_given_inputs(tmp_path):
+    inputs = {"x": RANDOM.standard_normal((3, 8)).astype(np.float32)}
+    first, second = Net().eval(), Net().eval()
+    assert splitter.compare(first, second, inputs=inputs).identical
+    with torch.no_grad():
+        second.second.bias[2] += 0.1
+    found = splitter.compare(first, second, inputs=inputs)
+    assert not found.identical
+    assert found.packages[0].found.first_difference.first == "linear_1"
+    with pytest.raises(UsageError, match="needs inputs"):
+        splitter.compare(first, second)
+    np.savez(tmp_path / "outputs.npz", result=first(torch.from_numpy(inputs["x"])).detach().numpy())
+    assert splitter.compare(first, tmp_path / "outputs.npz", inputs=inputs).identical
