@@ -125,7 +125,7 @@ def compare_two(
     values: list[Values] = []
     notes: list[str] = []
     one, other = sides
-    labels = [type(side).__name__ if isinstance(side, nn.Module) else str(side) for side in (first, second)]
+    labels = _label(first), _label(second)
     if one.module is not None or other.module is not None:
         progress("running both")
         runs, what = _runs(sides, inputs)
@@ -175,6 +175,10 @@ class _Side:
     arrays: Mapping[str, Array] | None = None
     others: tuple[str, ...] = ()
     module: nn.Module | None = None
+
+
+def _label(side: Path | str | nn.Module) -> str:
+    return type(side).__name__ if isinstance(side, nn.Module) else str(side)
 
 
 def _opened(side: Path | str | nn.Module) -> _Side:
