@@ -1,4 +1,4 @@
-"""Peak memory of `splitter separate` over the length of the song, and demucs's on the short one."""
+"""Peak memory of `splitter separate` over the length of the song, with `--low-memory`, and demucs's."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def main(*, checkpoint: str | None, song: str | None, runs: int, long_minutes: f
         long = measured(splitter_command(made, track, directory / "out"))
         ratio = long.peak_mb / short.peak_mb
         table.add_row("splitter", f"{long_minutes:g}", f"{long.peak_mb:.0f}", f"{ratio:.3f}", f"{long.seconds:.0f}")
+        saving = [*splitter_command(made, synthesised(directory, _SHORT_MINUTES), directory / "less"), "--low-memory"]
+        less = measured(saving)
+        ratio = less.peak_mb / short.peak_mb
+        table.add_row("low memory", f"{_SHORT_MINUTES:g}", f"{less.peak_mb:.0f}", f"{ratio:.3f}", f"{less.seconds:.0f}")
         other = measured(demucs_command(checkpoint, synthesised(directory, _SHORT_MINUTES), directory / "theirs"))
         ratio = other.peak_mb / short.peak_mb
         table.add_row("demucs", f"{_SHORT_MINUTES:g}", f"{other.peak_mb:.0f}", f"{ratio:.3f}", f"{other.seconds:.0f}")

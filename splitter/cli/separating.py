@@ -96,6 +96,7 @@ of videos. Writes WAV, FLAC and MP3; with the extra `av` also M4A (AAC) and .ste
 @click.option("-d", "--device", "devices", multiple=True, metavar="[SEGMENT=]cpu|cuda|mps",
               help="Run all segments, or one, by PyTorch on a device; repeat.")  # fmt: skip
 @click.option("--fast", is_flag=True, help="Compute in bfloat16, where the processor does; the loss is measured.")
+@click.option("--low-memory", is_flag=True, help="Take less memory, and more time.")
 @click.option("--no-tags", is_flag=True, help="Leave out the song's title, artist, cover and the like.")
 @click.option("-j", "--jobs", type=click.IntRange(min=1), default=1, show_default=True,
               help="Files at a time, each in a process with its share of the cores.")  # fmt: skip
@@ -131,6 +132,7 @@ def separate(
     engines: tuple[tuple[str, str], ...],
     devices: tuple[str, ...],
     fast: bool,
+    low_memory: bool,
     no_tags: bool,
     jobs: int,
     force: bool,
@@ -163,7 +165,13 @@ def separate(
     model = _find_bundle(bundle, name, trusted_key)
     with bars(stderr, len(files)) as shown:
         separator = splitter.Separator(
-            model, dict(engines), fast=fast, device=_devices(devices), options=options, progress=shown
+            model,
+            dict(engines),
+            fast=fast,
+            device=_devices(devices),
+            low_memory=low_memory,
+            options=options,
+            progress=shown,
         )
 
         def report(outcome: splitter.Outcome) -> None:

@@ -10,6 +10,7 @@ import psutil
 
 # Of glibc's <malloc.h>.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_PAGES = 1 << 20  # bytes; a tensor has more
 _WHOLE_TENSORS = 1 << 30  # bytes; beyond any activation
 _RUNS_BETWEEN_TRIMS = 16  # a heap that keeps what is freed breaks into pieces, and grows; clearing it slows a run
 
@@ -28,6 +29,20 @@ def keep_freed() -> None:
         mallopt(_M_MMAP_THRESHOLD, _WHOLE_TENSORS)
         mallopt(_M_TRIM_THRESHOLD, _WHOLE_TENSORS)
         mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Have freed memory of a tensor go back to the system at once: less of it is held, and a run takes longer.
+
+    The opposite of `keep_freed`; a no-op on other systems.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _PAGES)
+        mallopt(_M_TRIM_THRESHOLD, _PAGES)
+        psutil.heap_trim()
 
 
 class Trimming:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from threading import Lock
 
+import numpy as np
+
 from .. import boundary
 from ..boundary import OUTPUT, Array, TensorSpec
 from ..bundle.directory import Bundle, Source, single
@@ -13,7 +15,7 @@ from ..bundle.manifest import SegmentRecord
 from ..errors import BoundaryError
 from ..parity import compare
 from .engines import Engine, Held, default_engine, loaded
-from .pruning import pruned
+from .pruning import pruned, stem_by_stem
 
 
 class Hook:
@@ -57,6 +59,7 @@ class Orchestrator:
         hooks: Sequence[Hook] = (),
         golden_snr_db: float | None = None,
         stems: Sequence[str] | None = None,
+        low_memory: bool = False,
     ) -> None:
         """Load every segment.
 
@@ -69,6 +72,8 @@ class Orchestrator:
                 goldens; for runs of all stems on the golden input only.
             stems: Of a separator, only these, in its order; all where None. What only the others need is not run,
                 as far as the engines run captured graphs, see `splitter.runtime.pruning`.
+            low_memory: The last segment of a separator, which has the inverse transforms, runs for one stem after
+                another, where its engine runs captured graphs. It gives the same.
 
         Raises:
             UsageError: ``engines`` names a segment the bundle does not have.
@@ -82,6 +87,7 @@ class Orchestrator:
             hooks=hooks,
             golden_snr_db=golden_snr_db,
             stems=stems,
+            low_memory=low_memory,
         )
         self._variants: dict[str, Orchestrator] = {}  # others, from the first run in them
         self._opening = Lock()
@@ -98,6 +104,10 @@ class Orchestrator:
             for segment in bundle.segments:
                 name = names[segment.name]
                 self.engines[segment.name] = loaded(name, bundle, segment, compute_units=compute_units)
+            self._parts = [
+                (part, loaded(names[record.name], other, record, compute_units=compute_units))
+                for part, other, record in (stem_by_stem(bundle, names[bundle.segments[-1].name]) if low_memory else ())
+            ]
         self.bundle = bundle
         self._serving = {segment.name: Lock() for segment in bundle.segments}
         self._last_consumer = {name: index for index, segment in enumerate(bundle.segments) for name in segment.inputs}
@@ -129,7 +139,11 @@ class Orchestrator:
                 for hook in self.hooks:
                     hook.before_segment(segment, given)
                 with self._serving[segment.name]:
-                    results = engine.run(given)
+                    results = (
+                        self._by_stem(given)
+                        if self._parts and segment.outputs == self.bundle.outputs
+                        else engine.run(given)
+                    )
                 del given
             for hook in self.hooks:
                 hook.computed(segment)
@@ -144,6 +158,16 @@ class Orchestrator:
                 hook.after_segment(segment, {name: _array(values[name]) for name in segment.outputs})
             del results
         return {name: _array(values[name]) for name in self.bundle.outputs}
+
+    def _by_stem(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """What the last segment gives, one stem after another."""
+        (output,) = self.bundle.outputs
+        spec = self.bundle.tensors[output]
+        result = np.empty(spec.shape, spec.dtype)
+        for part, engine in self._parts:
+            places = slice(part.places[0], part.places[-1] + 1)
+            result[(*[slice(None)] * part.axis, places)] = engine.run(inputs)[output]
+        return {output: result}
 
     def _other_variant(self, inputs: Mapping[str, Array]) -> Orchestrator | None:
         """Where the inputs have the shapes of another variant, what runs that."""

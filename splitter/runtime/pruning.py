@@ -66,6 +66,32 @@ def pruned(bundle: Bundle, stems: Sequence[str], engines: Mapping[str, str]) -> 
     return bundle.with_programs(programs, bundle.manifest.model_copy(update=update)), tuple(reversed(whole))
 
 
+def stem_by_stem(bundle: Bundle, name: str) -> list[tuple[Part, Bundle, SegmentRecord]]:
+    """The last segment of a separator once for each stem, all of it given the whole of what it reads.
+
+    Args:
+        bundle: Of which it is the last.
+        name: Of its engine.
+
+    Returns:
+        Where the stem lies in the output, and a bundle with a segment that gives it; nothing where the engine runs an
+        artifact, or there is but one stem.
+    """
+    segment, stems = bundle.segments[-1], bundle.audio.stems
+    parts = [_of_stems(bundle, [stem]) for stem in stems]
+    if len(stems) == 1 or segment.outputs != bundle.outputs or not engine(name).runs_programs(segment):
+        return []
+    whole, (output,) = bundle.program(segment.program), bundle.outputs
+    found = []
+    for stem, part in zip(stems, parts, strict=True):
+        if part is None:
+            return []
+        program = pruning.pruned(whole, {output: part}, dict.fromkeys(pruning.needs(whole, {output: part})))
+        record = _recorded(segment, program, [stem])
+        found.append((part, bundle.with_programs({record.program: program}), record))
+    return found
+
+
 def _of_stems(bundle: Bundle, stems: Sequence[str]) -> Part | None:
     """Where some stems lie in what the model gives."""
     sound, shape = bundle.audio, bundle.tensors[bundle.outputs[0]].shape

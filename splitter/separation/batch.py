@@ -445,6 +445,7 @@ class _Model:
     options: Options
     requested_engines: tuple[tuple[str, str], ...]
     automatic_engines: tuple[tuple[str, str], ...]
+    low_memory: bool
 
     @classmethod
     def of(cls, separator: Separator, engines: Engines) -> _Model:
@@ -458,6 +459,7 @@ class _Model:
             separator.options,
             tuple(engines.requested.items()),
             tuple(engines.automatic.items()),
+            separator.low_memory,
         )
 
 
@@ -467,7 +469,7 @@ def _loaded(model: _Model) -> Separator:
     if bag.fingerprint != model.fingerprint:
         raise BundleError(f"{model.path} was changed while it was used", fix="Start again.")
     engines = Engines(dict(model.requested_engines), dict(model.automatic_engines))
-    return Separator(bag, engines, options=model.options)
+    return Separator(bag, engines, low_memory=model.low_memory, options=model.options)
 
 
 def _by_worker(

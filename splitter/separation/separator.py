@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ..bundle.directory import Bag, Bundle, load
 from ..errors import UsageError
 from ..names import path_fault, readable
+from ..runtime import heap
 from ..runtime.heap import Trimming
 from ..runtime.orchestrator import Orchestrator
 from ..runtime.workers import share
@@ -132,6 +133,7 @@ class Separator:
         samplerate: The model's, in Hz.
         channels: The model's.
         requested_engines: By segment, where one was asked for.
+        low_memory: Whether memory is saved at the cost of time.
     """
 
     def __init__(
@@ -141,6 +143,7 @@ class Separator:
         *,
         fast: bool = False,
         device: str | Mapping[str, str] | None = None,
+        low_memory: bool = False,
         options: Options = Options(),
         progress: Progress = silent,
     ) -> None:
@@ -154,6 +157,7 @@ class Separator:
                 measures nothing.
             device: PyTorch runs on it every segment that ``engines`` does not name: ``cpu``, ``cuda``, ``cuda:1``,
                 ``mps``; or devices by segment. Tensors stay there between such segments. Not with `Engines`.
+            low_memory: The process gives freed memory back at once, and inverse transforms run stem by stem. Slower.
             fast: In bfloat16, on a processor that computes in it, what ``engines`` does not name.
             options: How to separate.
             progress: Told what is being done, and what runs what.
@@ -201,6 +205,9 @@ class Separator:
                 f"unknown choice of engines {engines!r}", expected='"auto", "default", or engines by segment'
             )
         self._fast = fast
+        self.low_memory = low_memory
+        if low_memory:
+            heap.give_back()
         self._trimming = Trimming()
         self.requested_engines = dict(self._fixed.requested if self._fixed else requested)
 
@@ -341,7 +348,10 @@ class Separator:
         engines, members = self.engines().by_segment, self.bag.members
         if len(self._shares) < len(members):
             self._progress(f"{len(self._shares)} of {len(members)} models give what is asked for")
-        running = [Orchestrator(members[member], engines, stems=stems) for member, stems in self._shares.items()]
+        running = [
+            Orchestrator(members[member], engines, stems=stems, low_memory=self.low_memory)
+            for member, stems in self._shares.items()
+        ]
         for segment in dict.fromkeys(segment for orchestrator in running for segment in orchestrator.whole):
             engine = running[0].engines[segment].name
             self._progress(f"{segment} computes all stems: its artifact, which {engine} runs, gives no fewer")
