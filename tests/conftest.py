@@ -24,12 +24,19 @@ from splitter_weights.demo import songs
 import splitter
 from splitter import limits
 from splitter.bundle.directory import Bundle
+from splitter.profiling import limits as machine
+from splitter.profiling import memory
+from splitter.profiling.records import Limits, Memory
 from splitter.runtime import heap
 
 from .toys import GRAPHS_PLAN, PACKAGES_PLAN, duo, separating
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SPLITTER_DATA", ROOT.parent / "shared" / "data"))
+FRESH = memory.Fresh(
+    load_seconds=0.5, memory=Memory(loaded=1_000_000, running=2_000_000, process=9_000_000, how="kernel")
+)
+LIMITS = Limits(flops_per_second=1e9, bytes_per_second=1e8)
 
 
 def pytest_collection_modifyitems(items):
@@ -115,6 +122,13 @@ def packages_bundle(tmp_path_factory) -> Bundle:
     """To be read only: stages like the demo's, its transformer a package too, in a hundredth of the operations."""
     path = tmp_path_factory.mktemp("packages") / "packages.bundle"
     return splitter.build(separating(), path, plan=PACKAGES_PLAN).members[0]
+
+
+@pytest.fixture
+def quick_profile(monkeypatch):
+    """Without the processes that measure memory, one an engine, and without measuring the machine."""
+    monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)
+    monkeypatch.setattr(machine, "measured", lambda: LIMITS)
 
 
 def snr_db(reference: np.ndarray, candidate: np.ndarray) -> float:

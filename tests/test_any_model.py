@@ -8,11 +8,9 @@ from click.testing import CliRunner
 import splitter
 from splitter.cli.shell import command
 from splitter.errors import CheckpointError, UsageError
-from splitter.profiling import limits, memory
 
 from . import strangers
 from .conftest import snr_db
-from .reporting.conftest import FRESH, LIMITS
 
 
 def built(model, directory, inputs):
@@ -85,9 +83,7 @@ def test_every_stage_has_a_second_implementation(stranger):
         assert min(snr_db(golden[name], results[name]) for name in segment.outputs) >= 115
 
 
-def test_it_is_examined_and_profiled(stranger, monkeypatch):
-    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
-    monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)
+def test_it_is_examined_and_profiled(stranger, quick_profile):
     report = splitter.doctor(stranger)
     assert len(report.diagnoses) >= len(stranger.segments)
     profile = splitter.profile(stranger, runs=1)
@@ -96,9 +92,7 @@ def test_it_is_examined_and_profiled(stranger, monkeypatch):
     assert all(one.flops > 0 for one in profile.segments)
 
 
-def test_the_report_has_no_sound(whisper, tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
-    monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)
+def test_the_report_has_no_sound(whisper, tmp_path, quick_profile):
     page = splitter.report(whisper, tmp_path / "r.html", runs=1)
     assert page.verified
     text = page.path.read_text()

@@ -17,7 +17,6 @@ from splitter.bundle.directory import Bundle, file_records, load, write_manifest
 from splitter.errors import EngineError, PlanError, UsageError
 from splitter.plan import layouts
 from splitter.plan import schema as plans
-from splitter.profiling import limits, memory
 from splitter.reporting import page
 from splitter.reporting.findings import NotRun
 from splitter.runtime import engines
@@ -28,7 +27,6 @@ from splitter.verification.packages import package_checks
 from splitter.verification.verify import verify_bundle
 
 from .conftest import ROOT, snr_db
-from .reporting.conftest import FRESH, LIMITS
 from .toys import PACKAGES_PLAN, duo
 
 
@@ -53,7 +51,7 @@ def installed(tmp_path_factory):
         models.families.cache_clear()
         yield
     lowering.target.cache_clear()
-    engines.engine.cache_clear()
+    engines._engine.cache_clear()
     models.families.cache_clear()
 
 
@@ -99,9 +97,7 @@ def test_family_without_sound_is_built_by_name_and_verified(classifier):
     assert {check.kind for check in report.checks} >= {"partition", "golden", "conversion", "package"}
 
 
-def test_family_without_sound_has_all_but_songs(classifier, monkeypatch, tmp_path):
-    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
-    monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)
+def test_family_without_sound_has_all_but_songs(classifier, quick_profile, tmp_path):
     profile = profiling.profile(classifier, [], runs=1, warmup=1)
     assert profile.samples is None
     findings = reporting.gather(classifier, runs=0)
@@ -247,9 +243,7 @@ def test_the_doctor_reads_packages_of_any_target(tmp_path):
     assert {check.kind for check in checks if check.status is Status.NOT_RUN} == {"coreml"}
 
 
-def test_it_is_profiled_and_reported(half, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "measured", lambda *asked: FRESH)
-    monkeypatch.setattr(limits, "measured", lambda: LIMITS)
+def test_it_is_profiled_and_reported(half, tmp_path, quick_profile):
     profile = profiling.profile(half, [("encoder", "toy"), ("encoder", "torch")], runs=1)
     assert [one.engine for one in profile.segments[1].engines] == ["toy", "torch"]
     findings = reporting.gather(half, runs=1)

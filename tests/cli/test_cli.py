@@ -21,8 +21,6 @@ import splitter as public
 from splitter import arrays, cli
 from splitter.cli import shell
 from splitter.errors import EngineError
-from splitter.profiling import limits, memory
-from splitter.profiling.records import Limits, Memory
 from splitter.runtime.engines import default_engine, openvino_engine
 from splitter.separation import selection
 
@@ -634,10 +632,9 @@ def test_options_are_refused_before_engines_are_measured(splitter, demo_path, so
     assert (code, err.count("splitter: error: ")) == (1, 1)
 
 
-def test_a_profile_of_another_model_is_refused_before_anything_is_measured(splitter, toy_path, tmp_path, monkeypatch):
-    monkeypatch.setattr(limits, "measured", lambda: Limits(flops_per_second=1e9, bytes_per_second=1e9))
-    fresh = memory.Fresh(load_seconds=0.5, memory=Memory(loaded=1, running=2, process=3, how="kernel"))
-    monkeypatch.setattr(memory, "measured", lambda *asked: fresh)
+def test_a_profile_of_another_model_is_refused_before_anything_is_measured(
+    splitter, toy_path, tmp_path, monkeypatch, quick_profile
+):
     profile = splitter("profile", toy_path, "--runs", 1, "--json")[1]
     assert '"samples": 64' in profile
     (tmp_path / "other.json").write_text(profile.replace('"samples": 64', '"samples": 65'))

@@ -64,7 +64,7 @@ def test_packages_are_exact(bundle):
     assert snr_db(bundle.goldens()["output"], results["output"]) >= 115
 
 
-def test_doctor_and_profile_go_through(bag):
+def test_doctor_and_profile_go_through(bag, quick_profile):
     assert not splitter.doctor(bag.path, run=False).fails("error")
     assert [segment.name for segment in splitter.profile(bag, runs=1).segments] == STAGES
 

@@ -126,7 +126,7 @@ def test_a_proposed_plan_is_obeyed_as_it_is(checkpoint, tmp_path):
     assert all(report.passed for report in splitter.verify(bag))
 
 
-def test_doctor_profile_and_report_go_through(bag, tmp_path):
+def test_doctor_and_profile_go_through(bag, quick_profile):
     assert not splitter.doctor(bag.path).fails("error")
     assert [segment.name for segment in splitter.profile(bag, runs=1).segments] == ["cnn_1", "transformer_1"]
 

@@ -6,13 +6,9 @@ from splitter import reporting
 from splitter.bundle.directory import Bundle
 from splitter.lowering.kernels import checks as kernel_causes
 from splitter.profiling import limits, memory
-from splitter.profiling.records import Limits, Memory
 from splitter.runtime.engines import engine
 
-FRESH = memory.Fresh(
-    load_seconds=0.5, memory=Memory(loaded=1_000_000, running=2_000_000, process=9_000_000, how="kernel")
-)
-LIMITS = Limits(flops_per_second=1e9, bytes_per_second=1e8)
+from ..conftest import FRESH, LIMITS
 
 
 @pytest.fixture(scope="session")
