@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 _SLACK = 0.1  # seconds that a file may say too many: a last frame that players leave out
+_COARSEST = 2  # samples in a unit of time
 _SEARCHED = 1 << 20  # bytes at either end, where the name of a codec is looked for
 
 
@@ -117,8 +118,7 @@ class _Media(Source):
 
         resampler = av.AudioResampler("fltp", self._stream.codec_context.layout, self.samplerate)
         decoded = 0
-        for frame in self._container.decode(self._stream):
-            lasting = self._lasting(frame)
+        for frame, lasting in self._frames():
             for part in resampler.resample(frame):
                 frames = np.ascontiguousarray(part.to_ndarray().T[:lasting], np.float32)
                 decoding.check_finite(frames, str(self._path), start=decoded, samplerate=self.samplerate)
@@ -128,11 +128,21 @@ class _Media(Source):
         if decoded < promised - _SLACK * self.samplerate:
             raise decoding.truncated(self._path, promised, decoded)
 
+    def _frames(self) -> Iterator[tuple[Any, int | None]]:
+        """Each frame, and how many of its samples are sound: of the last, which is filled up; None for all."""
+        last = None
+        for frame in self._container.decode(self._stream):
+            if last is not None:
+                yield last, None
+            last = frame
+        if last is not None:
+            yield last, self._lasting(last)
+
     def _lasting(self, frame: Any) -> int | None:
-        """How many samples of a frame are sound, where the file says that the last one is filled up; None for all."""
-        if self._kind.demuxer != "mov" or not frame.duration:
+        """What a file says of a frame that tells time by samples; of half the rate where a codec doubles it."""
+        if self._kind.demuxer != "mov" or not frame.duration or frame.time_base * self.samplerate > _COARSEST:
             return None
-        return round(frame.duration * frame.time_base * self.samplerate)
+        return max(0, round(frame.duration * frame.time_base * self.samplerate))
 
     def _promised(self) -> int:
         """How many frames the file says its sound has; 0 where it does not, or guesses."""

@@ -80,6 +80,19 @@ def test_formats_are_read(tmp_path, name):
     assert np.std(result) == pytest.approx(np.std(sound), rel=0.1)
 
 
+def test_only_the_last_frame_is_cut_to_what_the_file_says(tmp_path):
+    """Of a file whose clock runs too fast, which says 941 of each frame's 1024 samples."""
+    path = encoded(tmp_path / "x.m4a", tone(1.5), "aac")
+    whole, content = decoded(path), path.read_bytes()
+    place = content.index(b"mdhd") + 16
+    assert content[place : place + 4] == RATE.to_bytes(4, "big")
+    path.write_bytes(content[:place] + (48_000).to_bytes(4, "big") + content[place + 4 :])
+    result = decoded(path)
+    assert whole.shape[1] == round(1.5 * RATE)
+    assert whole.shape[1] - 1024 <= result.shape[1] < whole.shape[1]
+    assert np.array_equal(result, whole[:, : result.shape[1]])
+
+
 def test_opus_in_webm_is_read_at_its_48_khz(tmp_path):
     path = encoded(tmp_path / "x.webm", tone(1.5, rate=48_000), "libopus", rate=48_000)
     assert survey(Track(path, RATE, 2)).samplerate == 48_000
