@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..formatting import size
 from ..mil.graph import Graph, Node, Value
 from .rules import Note, Severity, rule
 from .subject import Subject
@@ -53,7 +54,7 @@ def broadcast_constant(subject: Subject) -> Iterator[Note]:
         if value.bytes - kept >= _WORTH:
             shape = "×".join("1" if axis in axes else str(extent) for axis, extent in enumerate(value.extents))
             whole = "×".join(map(str, value.extents))
-            yield Note(f"{whole} repeats {shape}: {value.bytes / 1e6:.2f} MB for {kept / 1e6:.2f}", output=value.name)
+            yield Note(f"{whole} repeats {shape}: {size(value.bytes)} for {size(kept)}", output=value.name)
 
 
 @rule(

@@ -95,7 +95,7 @@ def test_gain_that_is_told_is_the_gain_there_is(tmp_path):
 
 def test_what_a_repeated_constant_costs(tmp_path):
     (found,) = findings(package(added(REPEATED), MATRIX, tmp_path), "artefact-broadcast")
-    assert found.what == "64×1024 repeats 1×1024: 0.26 MB for 0.00"
+    assert found.what == "64×1024 repeats 1×1024: 262.1 kB for 4.1 kB"
 
 
 def test_what_goes_into_a_state_is_not_dead(tmp_path):

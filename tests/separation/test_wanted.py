@@ -45,6 +45,11 @@ def test_the_mixture_is_asked_for_only_where_it_is_needed():
         wanted.blocks(given(wanted), lambda: pytest.fail("asked for"))
 
 
+def test_fewer_stems_than_were_asked_for_are_no_stems():
+    with pytest.raises(ValueError, match="shorter"):
+        Wanted.of(STEMS, None, None, "add").blocks(np.zeros((3, 2, 3), np.float32), mixture)
+
+
 def test_members_of_a_bag_without_a_share_are_left_out():
     weights = [[1, 0, 0, 0.5], [0, 1, 0, 0], [0, 0, 1, 0.5]]
     assert Wanted.of(STEMS, ("vocals", "drums"), None, "add").shares(weights) == {
