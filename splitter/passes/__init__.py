@@ -27,6 +27,7 @@ from .norms_safe_in_half import NormsSafeInHalf
 from .rewriting import Pass, Rewriting, Skip
 from .rows_out_of_batch import RowsOutOfBatch
 from .stds_as_means import StdsAsMeans
+from .sums_with_remainders import SumsWithRemainders
 from .tokens_as_images import TokensAsImages
 from .transposed_convs_as_convs import TransposedConvsAsConvs
 
@@ -47,6 +48,7 @@ PASSES: Mapping[str, type[Pass]] = {
         NormsIntoConvs,
         NarrowConvsAsProducts,
         TransposedConvsAsConvs,
+        SumsWithRemainders,
     )
 }
 
@@ -59,6 +61,7 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         "fold-long-axes",
         "conv1d-as-conv2d",
         "means-in-stages",
+        "sums-with-remainders",
     ),
 }
 _CALL = re.compile(r"(?P<name>[a-z0-9-]+)\s*(\((?P<arguments>.*)\))?")
