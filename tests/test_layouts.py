@@ -83,6 +83,9 @@ def test_whole_puts_its_passes_around_the_plans_own():
     )
     assert [(stage.name, stage.target, stage.modules) for stage in plan.stages] == [("whole", "coreml", ())]
     assert plans.laid_out(plan, "whole") == plan
+    for fold, extent in (("fold-long-axes", 16384), ("fold-long-axes(extent=65536)", 65536)):
+        folded = plans.laid_out(plans.changed(PLAN, passes=["norms-safe-in-half", fold]), "whole")
+        assert folded.graph_passes[0] == f"fourier-as-products(extent={extent})"
     assert plans.laid_out(PLAN, "split") == PLAN
 
 

@@ -36,7 +36,9 @@ Packaging: TypeAlias = Literal["split", "core", "whole"]
 PACKAGINGS: tuple[Packaging, ...] = get_args(Packaging)
 MAIN = "main"  # the shapes of the example
 # Passes for what host stages compute: before a plan's own, and behind them.
-_FOR_HOST, _FOR_LONG_MEANS = ("fourier-as-products", "stds-as-means"), ("means-in-stages",)
+_FOURIER, _STDS, _FOLD = "fourier-as-products", "stds-as-means", "fold-long-axes"
+_FOR_LONG_MEANS = ("means-in-stages",)
+_LONGEST = 16_384  # what `fold-long-axes` leaves by default
 
 
 class DeploymentTarget(StrEnum):
@@ -473,7 +475,11 @@ def _package_target(stages: Sequence[Stage], which: str) -> str:
 def _whole(plan: Plan) -> Plan:
     stage = Stage(name="whole", target=_package_target(plan.stages, "of the plan"))
     needed = lowering.capabilities(stage.target).needed_passes if plan.passes is None else ()
-    passes = tuple(dict.fromkeys((*_FOR_HOST, *plan.graph_passes, *needed, *_FOR_LONG_MEANS)))
+    asked = plan.graph_passes
+    fold = next((text for text in asked if text.startswith(_FOLD)), "")  # its bound is that of the products too
+    arguments = fold.removeprefix(_FOLD) or f"(extent={_LONGEST})"
+    fourier = _FOURIER + arguments if fold else _FOURIER
+    passes = tuple(dict.fromkeys((fourier, _STDS, *asked, *needed, *_FOR_LONG_MEANS)))
     return changed(plan, stages=[stage.model_dump()], tensors=(), passes=passes)
 
 

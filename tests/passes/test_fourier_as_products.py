@@ -259,3 +259,19 @@ def test_an_inverse_with_gaps_is_left_to_pytorchs_own_message():
     program.weights["window"] = torch.zeros(64)
     (skip,) = passes.parsed(PASS).apply(program).skipped
     assert skip.reason == "its windows leave samples uncovered"
+
+
+def test_long_products_become_convolutions_of_one_value():
+    def forward(self, x):
+        z = torch.stft(x, 512, 128, window=self.window, return_complex=True)
+        return torch.istft(z, 512, 128, window=self.window, length=x.shape[-1])
+
+    program, example = captured(forward, random(2, 6000), window=torch.hann_window(512))
+    rewritten, _ = applied(f"{PASS}(extent=1000)", program, example)
+    kernels = [node.args[1].meta["type"].shape[2:] for node in rewritten.operators if "conv2d" in str(node.target)]
+    assert kernels
+    assert set(kernels) == {(1, 1)}
+    products = [node.meta["type"].shape for node in rewritten.operators if "matmul" in str(node.target)]
+    assert max(shape[-1] for shape in products) <= 1000
+    assert types_hold(rewritten, example)
+    assert moved_db(program, rewritten, example) >= 125
