@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partialmethod
@@ -18,10 +19,16 @@ from tqdm import tqdm
 from ..patching import replaced
 
 logging.getLogger("coremltools").setLevel(logging.ERROR)
+# It imports torchao where that is installed, for tables that nothing here asks for: seconds, and warnings of its own.
+if is_hidden := "torchao" not in sys.modules:
+    sys.modules["torchao"] = None  # type: ignore[assignment]
 
 import coremltools as ct  # noqa: E402
 from coremltools.converters.mil.frontend.torch.internal_graph import InternalTorchIRNode  # noqa: E402
 from coremltools.converters.mil.mil import Program  # noqa: E402
+
+if is_hidden:
+    del sys.modules["torchao"]
 
 __all__ = ["ct", "keywords_unread", "quiet_and_quick"]
 
