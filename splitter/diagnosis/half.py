@@ -115,9 +115,10 @@ def lost_epsilon(subject: Subject) -> Iterator[Note]:
 
 @rule(
     "half-small-epsilon",
-    Severity.WARNING,
+    Severity.INFO,
     title="epsilon below half precision's normal numbers",
-    why="Below 6.1e-5 half keeps fewer bits the smaller a number is, and a device may take it for zero.",
+    why="Below 6.1e-5 half keeps fewer bits the smaller a number is, and a device may take it for zero. Only rows "
+    "that are nearly silent notice.",
     fix="Use an epsilon of at least 6.1e-5, or scale the signal so that it may be.",
     source=IEEE,
 )

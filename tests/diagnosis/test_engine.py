@@ -35,12 +35,25 @@ def sliced(begin, **options):
     return lambda x: mb.slice_by_index(x=x, begin=begin, end=[4, 4], **options)
 
 
+def blocks(*scales):
+    """8-bit weights 4 × 4, a scale for each output and so many blocks of inputs."""
+
+    def build(x):
+        data = np.arange(16, dtype=np.int8).reshape(4, 4, 1, 1)
+        scale = np.full((4, *scales), 0.5, np.float16)
+        return mb.conv(x=x, weight=mb.constexpr_blockwise_shift_scale(data=data, scale=scale))
+
+    return build
+
+
 X = {"x": f16(1, 8)}
 IMAGE = {"x": f16(1, 4, 32, 32)}
 CASES = [
     Case("engine-dtype", relu, {"x": f32(1, 8)}, ["relu"]),
     Case("engine-dtype", lambda x: mb.cast(x=x, dtype="int32"), X, ["cast"]),
     Case("engine-dtype", relu, X),
+    Case("engine-blocks", blocks(2, 1, 1), IMAGE, ["constexpr_blockwise_shift_scale"], target="iOS18"),
+    Case("engine-blocks", blocks(1, 1, 1), IMAGE, target="iOS18"),
     Case("engine-dtype", lambda x: mb.select(cond=mb.greater(x=x, y=np.float16(0)), a=x, b=x), X),
     Case("engine-operation", lambda x: mb.sin(x=x), X, ["sin"]),
     Case("engine-operation", lambda x: mb.sin(x=x), X, ["sin"], chip="m2"),
