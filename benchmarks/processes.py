@@ -56,12 +56,12 @@ def bundle(checkpoint: str | None, directory: Path) -> Path:
     return out
 
 
-def song(directory: Path, minutes: float) -> Path:
+def song(directory: Path, minutes: float, rate: int = 44_100) -> Path:
     """A synthesised song of any length, written block by block."""
     path = directory / f"{minutes:g}min.wav"
-    block = (songs.mixture(songs.synthesise(30.0, 1_000_100)) * 0.9).T
-    left = round(minutes * 60 * 44_100)
-    with soundfile.SoundFile(path, "w", 44_100, 2, subtype="PCM_16") as file:
+    block = (songs.mixture(songs.synthesise(30.0, 1_000_100, rate)) * 0.9).T
+    left = round(minutes * 60 * rate)
+    with soundfile.SoundFile(path, "w", rate, 2, subtype="PCM_16") as file:
         while left > 0:
             file.write(np.ascontiguousarray(block[:left]))
             left -= min(left, len(block))

@@ -18,6 +18,9 @@ MISTAKES = {  # the tap at which each mistake must be found, and what must be sa
     "positions swapped": ("embedded_t", "sine and cosine swapped"),
     "q and k swapped": ("layers.0.q", "q and k swapped"),
     "head split": ("layers.0.q", "(d h)"),
+    "heads mixed": ("layers.0.heads", "(d h)"),
+    "heads swapped": ("layers.0.heads", "10 heads of 8 channels where the model has 8 of 10"),
+    "missing barrier": ("norm_in", "lacks a barrier"),
     "half accumulation": ("layers.0.linear1", "half-precision accumulation"),
     "other branch": ("norm_in_t", "other branch's weights"),
     "naive statistics": ("layers.1.norm_out", "two levels"),
@@ -82,6 +85,8 @@ class Port:
             variance = np.cumsum(np.square(x).ravel(), dtype=np.float32)[-1] / np.float32(x.size) - mean**2
         if self.fault == "half statistics" and name.endswith("norm1"):
             mean, variance = (one.astype(np.float16).astype(np.float32) for one in (mean, variance))
+        if self.fault == "missing barrier" and name == "norm_in":
+            mean, variance = x[..., 1::3].mean(axis=-1, keepdims=True), variance / 3
         return (x - mean) / np.sqrt(variance + eps) * self.w(f"{name}.weight") + self.w(f"{name}.bias")
 
     def linear(self, x, weight, bias, halves=False):
@@ -127,12 +132,25 @@ class Port:
         )
         logits = q @ k.swapaxes(-1, -2) / np.float32((width // heads) ** 0.5)
         self.keep(f"{path}.logits", logits[:, :, :16])
+        if self.fault in ("heads mixed", "heads swapped"):
+            q, k, v = (self.resplit(x.transpose(0, 2, 1, 3).reshape(len(x), x.shape[2], width)) for x in (q, k, v))
+            logits = q @ k.swapaxes(-1, -2) / np.float32(q.shape[-1] ** 0.5)
         weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        mixed = self.keep(f"{path}.heads", weights / weights.sum(axis=-1, keepdims=True) @ v)
+        mixed = weights / weights.sum(axis=-1, keepdims=True) @ v
+        if self.fault == "heads swapped":
+            mixed = mixed.transpose(0, 2, 1, 3).reshape(queries.shape)
+            mixed = mixed.reshape(*mixed.shape[:2], heads, -1).transpose(0, 2, 1, 3)
+        mixed = self.keep(f"{path}.heads", mixed)
         mixed = mixed.transpose(0, 2, 1, 3).reshape(queries.shape)
         weight = self.w(f"{name}.out_proj.weight")
         weight = weight.T if self.fault == "transposed linear" else weight
         return self.keep(name, self.linear(mixed, weight, self.w(f"{name}.out_proj.bias")))
+
+    def resplit(self, tokens):
+        heads = self.config.heads
+        if self.fault == "heads mixed":
+            return tokens.reshape(*tokens.shape[:2], -1, heads).transpose(0, 3, 1, 2)
+        return tokens.reshape(*tokens.shape[:2], -1, heads).transpose(0, 2, 1, 3)  # as many channels as there are heads
 
     def split(self, x, heads):
         if self.fault == "head split":

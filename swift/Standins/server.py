@@ -13,12 +13,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from splitter_kernels.metal import signatures
-from splitter_kernels.metal.compiler import compiled
+# Core ML Tools imports these where they are, for converters that nobody calls here: half of the time of a start.
+sys.modules |= dict.fromkeys(("sklearn", "torchao"))  # type: ignore[arg-type] # None: there is no such module
 
-from splitter import mil
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
+from splitter_kernels.metal import signatures  # noqa: E402
+from splitter_kernels.metal.compiler import compiled  # noqa: E402
+
+from splitter import mil  # noqa: E402
 
 _DTYPES = {"fp32": "float32", "fp16": "float16"}
 

@@ -8,12 +8,16 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 from safetensors.numpy import load_file
+from splitter_kernels import metal
+from splitter_kernels.metal.library import Library
 from splitter_weights.demo import songs
 
 import splitter
+from splitter.bundle.directory import load
 from splitter.cli.shell import command
 from splitter.runtime.orchestrator import Hook, Orchestrator
 from splitter.separation.separator import Options, Separator
+from splitter.verification.transformer import TappedTransformer
 
 from ..conftest import snr_db
 from ..sealing import seal
@@ -72,6 +76,17 @@ def test_six_stems_of_a_narrow_model_are_those_of_python(six_path, tmp_path):
     report = verified(tmp_path / "taps.safetensors", six_path)
     assert report.exit_code == 0, report.output
     assert "no divergence" in report.output
+
+
+def test_half_precision_on_the_gpu_is_that_of_the_kernels(six_path, tmp_path):
+    ran = host("verify", six_path, "--storage", "half", "--min-db", "-1000", "-o", tmp_path / "half.safetensors")
+    assert ran.returncode == 0, ran.stderr
+    found, model = load_file(tmp_path / "half.safetensors"), TappedTransformer(load(six_path).members[0])
+    inputs, outputs = ([found[name] for name in names] for names in (model.record.inputs, model.record.outputs))
+    expected = metal.transformer(model.config, model.tensors, *inputs, library=Library("float16"))
+    for given, computed in zip(outputs, expected, strict=True):
+        assert computed.dtype == np.float16
+        np.testing.assert_array_equal(given, computed)
 
 
 def test_a_bench_lies_beside_a_profile(six_path, tmp_path):

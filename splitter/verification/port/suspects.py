@@ -243,6 +243,22 @@ def _heads(step: PortStep) -> Iterator[Suspect]:
     yield "v and k swapped", reference.softmax(q @ np.swapaxes(v, -1, -2) / math.sqrt(q.shape[-1])) @ k
     exponentials = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     yield "softmax not divided by its sum", exponentials @ v
+    heads, width = q.shape[1], q.shape[-1]
+    yield "heads split as (d h) where the model has (h d)", _resplit(step, "b n (d h) -> b h n d", h=heads)
+    swapped = rearrange(_resplit(step, "b n (h d) -> b h n d", d=heads), "b h n d -> b n (h d)")
+    yield (
+        f"{width} heads of {heads} channels where the model has {heads} of {width}",
+        rearrange(swapped, "b n (h d) -> b h n d", h=heads),
+    )
+
+
+def _resplit(step: PortStep, pattern: str, **extent: int) -> Array:
+    """Attention over heads that are split from the tokens in another way."""
+    tokens = (rearrange(step.read(index), "b h n d -> b n (h d)") for index in range(3))
+    q, k, v = (rearrange(x, pattern, **extent) for x in tokens)
+    logits = q[:, :, :LOGIT_ROWS] @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
+    mixed: Array = reference.softmax(logits) @ v
+    return mixed
 
 
 def _attention(step: PortStep) -> Iterator[Suspect]:

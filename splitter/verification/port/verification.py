@@ -37,6 +37,7 @@ _FREEDOM_DB = 8.0  # what a fit of two numbers may gain over a mistake that name
 _HALF_NOISE_DB = 30.0
 _ROUNDING_DB = 3.0  # by which one rounding may be unluckier than another
 _DRIFT = "the formula is right, its statistics drift: summed naively; take means in two levels"
+_SUMS = "the formula is right, its mean or deviation is not: a sum over threads lacks a barrier, or leaves some out"
 _FEWEST_FOR_GAIN = 8  # values: of one, every value is a multiple
 _LOUD = 0.1  # of the effective value: quieter ones say less of a factor
 _SAME_GAIN = 1e-3
@@ -324,11 +325,12 @@ class _PortVerification:
         for suspected, value in suspects(step):
             if value.shape == dumped[rows].shape and (found := _snr(value.astype(dumped.dtype), dumped[rows])) > best:
                 best, cause = found, suspected
-        if snr >= _DRIFT_DB and (fitted := drifted(step, dumped)) is not None:
+        enough = min(wanted, snr + _EXPLAINED_BY_DB)
+        if (snr >= _DRIFT_DB or best < enough) and (fitted := drifted(step, dumped)) is not None:
             found = _snr(fitted.astype(dumped.dtype), dumped) - _FREEDOM_DB
             if found > best:
-                best, cause = found, _DRIFT
-        return cause if best >= min(wanted, snr + _EXPLAINED_BY_DB) else ""
+                best, cause = found, _DRIFT if snr >= _DRIFT_DB else _SUMS
+        return cause if best >= enough else ""
 
     def _permutation(self, name: str, expected: Array, dumped: Array) -> str:
         limit = self._limits(self.tolerances.port_accumulated_snr_db, name)

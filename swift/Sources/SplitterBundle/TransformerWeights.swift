@@ -41,9 +41,9 @@ public struct TransformerWeights: Sendable {
     /// True if the file has a parameter of this name.
     public func has(_ name: String) -> Bool { parameters[name] != nil }
 
-    /// Where a parameter lies, if it is stored as float32, as it is, in the expected shape.
-    public func offset(_ name: String, shape: [Int]) -> Int? {
-        guard let values = parameters[name]?["values"], values.dtype == "float32", values.shape == shape,
+    /// Where a parameter lies, if it is stored in some element type, as it is, in the expected shape.
+    public func offset(_ name: String, shape: [Int], dtype: String) -> Int? {
+        guard let values = parameters[name]?["values"], values.dtype == dtype, values.shape == shape,
             values.parameterShape == shape
         else { return nil }
         return values.offset

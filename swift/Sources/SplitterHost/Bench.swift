@@ -61,7 +61,7 @@ public struct Bench: Encodable, Sendable {
     /// - Throws: `HostError`.
     public init(
         _ bundle: BundleReader, runs: Int = 5, warmup: Int = 1, units: ComputeUnits = .all,
-        progress: @Sendable (String) -> Void = { _ in }
+        storage: KernelStorage = .float, progress: @Sendable (String) -> Void = { _ in }
     ) async throws {
         guard runs >= 1, warmup >= 1 else {
             throw HostError.usage(
@@ -75,7 +75,9 @@ public struct Bench: Encodable, Sendable {
         (computeUnits, self.warmup) = (units.rawValue, warmup)
         progress("measuring this device")
         limits = Limits.measured
-        let orchestrator = try await Orchestrator(bundle, units: units) { progress("\($0) is loaded") }
+        let orchestrator = try await Orchestrator(bundle, units: units, storage: storage) { name in
+            progress("\(name) is loaded")
+        }
         let goldens = try bundle.goldens()
         let inputs = goldens.filter { bundle.inputs.contains($0.key) }
         var wall: [Double] = []

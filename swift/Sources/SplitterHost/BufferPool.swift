@@ -10,9 +10,8 @@ final class BufferPool {
 
     init(_ device: any MTLDevice) { self.device = device }
 
-    /// A buffer for some floats, which goes back when the lease ends.
-    func lease(_ count: Int) -> Lease? {
-        let length = 4 * count
+    /// A buffer of some bytes, which goes back when the lease ends.
+    func lease(_ length: Int) -> Lease? {
         let buffer = free[length]?.popLast() ?? device.makeBuffer(length: length, options: .storageModeShared)
         return buffer.map { Lease($0, self) }
     }

@@ -2,6 +2,14 @@ import Foundation
 import Metal
 import SplitterBundle
 
+/// In which type activations and matrices lie on the GPU; everything between is computed in float.
+public enum KernelStorage: String, Sendable, CaseIterable {
+    case float, half
+
+    /// Bytes of an element.
+    var width: Int { self == .half ? 2 : 4 }
+}
+
 /// The kernels of `kernels/splitter_kernels/metal`, compiled from the text that the package carries.
 struct KernelLibrary {
     /// By kernel.
@@ -22,9 +30,9 @@ struct KernelLibrary {
     /// Compile every kernel, with maths that keeps to IEEE rules.
     ///
     /// - Throws: `HostError.segment` with what the compiler says.
-    init(_ device: any MTLDevice) throws(HostError) {
+    init(_ device: any MTLDevice, _ storage: KernelStorage) throws(HostError) {
         let options = MTLCompileOptions()
-        options.preprocessorMacros = ["STORAGE": "float" as NSString]
+        options.preprocessorMacros = ["STORAGE": storage.rawValue as NSString]
         if #available(macOS 15, iOS 18, *) {
             options.mathMode = .safe
         } else {

@@ -8,13 +8,18 @@ public actor MetalTransformer: Segment {
     private let queue: any MTLCommandQueue
     private let kernels: KernelLibrary
     private let pool: BufferPool
+    private let storage: KernelStorage
     private let weights: [String: PlacedWeight]
     private let file: TransformerWeights  // stays mapped
 
-    /// Map the weights and compile the kernels. Matrices that are halved or compressed are decoded once, here.
+    /// Map the weights and compile the kernels. Matrices that do not lie in the file as the kernels take them are
+    /// decoded once, here.
     ///
+    /// - Parameter storage: `half` holds activations and matrices in half precision, and takes half the memory.
     /// - Throws: `HostError.bundle`; `HostError.segment` if there is no device.
-    public init(_ bundle: BundleReader, _ segment: SegmentRecord) throws(HostError) {
+    public init(
+        _ bundle: BundleReader, _ segment: SegmentRecord, storage: KernelStorage = .float
+    ) throws(HostError) {
         guard let device = MTLCreateSystemDefaultDevice(), let queue = device.makeCommandQueue() else {
             throw .segment(
                 invariant: "the transformer needs a Metal device", received: "none",
@@ -34,9 +39,10 @@ public actor MetalTransformer: Segment {
             }
         }
         self.queue = queue
-        kernels = try KernelLibrary(device)
+        self.storage = storage
+        kernels = try KernelLibrary(device, storage)
         pool = BufferPool(device)
-        weights = try PlacedWeight.all(file, on: device)
+        weights = try PlacedWeight.all(file, storage, on: device)
     }
 
     public func run(_ inputs: [String: Tensor]) throws -> [String: Tensor] { try run(inputs, observe: nil) }
@@ -52,7 +58,7 @@ public actor MetalTransformer: Segment {
         guard let freq = inputs[record.inputs[0]], let time = inputs[record.inputs[1]] else {
             return [:]  // the orchestrator names what is missing
         }
-        let pass = TransformerPass(record.config, weights, kernels, queue, pool, observe)
+        let pass = TransformerPass(record.config, weights, kernels, queue, pool, storage, observe)
         let (freqResult, timeResult) = try pass.run(freq, time)
         return [record.outputs[0]: freqResult, record.outputs[1]: timeResult]
     }
@@ -62,12 +68,18 @@ public actor MetalTransformer: Segment {
 struct PlacedWeight {
     let buffer: any MTLBuffer
     let offset: Int
+    /// Bytes of an element.
+    var width = 4
 
-    /// The parameter from a number of floats on.
-    func advanced(by count: Int) -> PlacedWeight { PlacedWeight(buffer: buffer, offset: offset + 4 * count) }
+    /// The parameter from a number of elements on.
+    func advanced(by count: Int) -> PlacedWeight {
+        PlacedWeight(buffer: buffer, offset: offset + width * count, width: width)
+    }
 
     /// Every parameter: in the mapped file as it lies there, or decoded into a buffer of its own.
-    static func all(_ file: TransformerWeights, on device: any MTLDevice) throws(HostError) -> [String: PlacedWeight] {
+    static func all(
+        _ file: TransformerWeights, _ storage: KernelStorage, on device: any MTLDevice
+    ) throws(HostError) -> [String: PlacedWeight] {
         let page = Int(getpagesize())
         let length = (file.file.bytes.count + page - 1) / page * page  // a mapping ends with its page
         guard let address = file.file.bytes.baseAddress,
@@ -82,21 +94,27 @@ struct PlacedWeight {
         var placed: [String: PlacedWeight] = [:]
         for (name, shape) in parameters(file.record.config) {
             let stored = storedNames(name, shape, file)
-            if let offset = file.offset(name, shape: shape) {
-                placed[name] = PlacedWeight(buffer: mapped, offset: offset)
+            let isMatrix = shape.count == 2 && !name.hasPrefix("positions")
+            let width = isMatrix ? storage.width : 4
+            if let offset = file.offset(name, shape: shape, dtype: width == 2 ? "float16" : "float32") {
+                placed[name] = PlacedWeight(buffer: mapped, offset: offset, width: width)
                 continue
             }
             var values: [Float] = []
             for part in stored {
                 values += try file.values(part, shape: [shape[0] / stored.count] + shape.dropFirst())
             }
-            guard let buffer = device.makeBuffer(bytes: values, length: 4 * values.count, options: .storageModeShared)
+            let length = width * values.count
+            guard
+                let buffer = width == 2
+                    ? device.makeBuffer(bytes: values.map(Float16.init), length: length, options: .storageModeShared)
+                    : device.makeBuffer(bytes: values, length: length, options: .storageModeShared)
             else {
                 throw .segment(
-                    invariant: "Metal must hold \(name)", received: "no buffer of \(4 * values.count) bytes",
+                    invariant: "Metal must hold \(name)", received: "no buffer of \(length) bytes",
                     fix: "Free memory.")
             }
-            placed[name] = PlacedWeight(buffer: buffer, offset: 0)
+            placed[name] = PlacedWeight(buffer: buffer, offset: 0, width: width)
         }
         return placed
     }

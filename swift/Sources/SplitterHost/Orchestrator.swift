@@ -25,10 +25,12 @@ public final class Orchestrator: Sendable {
     /// - Parameters:
     ///   - bundle: What to run.
     ///   - units: Where Core ML may run.
+    ///   - storage: In which type the transformer's activations and matrices lie.
     ///   - progress: Told the name of each segment that is loaded.
     /// - Throws: `HostError`; nothing else is tried in the place of a segment that cannot be loaded.
     public init(
-        _ bundle: BundleReader, units: ComputeUnits = .all, progress: @Sendable (String) -> Void = { _ in }
+        _ bundle: BundleReader, units: ComputeUnits = .all, storage: KernelStorage = .float,
+        progress: @Sendable (String) -> Void = { _ in }
     ) async throws {
         self.bundle = bundle
         var segments: [any Segment] = []
@@ -39,7 +41,7 @@ public final class Orchestrator: Sendable {
             switch segment.artifact.target {
             case "host": segments.append(try HostTransform(bundle, segment))
             case "coreml": segments.append(try await CoreMLSegment(bundle, segment, units: units))
-            case "kernels": segments.append(try MetalTransformer(bundle, segment))
+            case "kernels": segments.append(try MetalTransformer(bundle, segment, storage: storage))
             default:
                 throw HostError.bundle(
                     invariant: "segment \(segment.name) must be for host, coreml or kernels",

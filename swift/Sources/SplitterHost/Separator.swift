@@ -10,11 +10,14 @@ public final class Separator: Sendable {
     ///
     /// - Parameter progress: Told the name of each segment that is loaded.
     /// - Throws: `HostError`.
-    public init(_ bag: Bag, units: ComputeUnits = .all, progress: @Sendable (String) -> Void = { _ in }) async throws {
+    public init(
+        _ bag: Bag, units: ComputeUnits = .all, storage: KernelStorage = .float,
+        progress: @Sendable (String) -> Void = { _ in }
+    ) async throws {
         self.bag = bag
         var orchestrators: [Orchestrator] = []
         for member in bag.members {
-            orchestrators.append(try await Orchestrator(member, units: units, progress: progress))
+            orchestrators.append(try await Orchestrator(member, units: units, storage: storage, progress: progress))
         }
         self.orchestrators = orchestrators
     }

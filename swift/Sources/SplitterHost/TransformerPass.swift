@@ -8,6 +8,7 @@ final class TransformerPass {
     /// Values on the GPU: `rows` tokens of `columns` channels.
     struct Tokens {
         let lease: BufferPool.Lease
+        let storage: KernelStorage
         let rows: Int
         let columns: Int
         var count: Int { rows * columns }
@@ -33,15 +34,17 @@ final class TransformerPass {
     private let kernels: KernelLibrary
     private let queue: any MTLCommandQueue
     private let pool: BufferPool
+    private let storage: KernelStorage
     private let observe: ((String, Tensor) -> Void)?
     private var open: (buffer: any MTLCommandBuffer, encoder: any MTLComputeCommandEncoder)?
 
     init(
         _ config: TransformerConfig, _ weights: [String: PlacedWeight], _ kernels: KernelLibrary,
-        _ queue: any MTLCommandQueue, _ pool: BufferPool, _ observe: ((String, Tensor) -> Void)?
+        _ queue: any MTLCommandQueue, _ pool: BufferPool, _ storage: KernelStorage,
+        _ observe: ((String, Tensor) -> Void)?
     ) {
         (self.config, self.weights, self.kernels, self.queue) = (config, weights, kernels, queue)
-        (self.pool, self.observe) = (pool, observe)
+        (self.pool, self.storage, self.observe) = (pool, storage, observe)
     }
 
     /// Both branches: `b c f t` and `b c t`.
@@ -72,11 +75,17 @@ final class TransformerPass {
     }
 
     private func embedded(_ branch: String, _ boundary: Tensor, bins: Int) throws(HostError) -> Tokens {
-        observe?("input\(branch)", boundary)
         let input = try empty(config.width, boundary.count / config.width)
-        boundary.values.withUnsafeBytes {
-            input.lease.buffer.contents().copyMemory(from: $0.baseAddress!, byteCount: $0.count)
+        func fill<Element>(_ values: [Element]) {
+            values.withUnsafeBytes {
+                input.lease.buffer.contents().copyMemory(from: $0.baseAddress!, byteCount: $0.count)
+            }
         }
+        switch storage {
+        case .float: fill(boundary.values)
+        case .half: fill(boundary.values.map(Float16.init))
+        }
+        observe?("input\(branch)", storage == .half ? boundary.roundedToHalf() : boundary)
         let normed = try norm("norm_in\(branch)", transposed("to_tokens", input, bins: bins))
         let sum = try each("add_positions", normed, [.weight(weight("positions\(branch)"))])
         try tap("embedded\(branch)", sum)
@@ -123,7 +132,7 @@ final class TransformerPass {
         let (block, tile) = (count["QUERIES"]!, count["SOURCES"]!)
         let mixed = try empty(q.rows, width)
         try dispatch(
-            "attention", groups: (ceil(q.rows, block), config.heads, 1), threads: (count["THREADS"]!, 1, 1),
+            "attention", groups: (ceil(q.rows, block), width / size, 1), threads: (count["THREADS"]!, 1, 1),
             memory: [block * size, tile * size, tile * size, block * size, block * tile, block * tile],
             [
                 .tokens(q), .tokens(k), .tokens(v), .tokens(mixed), .uint(q.rows), .uint(k.rows), .uint(width),
@@ -159,7 +168,8 @@ final class TransformerPass {
 
     /// Statistics over all tokens and channels, in two levels.
     private func groupNorm(_ name: String, _ x: Tokens) throws(HostError) -> Tokens {
-        let (means, variances, moments) = (try empty(x.rows, 1), try empty(x.rows, 1), try empty(2, 1))
+        let (means, variances) = (try empty(x.rows, 1, .float), try empty(x.rows, 1, .float))
+        let moments = try empty(2, 1, .float)
         try dispatch(
             "group_norm_tokens", groups: (x.rows, 1, 1), threads: (Self.lanes, 1, 1), memory: [Self.lanes],
             [.tokens(x), .tokens(means), .tokens(variances), .uint(x.columns)])
@@ -262,11 +272,12 @@ final class TransformerPass {
         }
     }
 
-    private func empty(_ rows: Int, _ columns: Int) throws(HostError) -> Tokens {
-        guard let lease = pool.lease(rows * columns) else {
+    private func empty(_ rows: Int, _ columns: Int, _ fixed: KernelStorage? = nil) throws(HostError) -> Tokens {
+        let storage = fixed ?? self.storage
+        guard let lease = pool.lease(storage.width * rows * columns) else {
             throw fault("must hold \(rows) × \(columns) values", "no buffer")
         }
-        return Tokens(lease: lease, rows: rows, columns: columns)
+        return Tokens(lease: lease, storage: storage, rows: rows, columns: columns)
     }
 
     private func weight(_ name: String) throws(HostError) -> PlacedWeight {
@@ -283,8 +294,11 @@ final class TransformerPass {
     // MARK: Taps
 
     private func values(_ tokens: Tokens) -> [Float] {
-        let values = tokens.lease.buffer.contents().assumingMemoryBound(to: Float.self)
-        return Array(UnsafeBufferPointer(start: values, count: tokens.count))
+        let memory = UnsafeRawBufferPointer(start: tokens.lease.buffer.contents(), count: tokens.lease.buffer.length)
+        switch tokens.storage {
+        case .float: return Array(memory.bindMemory(to: Float.self).prefix(tokens.count))
+        case .half: return memory.bindMemory(to: Float16.self).prefix(tokens.count).map(Float.init)
+        }
     }
 
     private func tap(_ name: String, _ tokens: Tokens) throws(HostError) {
@@ -305,7 +319,7 @@ final class TransformerPass {
     private func tapLogits(_ name: String, _ q: Tokens, _ k: Tokens) throws(HostError) {
         let (count, size, rows) = (constants("attention"), config.width / config.heads, min(Self.logitRows, q.rows))
         let (block, tile) = (count["QUERIES"]!, count["SOURCES"]!)
-        let logits = try empty(config.heads * rows, k.rows)
+        let logits = try empty(config.heads * rows, k.rows, .float)
         try dispatch(
             "attention_logits", groups: (ceil(rows, block), config.heads, ceil(k.rows, tile)),
             threads: (count["THREADS"]!, 1, 1), memory: [block * size, tile * size],

@@ -13,9 +13,11 @@ public struct BoundaryParity: Sendable {
 /// Each segment but the first reads what the one before gave, so an error is carried on, as in use.
 ///
 /// - Throws: `HostError`.
-public func verify(_ bundle: BundleReader, units: ComputeUnits = .all) async throws -> [BoundaryParity] {
+public func verify(
+    _ bundle: BundleReader, units: ComputeUnits = .all, storage: KernelStorage = .float
+) async throws -> [BoundaryParity] {
     let goldens = try bundle.goldens()
-    let orchestrator = try await Orchestrator(bundle, units: units)
+    let orchestrator = try await Orchestrator(bundle, units: units, storage: storage)
     let seen = Collected<BoundaryParity>()
     _ = try await orchestrator.run(goldens.filter { bundle.inputs.contains($0.key) }) { spec, tensor in
         guard spec.producer != "input", let golden = goldens[spec.name] else { return }

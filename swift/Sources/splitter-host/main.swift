@@ -7,7 +7,8 @@ private let usage = """
            splitter-host dump BUNDLE -o FILE           write every step's result, for `splitter verify-port`
            splitter-host bench BUNDLE [--runs N] [--warmup N]    print the times, for `splitter profile --merge`
            splitter-host separate SONG.wav -b BUNDLE -o FOLDER [--shifts N] [--overlap F] [--segment S] [--seed N]
-    options: --compute-units ALL|CPU_ONLY|CPU_AND_GPU|CPU_AND_NE
+    options: --compute-units ALL|CPU_ONLY|CPU_AND_GPU|CPU_AND_NE   where Core ML may run
+             --storage float|half                                 of the transformer's activations and matrices
     """
 
 /// Words, and options with a value each.
@@ -49,13 +50,20 @@ private struct Arguments {
         return number
     }
 
-    func units() throws(HostError) -> ComputeUnits {
-        guard let units = ComputeUnits(rawValue: options["--compute-units"] ?? "ALL") else {
+    func units() throws(HostError) -> ComputeUnits { try choice("--compute-units", default: .all) }
+
+    func storage() throws(HostError) -> KernelStorage { try choice("--storage", default: .float) }
+
+    private func choice<Choice: CaseIterable & RawRepresentable>(
+        _ option: String, default fallback: Choice
+    ) throws(HostError) -> Choice where Choice.RawValue == String {
+        guard let text = options[option] else { return fallback }
+        guard let choice = Choice(rawValue: text) else {
             throw .usage(
-                invariant: "--compute-units takes \(ComputeUnits.allCases.map(\.rawValue).joined(separator: ", "))",
-                received: options["--compute-units"] ?? "", fix: usage)
+                invariant: "\(option) takes \(Choice.allCases.map(\.rawValue).joined(separator: ", "))",
+                received: text, fix: usage)
         }
-        return units
+        return choice
     }
 }
 
@@ -65,10 +73,10 @@ private func say(_ message: String) { FileHandle.standardError.write(Data("\(mes
 private func run(_ command: String, _ given: [String]) async throws {
     switch command {
     case "verify":
-        let arguments = try Arguments(given, options: ["--min-db", "-o", "--compute-units"])
+        let arguments = try Arguments(given, options: ["--min-db", "-o", "--compute-units", "--storage"])
         let bundle = try BundleReader(URL(fileURLWithPath: arguments.word(0, "a bundle")))
         let limit = try arguments.number("--min-db", default: 110)
-        let results = try await verify(bundle, units: arguments.units())
+        let results = try await verify(bundle, units: arguments.units(), storage: arguments.storage())
         if let path = arguments.options["-o"] {
             try Safetensors.write(
                 results.map { Tap(name: $0.name, tensor: $0.tensor) }, format: "splitter.boundaries/1",
@@ -95,18 +103,20 @@ private func run(_ command: String, _ given: [String]) async throws {
         let bundle = try BundleReader(URL(fileURLWithPath: arguments.word(0, "a bundle")))
         try await Safetensors.write(taps(bundle), format: "splitter.taps/1", to: URL(fileURLWithPath: path))
     case "bench":
-        let arguments = try Arguments(given, options: ["--runs", "--warmup", "--compute-units"])
+        let arguments = try Arguments(given, options: ["--runs", "--warmup", "--compute-units", "--storage"])
         let bundle = try BundleReader(URL(fileURLWithPath: arguments.word(0, "a bundle")))
         let bench = try await Bench(
             bundle, runs: Int(arguments.number("--runs", default: 5, in: 0...1e6)),
-            warmup: Int(arguments.number("--warmup", default: 1, in: 0...1e6)), units: arguments.units()
+            warmup: Int(arguments.number("--warmup", default: 1, in: 0...1e6)), units: arguments.units(),
+            storage: arguments.storage()
         ) { say($0) }
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
         print(String(decoding: try encoder.encode(bench), as: UTF8.self))
     case "separate":
         let arguments = try Arguments(
-            given, options: ["-b", "-o", "--shifts", "--overlap", "--segment", "--seed", "--compute-units"])
+            given,
+            options: ["-b", "-o", "--shifts", "--overlap", "--segment", "--seed", "--compute-units", "--storage"])
         guard let bundle = arguments.options["-b"], let out = arguments.options["-o"] else {
             throw HostError.usage(invariant: "-b BUNDLE and -o FOLDER must be given", received: "less", fix: usage)
         }
@@ -117,8 +127,9 @@ private func run(_ command: String, _ given: [String]) async throws {
         options.overlap = arguments.options["--overlap"] == nil ? nil : try arguments.number("--overlap", default: 0)
         options.segment = arguments.options["--segment"] == nil ? nil : try arguments.number("--segment", default: 0)
         options.seed = UInt32(try arguments.number("--seed", default: 0, in: 0...Double(UInt32.max)))
-        let song = try WaveFile(URL(fileURLWithPath: arguments.word(0, "a song")))
-        let separator = try await Separator(Bag(URL(fileURLWithPath: bundle)), units: arguments.units())
+        let song = try song(at: URL(fileURLWithPath: arguments.word(0, "a song")))
+        let separator = try await Separator(
+            Bag(URL(fileURLWithPath: bundle)), units: arguments.units(), storage: arguments.storage())
         for try await progress in separator.separate(song, into: URL(fileURLWithPath: out), options: options) {
             print(String(format: "%.1f of %.1f s", progress.done, progress.total))
         }
