@@ -1,4 +1,4 @@
-"""Compute short-time Fourier transforms and their inverses as products, without complex numbers or convolutions.
+"""Compute short-time Fourier transforms and their inverses as products, without complex numbers or long convolutions.
 
 Converters write a transform of N samples as a convolution with N kernels of length N, if they know it at all: 405 MB of
 weights for 4096 samples both ways, which the Neural Engine's compiler refuses. In factors it takes 0.7 MB.
