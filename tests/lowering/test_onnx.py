@@ -342,8 +342,10 @@ def test_weights_are_integers_with_a_scale_per_channel(tmp_path, precision):
     sources = {weight["source"] for weight in stored.values()}
     assert {"mix.self_attn.in_proj_weight", "mix.linear1.weight", "mix.linear2.weight"} <= sources
     assert not failures(bundle.path)
-    kinds = {weight.name: weight.data_type for weight in onnx.load(bundle.path / "transformer.onnx").graph.initializer}
-    assert {kinds[name] for name in stored} == {onnx.TensorProto.INT8}
+    found = {weight.name: weight for weight in onnx.load(bundle.path / "transformer.onnx").graph.initializer}
+    assert {found[name].data_type for name in stored} == {onnx.TensorProto.INT8}
+    integers = np.concatenate([onnx.numpy_helper.to_array(found[name]).ravel() for name in stored])
+    assert (integers.min(), integers.max()) == (-127, 127), "the same on both sides of zero"
     for weight in lowering.target("onnx").decoded_weights(bundle, bundle.segment("transformer")):
         assert 35 < snr_db(weight.original, weight.stored) < 60
 
