@@ -13,7 +13,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from splitter_weights.demo import songs
 from torch import nn
 
 from ..boundary import Array
@@ -70,6 +69,8 @@ class SeparatorFamily(Family):
 
 
 def _synthesised(sound: AudioRecord) -> tuple[Array, str]:
+    from splitter_weights.demo import songs  # with scipy.signal: seconds that other models need not wait
+
     stems = songs.synthesise(_START + (sound.samples + 1) / sound.samplerate, _SEED, sound.samplerate)
     start = round(_START * sound.samplerate)
     mixture = songs.mixture(stems)[:, start : start + sound.samples]

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from splitter_weights.demo import songs
 from torch import Tensor, fx, nn
 
 from ...boundary import Array
@@ -87,6 +86,8 @@ def _random(name: str, encoder: Any, dimensions: Dimensions, seed: int) -> Model
 
 def _sound(samples: int, recording: Path | None) -> tuple[Array, str]:
     if recording is None:
+        from splitter_weights.demo import songs  # with scipy.signal: seconds that other models need not wait
+
         stems = songs.synthesise((samples + 1) / _SAMPLERATE, _SEED, _SAMPLERATE)
         return songs.mixture(stems).mean(axis=0)[:samples], f"synthesised song, seed {_SEED}"
     track = audio.Track(recording, _SAMPLERATE, 1)
