@@ -63,6 +63,18 @@ def test_separate_equals_demucs(built):
         assert snr_db(theirs[:, :whole], stems[name][:, :whole]) >= 100
 
 
+@pytest.mark.slow
+def test_doctor_profile_and_report_go_through(built, quick_profile, tmp_path):
+    _, bag = built
+    (bundle,) = bag.members
+    assert not splitter.doctor(bag, run=False).fails("error")
+    names = [segment.name for segment in bundle.segments]
+    assert [segment.name for segment in splitter.profile(bag, runs=1).segments] == names
+    page = splitter.report(bag, tmp_path / "r.html", runs=1)
+    assert page.verified
+    assert all(name in page.path.read_text() for name in names)
+
+
 def test_runs_are_as_long_as_the_model_takes_without_padding():
     module, family = separator("demucs"), DemucsFamily()
     plan = models.preset_for(models.Model("x", module))

@@ -98,6 +98,18 @@ def test_bundle_is_exact_and_its_files_do_what_the_model_does(built):
     assert min(local) >= 115
 
 
+@pytest.mark.slow
+def test_doctor_profile_and_report_go_through(built, quick_profile, tmp_path):
+    _, bag = built
+    (bundle,) = bag.members
+    assert not splitter.doctor(bag, run=False).fails("error")
+    names = [segment.name for segment in bundle.segments]
+    assert [segment.name for segment in splitter.profile(bag, runs=1).segments] == names
+    page = splitter.report(bag, tmp_path / "r.html", runs=1)
+    assert page.verified
+    assert all(name in page.path.read_text() for name in names)
+
+
 @pytest.mark.parametrize("kind", ["bs", pytest.param("mel", marks=pytest.mark.slow)])
 def test_half_precision_for_the_engine(tmp_path, kind):
     """End to end, by the model of rounding: the norms of all layers are safe in half."""
