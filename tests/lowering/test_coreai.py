@@ -246,28 +246,27 @@ def test_norms_are_written_out_because_the_runtime_loses_their_digits(bundle):
     assert {"norms-safe-in-half", "means-in-stages"} <= bundle.segment("transformer").passes.keys()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_weights_are_integers_with_a_scale_per_channel(tmp_path, precision):
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
+def test_weights_are_integers_with_a_scale_per_channel(bundle, tmp_path, precision):
     """All that are asked for, transposed convolutions too; an exception stays as it was."""
     plan = plans.changed(
         PACKAGES_PLAN, compression={"form": "int8", "min_elements": 32, "exceptions": {"mix.linear1": "none"}}
     )
-    (bundle,) = splitter.build(separating(), tmp_path / "b", plan=plan, format="coreai", precision=precision).members
-    details = {segment.name: segment.artifact.details for segment in bundle.segments[1:-1]}
+    (made,) = splitter.build(separating(), tmp_path / "b", plan=plan, format="coreai", precision=precision).members
+    details = {segment.name: segment.artifact.details for segment in made.segments[1:-1]}
     assert details["decoder"]["compressed"].keys() == {"up.weight"}
     assert details["transformer"]["compressed"].keys() == {
         "mix.self_attn.in_proj_weight",
         "mix.self_attn.out_proj.weight",
         "mix.linear2.weight",
     }
-    stored = runtime.Runtime().summary(bundle.path / "transformer.aimodel").stored
+    stored = runtime.Runtime().summary(made.path / "transformer.aimodel").stored
     assert stored["Int8"] >= 24 * 8 + 8 * 8 + 16 * 8  # and a zero for each channel
-    assert not failures(bundle.path)
-    plain = splitter.build(separating(), tmp_path / "plain", plan=PACKAGES_PLAN, format="coreai", precision=precision)
-    shutil.rmtree(bundle.path / "transformer.aimodel")
-    shutil.copytree(plain.members[0].path / "transformer.aimodel", bundle.path / "transformer.aimodel")
-    reseal(bundle.path)
-    assert "0 compressed weights, asked 3; 0 numbers in Int8" in [check.note for check in failures(bundle.path)]
+    assert not failures(made.path)
+    shutil.rmtree(made.path / "transformer.aimodel")
+    shutil.copytree(bundle.path / "transformer.aimodel", made.path / "transformer.aimodel")
+    reseal(made.path)
+    assert any("0 compressed weights, asked 3; 0 numbers in Int8" in check.note for check in failures(made.path))
 
 
 @pytest.mark.filterwarnings("ignore")  # the library's own
