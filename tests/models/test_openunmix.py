@@ -63,7 +63,15 @@ def test_separate_gives_what_the_model_gives(built):
         assert snr_db(theirs, stems[name]) >= 100
 
 
-@pytest.mark.parametrize("options", [{"niter": 0}, {"niter": 0, "softmask": True}, {"niter": 1, "residual": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"niter": 0},
+        {"niter": 0, "softmask": True},
+        {"niter": 0, "residual": True},
+        pytest.param({"niter": 1, "residual": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_other_filters_are_captured_as_they_are(options):
     module = separator(**options)
     family, _ = models.of_module(module)
@@ -82,9 +90,7 @@ def test_length_is_at_least_a_window():
         family.prepared(module, family.plans()[0], 0.001)
 
 
-def test_package_is_as_it_was_after_a_capture():
-    module = separator()
-    captured(module)
+def test_package_is_as_it_was_after_a_capture(built):
     from openunmix import filtering, model
 
     assert model.torch is torch
