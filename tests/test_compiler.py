@@ -173,8 +173,8 @@ def test_folded_packages_equal_unfolded_ones(for_ane, demo_bundle):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"optimise_for": "ane"}, ("fp16", 7)),
-        ({"optimise_for": "ane", "precision": "fp32"}, ("fp32", 7)),
+        ({"optimise_for": "ane"}, ("fp16", 8)),
+        ({"optimise_for": "ane", "precision": "fp32"}, ("fp32", 8)),
         ({"optimise_for": "ane", "passes": ["means-in-stages"]}, ("fp16", 1)),
         ({"precision": "fp16"}, ("fp16", 3)),
         ({}, ("fp32", 1)),

@@ -57,11 +57,11 @@ PRESETS: Mapping[str, tuple[str, ...]] = {
         "keep-broadcasts-small",
         "norms-safe-in-half",
         "rows-out-of-batch",
+        "sums-with-remainders",
         "tokens-as-images",
         "fold-long-axes",
         "conv1d-as-conv2d",
         "means-in-stages",
-        "sums-with-remainders",
     ),
 }
 _CALL = re.compile(r"(?P<name>[a-z0-9-]+)\s*(\((?P<arguments>.*)\))?")

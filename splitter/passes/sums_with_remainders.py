@@ -16,7 +16,7 @@ After, along the whole chain::
 
 In exact arithmetic every remainder is zero. A sum belongs to a chain if one operand comes from a linear map and is
 computed from the other, which is the stream; between two sums the stream may be viewed and permuted. Chains of fewer
-than `sums` stay as they are.
+than `sums` stay as they are. It comes before `tokens-as-images`, which makes convolutions of linear maps.
 """
 
 from __future__ import annotations

@@ -325,7 +325,8 @@ def onnx_mutated(path, generator):
 
 def onnx_read(path):
     """As the engine does, on the inputs of the file that was changed."""
-    bundle = SimpleNamespace(path=path.parent, files=SimpleNamespace(read=Path.read_bytes), tensors=ONNX_TENSORS)
+    files = SimpleNamespace(home=path.parent, records={path.name: None}, read=Path.read_bytes)
+    bundle = SimpleNamespace(path=path.parent, files=files, tensors=ONNX_TENSORS)
     segment = SimpleNamespace(artifact=SimpleNamespace(path=path.name), outputs=(ONNX_OUTPUTS[path.stem],))
     engine = OnnxRuntimeEngine(bundle, segment, compute_units="ALL")
     engine.run({name: np.zeros(ONNX_TENSORS[name].shape, np.float32) for name in ONNX_INPUTS[path.stem]})

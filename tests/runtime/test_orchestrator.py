@@ -48,13 +48,14 @@ def test_other_engines_come_near(demo_bundle, golden, engines):
 
 def test_engines_are_found_by_name():
     assert names() == [
-        "coreai", "coreml", "jax", "mil", "numpy", "onnxruntime", "openvino", "openvino-bf16", "torch", "torch-optimized"
+        "aotinductor", "coreai", "coreml", "jax", "mil", "numpy", "onnxruntime", "openvino", "openvino-bf16", "torch",
+        "torch-optimized",
     ]  # fmt: skip
     assert engine("torch") is TorchEngine
     with pytest.raises(
         EngineError,
-        match=r"^unknown engine 'mps'\. Installed: coreai, coreml, jax, mil, numpy, onnxruntime, openvino, openvino-bf16, torch, "
-        r"torch-optimized\.$",
+        match=r"^unknown engine 'mps'\. Installed: aotinductor, coreai, coreml, jax, mil, numpy, onnxruntime, openvino, "
+        r"openvino-bf16, torch, torch-optimized\.$",
     ):
         engine("mps")
 
@@ -266,6 +267,8 @@ def test_segments_serve_one_run_at_a_time(demo_bundle):
     meetings, most = {}, {}
 
     class Counted:
+        place = ""
+
         def __init__(self, engine, segment):
             self.engine, self.segment, self.name = engine, segment, engine.name
 
