@@ -173,7 +173,10 @@ FAILURES = {
         ["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=numpy"],
         "engine 'numpy' cannot run segment 'encoder'",
     ),
-    "unknown engine": (["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"], "Installed: aotinductor, coreai"),
+    "unknown engine": (
+        ["separate", "SONG", "-b", "BUNDLE", "--engine", "encoder=mps"],
+        "Installed: aotinductor, coreai",
+    ),
     "profile of an engine that cannot": (
         ["profile", "BUNDLE", "--engine", "encoder=numpy"],
         "engine 'numpy' cannot run segment 'encoder'",
