@@ -174,10 +174,11 @@ class _Budget:
         has = "no such division" if largest is None else (
             f"{largest[0]:,} operations and {largest[1]:,} bytes of weights in the largest"
         )  # fmt: skip
+        fewest = self.fewest()
         raise PlanError(
             f"{name!r} in {count} segments does not keep the budget of {self}",
             received=has,
-            fix=f"It takes at least {self.fewest()} segments: --segments {name}={self.fewest()}, or leave it out.",
+            fix=f"It takes at least {fewest} segments: --segments {name}={fewest}, or leave it out.",
         )
 
     def __str__(self) -> str:

@@ -123,22 +123,33 @@ def test_every_layout_verifies(tmp_path, layout):
     assert {spec for one in bundle.segments for spec in one.outputs} == {check.subject for check in packages}
 
 
-def test_segments_beyond_the_budget_are_refused_with_the_smallest_number():
+@pytest.mark.parametrize(
+    ("model", "stage", "others", "budget"),
+    [
+        ("toy", "transformer", {}, 15),
+        pytest.param("demo", "decoder", {"encoder": 5}, 150, marks=pytest.mark.slow),
+    ],
+)
+def test_segments_beyond_the_budget_are_refused_with_the_smallest_number(model, stage, others, budget):
+    def compared(count, **more):
+        known = {"model": separating(), "plan": PACKAGES_PLAN} if model == "toy" else {"model": model}
+        return compare(**known, segments={stage: count, **more}, max_operations=budget)
+
     with pytest.raises(
         PlanError,
-        match=r"'decoder' in 2 segments does not keep the budget of 150 operations; got \d+ operations and [\d,]+ bytes "
-        r"of weights in the largest\. It takes at least (\d+) segments: --segments decoder=\1, or leave it out",
+        match=rf"'{stage}' in 2 segments does not keep the budget of {budget} operations; got \d+ operations and [\d,]+ "
+        rf"bytes of weights in the largest\. It takes at least (\d+) segments: --segments {stage}=\1, or leave it out",
     ) as refused:
-        compare("demo", segments={"decoder": 2}, max_operations=150)
+        compared(2)
     smallest = int(refused.value.fix.split(" segments")[0].rpartition(" ")[2])
-    asked = compare("demo", segments={"decoder": smallest, "encoder": 5}, max_operations=150).layouts[-1]
-    assert max(package.operations for package in asked.packages) <= 150
-    with pytest.raises(PlanError, match=rf"'decoder' in {smallest - 1} segments does not keep"):
-        compare("demo", segments={"decoder": smallest - 1}, max_operations=150)
+    asked = compared(smallest, **others).layouts[-1]
+    assert max(package.operations for package in asked.packages) <= budget
+    with pytest.raises(PlanError, match=rf"'{stage}' in {smallest - 1} segments does not keep"):
+        compared(smallest - 1)
 
 
 def test_weights_have_a_budget_too():
     with pytest.raises(
-        PlanError, match=r"'decoder' in 1 segments does not keep the budget of 400,000 bytes of weights"
+        PlanError, match=r"'transformer' in 1 segments does not keep the budget of 1,500 bytes of weights"
     ):
-        compare("demo", segments={"decoder": 1}, max_weight_bytes=400_000)
+        compare(separating(), plan=PACKAGES_PLAN, segments={"transformer": 1}, max_weight_bytes=1_500)
