@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 import torch._inductor
 from torch import Tensor
+from torch._inductor import config as inductor_config
 from torch._inductor.exc import InvalidCxxCompiler
 
 from ... import cache, passes, reading, terminal
@@ -126,6 +127,7 @@ def _compile(bundle_path: Path, name: str, key: str, home: Path) -> None:
     graph.example_inputs = (tuple(_example(node.meta["type"]) for node in program.input_nodes), {})
     # Else a directory in /tmp whose name everybody knows, and what lies there is run.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = work = tempfile.mkdtemp(dir=home)
+    inductor_config.compile_threads = 1  # no processes of its own, which nobody would stop
     try:
         with terminal.without_messages(), torch.no_grad():
             torch._inductor.aoti_compile_and_package(
